@@ -1,0 +1,72 @@
+# make demo | test | test-all | lint | update-golden. The environment (.venv) is made by itself.
+# Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+WORKERS ?= 2
+RUNS := runs
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-all lint format update-golden
+
+help:
+	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
+	@echo "make test           every test but the slow ones, $(WORKERS) workers (WORKERS=N changes that)"
+	@echo "make test-all       the slow ones too"
+	@echo "make lint           ruff, pyright, import-linter"
+	@echo "make format         ruff's formatter"
+	@echo "make update-golden  rewrite tests/golden and print what changed"
+
+$(VENV)/.runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
+	  "error: Python 3.11, 3.12 or 3.13 is needed, got %d.%d. Name one: make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	@echo "== making $(VENV) from requirements.txt (3 GB, mostly TensorFlow and JAX)"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m uv --version 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m uv pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	@echo "== adding requirements-dev.txt"
+	VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m uv pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+demo: $(VENV)/.runtime
+	@echo "== 1/5 train with crossbatch: configs/tiny_code.py -> $(RUNS)/tiny_code"
+	$(PY) -m launch.train --config=configs/tiny_code.py --workdir=$(RUNS)/tiny_code
+	@echo "== 2/5 train the same model without: configs/tiny_code_plain.py -> $(RUNS)/tiny_code_plain"
+	$(PY) -m launch.train --config=configs/tiny_code_plain.py --workdir=$(RUNS)/tiny_code_plain
+	@echo "== 3/5 held-out loss against memory size, both models"
+	$(PY) -m launch.evaluate --workdir=$(RUNS)/tiny_code --baseline-workdir=$(RUNS)/tiny_code_plain --task=perplexity
+	@echo "== 4/5 attention on the own context among d (the distraction curve r_d), both models"
+	$(PY) -m launch.evaluate --workdir=$(RUNS)/tiny_code --baseline-workdir=$(RUNS)/tiny_code_plain --task=distraction
+	@echo "== 5/5 summary"
+	$(PY) -m launch.demo_report --workdir=$(RUNS)/tiny_code --baseline-workdir=$(RUNS)/tiny_code_plain
+
+test: $(VENV)/.dev
+	@echo "== tests, without the slow ones"
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+
+test-all: $(VENV)/.dev
+	@echo "== all tests"
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "slow or not slow"
+
+lint: $(VENV)/.dev
+	@echo "== ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "== import-linter"
+	$(BIN)/lint-imports --no-logo
+	@echo "== pyright"
+	$(BIN)/pyright
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+update-golden: $(VENV)/.dev
+	@echo "== rewriting tests/golden"
+	$(BIN)/pytest -q -m "slow or not slow" -k golden --update-golden
+	@git --no-pager diff --stat -- tests/golden

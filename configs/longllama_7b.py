@@ -1,0 +1,66 @@
+"""LongLLaMA 7B: OpenLLaMA 7B continued with crossbatch at 8K tokens (sec. 4).
+
+Command:  python -m launch.train --config=configs/longllama_7b.py
+Hardware: a TPUv3-128 pod slice (topology v3 8x8; the paper's). Starts from OpenLLaMA 7B's weights there.
+Time:     3B tokens, 11,444 steps of 256K; not measured here.
+Expected: short-context quality of OpenLLaMA 7B kept and use of context beyond 2K; no number is restated here.
+"""
+
+from ml_collections import config_dict
+
+from fot_jax.config.build import template
+
+# Share of drawn documents in percent, and the least length in tokens (LongLLaMA's mixture).
+MIXTURE = (
+    ("arxiv", 25.0, 0),
+    ("python_from_the_stack", 25.0, 4096),  # files of one subfolder joined
+    ("book", 10.0, 0),
+    ("common_crawl", 29.0, 0),
+    ("c4", 5.0, 1024),
+    ("github", 2.0, 2048),
+    ("stackexchange", 2.0, 1024),
+    ("wikipedia", 2.0, 1024),
+)
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    config = template()
+    config.name = "longllama_7b"
+    model = config.model
+    model.family = "llama"
+    model.num_layers = 32
+    model.embed_dim = 4096
+    model.num_heads = model.num_kv_heads = 32
+    model.head_dim = 128
+    model.mlp_dim = 11008
+    model.vocab_size = 32000
+    model.local_context = 2048
+    model.memory_layers = (8, 16, 24)
+    model.memory_positions = "rope0"
+    model.dtype = "bfloat16"
+    model.remat = "full"
+
+    config.crossbatch.plan = "segments"
+    config.crossbatch.packing = 4  # 4 x 2,048 = 8K tokens of context in all
+    config.crossbatch.segments = ((0, 0), (1, 2), (2, 5), (3, 4))
+
+    config.data.sources = tuple(
+        {"name": name, "kind": "jsonl", "path": f"~/data/{name}/*.jsonl.zst", "rate": rate, "min_tokens": least}
+        for name, rate, least in MIXTURE
+    )
+    config.data.vocabulary.kind = "sentencepiece"
+    config.data.vocabulary.path = "~/tokenizers/open_llama.model"
+
+    config.optimizer.kind = "adamw"
+    config.optimizer.learning_rate = 2e-5
+    config.optimizer.schedule = "constant"
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.95
+    config.optimizer.weight_decay = 0.01
+
+    config.train.steps = 11444
+    config.train.batch_rows = 128  # 256K tokens
+    config.train.checkpoint_every = 500
+    config.mesh.fsdp = 64
+    return config

@@ -1,0 +1,251 @@
+"""A run's folder on disk: resolved config, and Orbax checkpoints of state and data position.
+
+    WORKDIR/config.json            the resolved experiment, written before the first step
+    WORKDIR/checkpoints/N/         after N optimizer steps: params, optimizer, data, config, metrics
+
+The only module that touches Orbax. Saving is asynchronous: a checkpoint appears under its number in one
+rename when it is whole, so a half-written one is never read.
+"""
+
+import json
+import math
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from fot_jax.config import ExperimentConfig, TrainConfig, UserError
+from fot_jax.config.build import build, difference, to_dict
+from fot_jax.models.transformer import Decoder
+
+METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller is better
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that it is either the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
+    """The resolved experiment of a run.
+
+    Raises:
+      UserError: the folder holds no run, or its config.json cannot be read.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"--workdir must hold a run (a config.json), got {os.fspath(workdir)!r}. Train it first.")
+    try:
+        return build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint beside it,"
+            " or use another --workdir."
+        ) from error
+
+
+def write_config(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:
+    """Writes the resolved experiment; makes the folder if missing."""
+    write_atomically(Path(workdir) / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+
+
+def compare_config(
+    workdir: str | os.PathLike[str], config: ExperimentConfig, *, allow_changes: Collection[str] = ()
+) -> list[str]:
+    """Compares an experiment with the one saved in a folder, if there is one.
+
+    Args:
+      workdir: the run's folder; it may be missing.
+      config: the experiment asked for.
+      allow_changes: config paths that may differ ("train.steps"); a section's name allows all of it ("train").
+
+    Returns:
+      The allowed differences, one line each.
+
+    Raises:
+      UserError: the folder belongs to a run whose config differs elsewhere.
+    """
+    if not (Path(workdir) / "config.json").exists():
+        return []
+    differences = difference(read_config(workdir), config)
+    refused = [d for d in differences if not any(_allows(name, d.path) for name in allow_changes)]
+    if refused:
+        listed = "; ".join(str(d) for d in refused)
+        names = ",".join(d.path for d in refused)
+        raise UserError(
+            f"{os.fspath(workdir)} holds a run of another config (saved -> asked for): {listed}."
+            f" Use another --workdir, or go on with --allow-change={names}"
+        )
+    return [str(d) for d in differences]
+
+
+def _allows(name: str, path: str) -> bool:
+    return path == name or path.startswith((name + ".", name + "["))
+
+
+def _policy(train: TrainConfig) -> policies.PreservationPolicy:
+    """The last `keep_checkpoints`, and the one with the smallest held-out loss."""
+    latest = policies.LatestN(train.keep_checkpoints)
+    if not train.keep_best:
+        return latest
+    best = policies.BestN(get_metric_fn=_rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    return policies.AnyPreservationPolicy([latest, best])
+
+
+def _rank(metrics: dict[str, float | None]) -> float:
+    loss = metrics[METRIC]
+    return math.inf if loss is None else loss
+
+
+class Checkpointer:
+    """Saves and restores one run; a context manager that waits for pending saves at its end."""
+
+    def __init__(self, workdir: str | os.PathLike[str], config: ExperimentConfig, *, read_only: bool = False) -> None:
+        """Opens WORKDIR/checkpoints; unless `read_only`, makes it and removes what was left half-written.
+
+        Raises:
+          UserError: what is there cannot be read.
+        """
+        self._folder = (Path(workdir) / "checkpoints").absolute()
+        self._config = config
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_policy(config.train),
+            best_fn=_rank,
+            best_mode="min",
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except Exception as error:  # Orbax raises many kinds for a damaged folder
+            raise UserError(f"{self._folder} cannot be opened: {_one_line(error)}. Use another --workdir.") from error
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], heldout_loss: float | None) -> None:
+        """Starts saving the state after `step` optimizer steps; arrays are copied before it returns.
+
+        Args:
+          step: the checkpoint's number.
+          params: parameters.
+          optimizer: the optimizer's state.
+          data: the data position and whatever else the next step depends on, as JSON.
+          heldout_loss: what ranks this checkpoint; None if it was not measured.
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                optimizer=ocp.args.StandardSave(optimizer),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(to_dict(self._config)),
+            ),
+            metrics={METRIC: heldout_loss},
+        )
+
+    def latest_step(self) -> int | None:
+        """Number of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Number of the checkpoint with the smallest held-out loss, None if none was measured."""
+        ranks = {step: _rank(self._manager.metrics(step) or {METRIC: None}) for step in self.steps()}
+        best = min(ranks, key=ranks.__getitem__, default=None)
+        return best if best is not None and math.isfinite(ranks[best]) else None
+
+    def steps(self) -> list[int]:
+        """Numbers of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, step: int, *, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """The state saved at `step`, laid out as the abstract trees say (any mesh).
+
+        Args:
+          step: the checkpoint's number.
+          params: tree of jax.ShapeDtypeStruct with shardings.
+          optimizer: tree of jax.ShapeDtypeStruct with shardings.
+
+        Returns:
+          params, optimizer state, data.
+
+        Raises:
+          UserError: the checkpoint is truncated, damaged or of another model.
+        """
+        items = {
+            "params": ocp.args.StandardRestore(params),
+            "optimizer": ocp.args.StandardRestore(optimizer),
+            "data": ocp.args.JsonRestore(),
+        }
+        restored = self._read(step, items)
+        if not isinstance(restored["data"], dict) or restored["data"].get("step") != step:
+            raise self._damaged(step, f"its data position is {restored['data']!r}")
+        return restored["params"], restored["optimizer"], restored["data"]
+
+    def restore_params(self, step: int, *, params: Any) -> Any:
+        """The parameters alone; see `restore`."""
+        return self._read(step, {"params": ocp.args.StandardRestore(params)})["params"]
+
+    def _read(self, step: int, items: dict[str, Any]) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
+            raise self._damaged(step, _one_line(error)) from error
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        older = [s for s in self.steps() if s < step]
+        then = f"go on from step {older[-1]}" if older else "start again from step 0"
+        return UserError(
+            f"the checkpoint of step {step} cannot be read, it is truncated or damaged ({reason})."
+            f" Delete {self._folder / str(step)} to {then}, or use another --workdir."
+        )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def load_params(
+    workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
+) -> tuple[ExperimentConfig, Any, int]:
+    """A trained model: its experiment, its parameters (float32, on the first device) and their step.
+
+    Args:
+      workdir: the run's folder.
+      step: a checkpoint's number, "latest", or "best" (smallest held-out loss).
+
+    Raises:
+      UserError: no run, no such checkpoint, or a damaged one.
+    """
+    config = read_config(workdir)
+    if not (Path(workdir) / "checkpoints").is_dir():
+        raise UserError(f"{os.fspath(workdir)} holds no checkpoint yet. Train until the first one is saved.")
+    with Checkpointer(workdir, config, read_only=True) as checkpoints:
+        number = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}.get(step, lambda: step)()
+        if number not in checkpoints.steps():
+            raise UserError(
+                f"{os.fspath(workdir)} must hold the checkpoint asked for ({step!r}); it has {checkpoints.steps()}."
+            )
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        boxed = jax.eval_shape(lambda: Decoder(config.model).init(jax.random.key(0), tokens)["params"])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), nn.unbox(boxed)
+        )
+        return config, checkpoints.restore_params(number, params=abstract), number

@@ -1,0 +1,87 @@
+"""An experiment as frozen dataclasses; every field has one meaning and is checked at the door.
+
+Experiment files (`configs/*.py`, ml_collections) and gin files both end here, through
+`fot_jax.config.build` and `fot_jax.config.gin`. After that nothing in the program asks for a default.
+"""
+
+from fot_jax.config.crossbatch import (
+    CrossbatchConfig,
+    ScheduleConfig,
+)
+from fot_jax.config.data import (
+    DataConfig,
+    DictionaryConfig,
+    SourceConfig,
+    VocabularyConfig,
+)
+from fot_jax.config.enums import (
+    AttentionForm,
+    Boundaries,
+    DocumentEnd,
+    Dtype,
+    Family,
+    LearningRateKind,
+    MemoryPositions,
+    OptimizerKind,
+    PlanKind,
+    Remat,
+    Retrieval,
+    RopeScaling,
+    ScheduleKind,
+    SourceKind,
+    VocabularyKind,
+)
+from fot_jax.config.errors import (
+    ConfigError,
+    UserError,
+    check,
+)
+from fot_jax.config.experiment import (
+    EvaluationConfig,
+    ExperimentConfig,
+    MemoryConfig,
+)
+from fot_jax.config.model import (
+    ModelConfig,
+    RopeConfig,
+)
+from fot_jax.config.train import (
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AttentionForm",
+    "Boundaries",
+    "ConfigError",
+    "CrossbatchConfig",
+    "DataConfig",
+    "DictionaryConfig",
+    "DocumentEnd",
+    "Dtype",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "Family",
+    "LearningRateKind",
+    "MemoryConfig",
+    "MemoryPositions",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "OptimizerKind",
+    "PlanKind",
+    "Remat",
+    "Retrieval",
+    "RopeConfig",
+    "RopeScaling",
+    "ScheduleConfig",
+    "ScheduleKind",
+    "SourceConfig",
+    "SourceKind",
+    "TrainConfig",
+    "UserError",
+    "VocabularyConfig",
+    "VocabularyKind",
+    "check",
+]

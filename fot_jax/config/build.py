@@ -1,0 +1,201 @@
+"""From nested mappings to the dataclasses and back, strictly.
+
+    template() -> get_config() of a file -> overrides -> build() -> ExperimentConfig
+
+An unknown, missing or mistyped key raises ConfigError with its full path and a suggestion.
+Enums are written by value ("two_pass"), tuples as tuples or lists.
+"""
+
+import dataclasses
+import difflib
+import enum
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from ml_collections import config_dict
+
+from fot_jax.config.errors import ConfigError
+from fot_jax.config.experiment import ExperimentConfig
+
+T = TypeVar("T")
+
+
+@functools.cache
+def field_types(kind: type) -> dict[str, Any]:
+    """The declared type of every field of a config dataclass, in order."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A question ("Did you mean 'x'?") for the nearest known name, else the list of all."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+
+
+def all_names(kind: type) -> list[str]:
+    """Every field name of a config dataclass and of the sections in it."""
+    names = []
+    for name, annotation in field_types(kind).items():
+        inner = typing.get_args(annotation)[0] if isinstance(annotation, types.GenericAlias) else annotation
+        names += [name, *(all_names(typing.cast(type, inner)) if dataclasses.is_dataclass(inner) else [])]
+    return names
+
+
+def type_name(annotation: Any) -> str:
+    """How an error names the type of a field."""
+    if isinstance(annotation, types.GenericAlias):
+        return str(annotation).replace("fot_jax.config.", "")
+    if issubclass(annotation, enum.Enum):
+        return "one of " + ", ".join(repr(member.value) for member in annotation)
+    return annotation.__name__
+
+
+def _mistyped(path: str, annotation: Any, got: object) -> ConfigError:
+    fix = ""
+    if issubclass_enum(annotation) and isinstance(got, str):
+        near = difflib.get_close_matches(got, [member.value for member in annotation], n=1)
+        fix = f" Did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"{path} must be {type_name(annotation)}, got {got!r} ({type(got).__name__}).{fix}")
+
+
+def issubclass_enum(annotation: Any) -> bool:
+    """Whether a field's type is an enum."""
+    return not isinstance(annotation, types.GenericAlias) and issubclass(annotation, enum.Enum)
+
+
+def _value(annotation: Any, value: Any, path: str) -> Any:
+    """One field's value, converted where the config's way of writing it differs."""
+    if isinstance(annotation, types.GenericAlias):
+        return _tuple(annotation, value, path)
+    if dataclasses.is_dataclass(annotation):
+        return _construct(typing.cast(type, annotation), value, path)
+    if issubclass_enum(annotation):
+        if isinstance(value, annotation):
+            return value
+        if value in [member.value for member in annotation]:
+            return annotation(value)
+        raise _mistyped(path, annotation, value)
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not annotation:  # bool is not an int here
+        raise _mistyped(path, annotation, value)
+    return value
+
+
+def _tuple(annotation: types.GenericAlias, value: Any, path: str) -> tuple:
+    if not isinstance(value, (tuple, list)):
+        raise _mistyped(path, annotation, value)
+    members = typing.get_args(annotation)
+    if len(members) == 2 and members[1] is Ellipsis:
+        members = (members[0],) * len(value)
+    if len(members) != len(value):
+        raise ConfigError(f"{path} must hold {len(members)} values, got {len(value)}: {value!r}.")
+    pairs = enumerate(zip(members, value, strict=True))
+    return tuple(_value(member, item, f"{path}[{i}]") for i, (member, item) in pairs)
+
+
+def _construct(kind: type[T], values: Any, path: str) -> T:
+    """A dataclass from a mapping; fields without a default must be there. Nothing is validated yet."""
+    if isinstance(values, kind):
+        return values
+    if not isinstance(values, (Mapping, config_dict.ConfigDict)):
+        raise ConfigError(f"{path or 'config'} must be a mapping of {kind.__name__}'s fields, got {values!r}.")
+    types_by_name = field_types(kind)
+    prefix = f"{path}." if path else ""
+    for name in values:
+        if name not in types_by_name:
+            raise ConfigError(f"{prefix}{name} is unknown to {kind.__name__}. {suggestion(str(name), types_by_name)}")
+    given = {name: value for name, value in values.items() if value is not None}
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        if field.default is dataclasses.MISSING and field.name not in given:
+            kind_name = type_name(types_by_name[field.name])
+            raise ConfigError(
+                f"{prefix}{field.name} is missing: it must be {kind_name} and has no default. "
+                f"Set it in the config file or with --config.{prefix}{field.name}=…"
+            )
+    return kind(**{name: _value(types_by_name[name], value, prefix + name) for name, value in given.items()})
+
+
+def validated(value: T, path: str = "") -> T:
+    """The same config, after its own `validate`."""
+    if isinstance(value, ExperimentConfig):
+        value.validate()
+    else:
+        typing.cast(Any, value).validate(path)
+    return value
+
+
+def build(kind: type[T], values: Mapping[str, Any] | config_dict.ConfigDict, *, path: str = "") -> T:
+    """A validated config dataclass from nested mappings.
+
+    Args:
+      kind: ExperimentConfig or the class of any section.
+      values: its fields; enums by value, tuples as tuples or lists, None where not set.
+      path: what errors put before a field's name (`"model"`), empty for a whole experiment.
+
+    Raises:
+      ConfigError: a key is unknown (with a suggestion), missing or mistyped, or `validate` objects.
+    """
+    return validated(_construct(kind, values, path), path or kind.__name__)
+
+
+def to_dict(value: Any) -> Any:
+    """Plain dicts, lists, numbers and strings, as JSON has them; `build` takes them back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [to_dict(item) for item in value]
+    return value
+
+
+def template(kind: type = ExperimentConfig) -> config_dict.ConfigDict:
+    """A locked ConfigDict with every default; required fields hold None until they are set.
+
+    Locked: a misspelt key raises where it is written. Enums stand by value.
+    """
+    config = config_dict.ConfigDict()
+    for field in dataclasses.fields(kind):
+        annotation = field_types(kind)[field.name]
+        if dataclasses.is_dataclass(annotation):
+            config[field.name] = template(typing.cast(type, annotation))
+        elif field.default is not dataclasses.MISSING:
+            config[field.name] = field.default.value if isinstance(field.default, enum.Enum) else field.default
+        elif isinstance(annotation, types.GenericAlias):
+            config[field.name] = config_dict.placeholder(tuple)
+        else:
+            config[field.name] = config_dict.placeholder(str if issubclass_enum(annotation) else annotation)
+    return config.lock()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One field that differs between two configs; `old` or `new` is None where it does not exist."""
+
+    path: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old!r} -> {self.new!r}"
+
+
+def difference(old: Any, new: Any, *, path: str = "") -> list[Difference]:
+    """The fields in which two configs (dataclasses or `to_dict`'s dicts) differ, by full path.
+
+    Used on resume: the saved config against the one asked for.
+    """
+    old, new = to_dict(old), to_dict(new)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        prefix = f"{path}." if path else ""
+        names = [*old, *(name for name in new if name not in old)]
+        return [d for name in names for d in difference(old.get(name), new.get(name), path=prefix + name)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and old and isinstance(old[0], Mapping):
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in difference(*pair, path=f"{path}[{i}]")]
+    return [] if old == new else [Difference(path=path, old=old, new=new)]

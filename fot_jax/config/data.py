@@ -1,0 +1,87 @@
+"""Documents: sources, vocabulary, and how documents are laid into rows."""
+
+import dataclasses
+
+from fot_jax.config.enums import DocumentEnd, SourceKind, VocabularyKind
+from fot_jax.config.errors import check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One source of documents and its share of a mixture.
+
+    `path` is a glob; '~' and environment variables are expanded; empty for generated sources.
+    `rate` is the share of drawn documents (need not sum to 1). `min_tokens` drops shorter ones.
+    """
+
+    name: str
+    kind: SourceKind
+    path: str = ""
+    text_field: str = "text"
+    rate: float = 1.0
+    min_tokens: int = 0
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a value is out of range or a path is missing."""
+        check(self.name.isidentifier(), f"{path}.name", "be a Python identifier", self.name)
+        check(self.rate > 0, f"{path}.rate", "be > 0", self.rate)
+        check(self.min_tokens >= 0, f"{path}.min_tokens", "be >= 0", self.min_tokens)
+        if self.kind in (SourceKind.JSONL, SourceKind.TEXT, SourceKind.PARQUET, SourceKind.TFRECORD):
+            check(bool(self.path), f"{path}.path", f"name files (a glob) for kind '{self.kind.value}'", self.path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """`path`: a SentencePiece .model or a Hugging Face tokenizer.json; empty for bytes."""
+
+    kind: VocabularyKind = VocabularyKind.BYTES
+    path: str = ""
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a file is needed and none is named."""
+        if self.kind in (VocabularyKind.SENTENCEPIECE, VocabularyKind.HF_TOKENIZER):
+            check(bool(self.path), f"{path}.path", f"name a file for kind '{self.kind.value}'", self.path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DictionaryConfig:
+    """Dictionary lookup (fig. 4, app. D); lengths in tokens."""
+
+    num_symbols: int = 60  # letters; the vocabulary is these and the tokens <pad> <k> <v> <q>
+    key_length: int = 4
+    value_length: int = 4
+    definition_tokens: int = 256
+    question_tokens: int = 256
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a value is out of range."""
+        for field in dataclasses.fields(self):
+            check(getattr(self, field.name) >= 1, f"{path}.{field.name}", "be >= 1", getattr(self, field.name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Documents, tokenizer and how documents are laid into rows.
+
+    `cache_dir` holds the tokenised documents (memory-mapped), keyed by a fingerprint of all
+    that shapes them. `heldout_fraction` of the documents, whole, is kept for evaluation.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    dictionary: DictionaryConfig = DictionaryConfig()
+    document_end: DocumentEnd = DocumentEnd.PACK
+    heldout_fraction: float = 0.1
+    max_documents: int = 0  # per source, 0: all
+    cache_dir: str = "data_cache"
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a value is out of range or names repeat."""
+        check(len(self.sources) >= 1, f"{path}.sources", "name at least one source", self.sources)
+        names = [source.name for source in self.sources]
+        check(len(set(names)) == len(names), f"{path}.sources", "have distinct names", names)
+        check(0 <= self.heldout_fraction < 1, f"{path}.heldout_fraction", "lie in [0, 1)", self.heldout_fraction)
+        for index, source in enumerate(self.sources):
+            source.validate(f"{path}.sources[{index}]")
+        self.vocabulary.validate(f"{path}.vocabulary")
+        self.dictionary.validate(f"{path}.dictionary")

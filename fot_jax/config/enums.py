@@ -1,0 +1,130 @@
+"""The choices a config names: one enum each, written in a config by value (`"two_pass"`)."""
+
+import enum
+
+
+class Family(enum.Enum):
+    """LLAMA: RMSNorm, SwiGLU, scale 1/sqrt(D).
+
+    PAPER: LayerNorm, GELU, QK-norm with a temperature per head (app. B.1).
+    """
+
+    LLAMA = "llama"
+    PAPER = "paper"
+
+
+class MemoryPositions(enum.Enum):
+    """NOPE: no positions at all in memory layers. ROPE0: local RoPE, memory keys at position 0."""
+
+    NOPE = "nope"
+    ROPE0 = "rope0"
+
+
+class RopeScaling(enum.Enum):
+    """Hugging Face `rope_scaling` kinds."""
+
+    NONE = "none"
+    LINEAR = "linear"
+    DYNAMIC = "dynamic"
+    LLAMA3 = "llama3"
+    YARN = "yarn"
+
+
+class AttentionForm(enum.Enum):
+    """REFERENCE materialises all scores; BLOCKWISE is an online softmax over blocks of keys."""
+
+    REFERENCE = "reference"
+    BLOCKWISE = "blockwise"
+
+
+class Remat(enum.Enum):
+    """What the backward pass keeps of a layer: everything, matrix products, or nothing."""
+
+    NONE = "none"
+    DOTS = "dots"
+    FULL = "full"
+
+
+class Dtype(enum.Enum):
+    """Compute dtype; parameters, softmax and loss are always float32."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class PlanKind(enum.Enum):
+    """The published ways to fill `context_ids` (see `fot_jax/ops/plans.py` for drawn tables)."""
+
+    OFF = "off"  # plain training: no row reads another
+    TWO_PASS = "two_pass"  # paper: (w, d), rows i .. i+d-1 of C_prev
+    PACKED = "packed"  # one pass: w nearest own rows, then nearest earlier rows of other documents
+    SEGMENTS = "segments"  # LongLLaMA 3B/7B: (positives, negatives) per place in the pack
+    CONSTANT_RANGE = "constant_range"  # authors' code: range r, optional stepping
+    OWN_PAST = "own_past"  # d = 1: only the reader's own earlier chunks
+
+
+class Boundaries(enum.Enum):
+    """What a query sees across a document's end inside a chunk: its own document, or all."""
+
+    MASKED = "masked"
+    JOINED = "joined"
+
+
+class DocumentEnd(enum.Enum):
+    """PAD: a new document starts at a new chunk. PACK: it starts right after the last one."""
+
+    PAD = "pad"
+    PACK = "pack"
+
+
+class ScheduleKind(enum.Enum):
+    """How d changes during training (sec. 3.2, app. B.3, D)."""
+
+    CONSTANT = "constant"
+    SWITCH_AT_STEP = "switch_at_step"
+    SWITCH_AT_ACCURACY = "switch_at_accuracy"
+    RANDOM = "random"
+
+
+class SourceKind(enum.Enum):
+    """Where documents come from."""
+
+    STDLIB = "stdlib"
+    JSONL = "jsonl"
+    TEXT = "text"
+    PARQUET = "parquet"
+    TFRECORD = "tfrecord"
+    DICTIONARY = "dictionary"
+    PASSKEY = "passkey"
+
+
+class VocabularyKind(enum.Enum):
+    """BYTES: 3 special ids and 256 bytes. SYMBOLS: synthetic ids, no text."""
+
+    BYTES = "bytes"
+    SENTENCEPIECE = "sentencepiece"
+    HF_TOKENIZER = "hf_tokenizer"
+    SYMBOLS = "symbols"
+
+
+class OptimizerKind(enum.Enum):
+    """Optimizers of the paper (ADAFACTOR) and of LongLLaMA (ADAMW)."""
+
+    ADAMW = "adamw"
+    ADAFACTOR = "adafactor"
+
+
+class LearningRateKind(enum.Enum):
+    """INVERSE_SQRT: the paper's; CONSTANT: LongLLaMA's; COSINE: to min_learning_rate."""
+
+    INVERSE_SQRT = "inverse_sqrt"
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+class Retrieval(enum.Enum):
+    """How a memory layer reads its memory."""
+
+    DENSE = "dense"
+    EXACT = "exact"
+    SCANN = "scann"

@@ -1,0 +1,104 @@
+"""A whole experiment, its inference and evaluation, and the checks between sections."""
+
+import dataclasses
+
+from fot_jax.config.crossbatch import CrossbatchConfig
+from fot_jax.config.data import DataConfig
+from fot_jax.config.enums import PlanKind, Retrieval
+from fot_jax.config.errors import check
+from fot_jax.config.model import ModelConfig
+from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """External memory at inference (sec. 3.1). `budget` is in entries per layer, head and stream."""
+
+    retrieval: Retrieval = Retrieval.EXACT
+    top_k: int = 128
+    budget: int = 0  # 0: unbounded
+    last_context_length: int = 0  # tokens kept in the local cache at least; 0: half of local_context
+    scann_brute_force_below: int = 262144
+    scann_leaves_fraction: float = 0.15
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a value is out of range."""
+        check(self.top_k >= 1, f"{path}.top_k", "be >= 1", self.top_k)
+        check(self.budget >= 0, f"{path}.budget", "be >= 0 (0: unbounded)", self.budget)
+        check(self.last_context_length >= 0, f"{path}.last_context_length", "be >= 0", self.last_context_length)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What `launch.evaluate` and the demo measure; lengths in tokens unless said."""
+
+    memory_contexts: tuple[int, ...] = (0, 1, 2, 4, 8, 16)  # memory size, in local contexts
+    documents: int = 8
+    target_chunks: int = 2  # scored chunks per document
+    distraction_contexts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    dictionary_tokens: tuple[int, ...] = (256, 1024, 4096)
+    dictionary_episodes: int = 8
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a list is empty."""
+        check(len(self.memory_contexts) >= 1, f"{path}.memory_contexts", "not be empty", self.memory_contexts)
+        check(self.documents >= 1, f"{path}.documents", "be >= 1", self.documents)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A whole experiment."""
+
+    name: str
+    seed: int = 0
+    model: ModelConfig
+    crossbatch: CrossbatchConfig = CrossbatchConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig = MeshConfig()
+    memory: MemoryConfig = MemoryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def validate(self) -> None:
+        """Checks every section, then what must hold between sections."""
+        sections = ("model", "crossbatch", "data", "optimizer", "train", "mesh", "memory", "evaluation")
+        for section in sections:
+            getattr(self, section).validate(section)
+        rows = self.train.batch_rows
+        per_stream = self.crossbatch.rows_per_stream
+        plan = self.crossbatch.plan.value
+        check(
+            rows % per_stream == 0,
+            "train.batch_rows",
+            f"be a multiple of {per_stream}, the rows one stream fills under crossbatch.plan='{plan}'",
+            rows,
+        )
+        check(
+            self.crossbatch.plan is PlanKind.OFF or bool(self.model.memory_layers),
+            "model.memory_layers",
+            "name at least one layer when crossbatch.plan is not 'off'",
+            self.model.memory_layers,
+        )
+        check(
+            rows % self.train.accumulation == 0 and (rows // self.train.accumulation) % per_stream == 0,
+            "train.accumulation",
+            f"divide the {rows // per_stream} streams of a batch",
+            self.train.accumulation,
+        )
+        if self.crossbatch.plan is PlanKind.TWO_PASS:
+            streams = rows // self.train.accumulation // per_stream
+            most = max(self.crossbatch.schedule.num_contexts)
+            check(
+                most <= streams,
+                "crossbatch.schedule.num_contexts",
+                f"be at most the {streams} streams of a micro-batch (batch_rows / {per_stream} / accumulation)",
+                most,
+                "Raise train.batch_rows or lower d.",
+            )
+        check(
+            self.memory.last_context_length <= self.model.local_context,
+            "memory.last_context_length",
+            f"be at most model.local_context={self.model.local_context}",
+            self.memory.last_context_length,
+        )

@@ -1,0 +1,118 @@
+"""The same dataclasses bound from gin; gin owns no defaults.
+
+    ModelConfig.num_layers = 4
+    CrossbatchConfig.plan = "packed"
+    DataConfig.sources = (@code/SourceConfig(),)
+    code/SourceConfig.name = "code"
+    code/SourceConfig.kind = "stdlib"
+
+A section is wired to its dataclass by itself: `ExperimentConfig.model = @ModelConfig()` may be
+written and need not be. Every binding ends in `fot_jax.config.build.build`, as config files do.
+"""
+
+import dataclasses
+import functools
+import inspect
+import re
+import tokenize
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from fot_jax.config.build import build, field_types, suggestion
+from fot_jax.config.crossbatch import CrossbatchConfig, ScheduleConfig
+from fot_jax.config.data import DataConfig, DictionaryConfig, SourceConfig, VocabularyConfig
+from fot_jax.config.errors import ConfigError
+from fot_jax.config.experiment import EvaluationConfig, ExperimentConfig, MemoryConfig
+from fot_jax.config.model import ModelConfig, RopeConfig
+from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
+
+_KINDS = (
+    ExperimentConfig,
+    ModelConfig,
+    RopeConfig,
+    CrossbatchConfig,
+    ScheduleConfig,
+    DataConfig,
+    SourceConfig,
+    VocabularyConfig,
+    DictionaryConfig,
+    OptimizerConfig,
+    TrainConfig,
+    MeshConfig,
+    MemoryConfig,
+    EvaluationConfig,
+)
+_UNBOUND = None  # no field of a config is ever None
+
+
+def _bindings_of(kind: type) -> Callable[..., dict[str, Any]]:
+    """A function of the dataclass's fields that returns those that gin has bound."""
+
+    def bound(**fields: Any) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if value is not _UNBOUND}
+
+    only = inspect.Parameter.KEYWORD_ONLY
+    names = field_types(kind)
+    bound.__signature__ = inspect.Signature([inspect.Parameter(n, only, default=_UNBOUND) for n in names])
+    bound.__name__ = kind.__name__
+    bound.__doc__ = kind.__doc__
+    return bound
+
+
+@functools.cache
+def _configurables() -> dict[Any, Callable[..., dict[str, Any]]]:
+    """Registers every dataclass with gin, once in a process."""
+    return {k: gin.external_configurable(_bindings_of(k), name=k.__name__, module="fot_jax.config") for k in _KINDS}
+
+
+def _resolve(kind: type) -> dict[str, Any]:
+    """The bound fields of a dataclass, its sections included."""
+    fields = _configurables()[kind]()
+    for name, annotation in field_types(kind).items():
+        if dataclasses.is_dataclass(annotation):
+            fields[name] = {**_resolve(annotation), **fields.get(name, {})}
+    return fields
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    for kind in _KINDS:
+        marker = f"'{kind.__name__}' doesn't have a parameter named '"
+        if marker in text:
+            name = text.split(marker)[1].split("'")[0]
+            return f"{kind.__name__}.{name} is unknown to gin. {suggestion(name, field_types(kind))}"
+    if "No configurable matching" in text:
+        name = text.split("'")[1]
+        return f"gin knows no dataclass {name!r}. {suggestion(name, [kind.__name__ for kind in _KINDS])}"
+    macro = re.search(r"In call to configurable 'macro' .* in scope '(\w+)'", text)
+    if macro:
+        return f"gin macro %{macro[1]} is used but not defined: write {macro[1]} = VALUE."
+    return f"gin cannot read the bindings: {text}"
+
+
+def build_from_gin(files: Sequence[str], bindings: Sequence[str] = ()) -> ExperimentConfig:
+    """A validated experiment from gin files and bindings (`"ModelConfig.num_layers = 4"`).
+
+    Args:
+      files: paths, later files override earlier ones.
+      bindings: override the files.
+
+    Raises:
+      ConfigError: a file cannot be read or parsed, a name is unknown, missing or mistyped.
+    """
+    for file in files:
+        if not Path(file).is_file():
+            raise ConfigError(f"--gin_file must name an existing file, got {str(file)!r}.")
+    _configurables()
+    gin.clear_config()
+    try:
+        gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
+        fields = _resolve(ExperimentConfig)
+    except (ValueError, SyntaxError, tokenize.TokenError, OSError, TypeError, NameError) as error:
+        raise ConfigError(_one_line(error)) from error
+    finally:
+        gin.clear_config()
+    return build(ExperimentConfig, fields)

@@ -1,0 +1,111 @@
+"""`--config.path.key=value`: one value written as text into a config file's ConfigDict.
+
+The declared type of the field, not the text, says how to read it:
+
+    int, float, str        as written            --config.train.steps=500
+    bool                   true or false         --config.model.tie_embeddings=true
+    an enum                its value             --config.crossbatch.plan=packed
+    a tuple                comma-separated       --config.model.memory_layers=1,3
+    a tuple of tuples      in brackets           --config.crossbatch.segments=[[0,0],[1,1]]
+    one of the sources     by its number         --config.data.sources[0].path=~/text/*.txt
+"""
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from typing import Any
+
+from ml_collections import config_dict
+
+from fot_jax.config.build import field_types, issubclass_enum, suggestion, type_name
+from fot_jax.config.errors import ConfigError
+from fot_jax.config.experiment import ExperimentConfig
+
+
+def parse(annotation: Any, text: str, *, path: str) -> Any:
+    """The value that a text stands for in a field of a given type; enums stay text.
+
+    Raises:
+      ConfigError: the text does not stand for a value of that type.
+    """
+    try:
+        if isinstance(annotation, types.GenericAlias):
+            return _parse_tuple(text)
+        if annotation is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return text if annotation is str or issubclass_enum(annotation) else annotation(text)
+    except (ValueError, KeyError):
+        kind = "true or false" if annotation is bool else type_name(annotation)
+        raise ConfigError(f"{path} must be {kind}, got {text!r}.") from None
+
+
+def _parse_tuple(text: str) -> tuple:
+    listed = text.replace("(", "[").replace(")", "]").strip()
+    listed = listed if listed.startswith("[") else f"[{listed}]"
+    return _tuples(json.loads(re.sub(r",\s*\]", "]", listed)))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def apply_override(config: config_dict.ConfigDict, path: str, text: str) -> None:
+    """Sets `config.<path>` to what `text` stands for; references to it follow.
+
+    Args:
+      config: what a config file's `get_config()` returned.
+      path: "crossbatch.plan", "data.sources[0].path".
+      text: the value as written on the command line.
+
+    Raises:
+      ConfigError: no such field (with a suggestion), or the text is not a value of its type.
+    """
+    kind: Any = ExperimentConfig
+    node: Any = config
+    *parents, last = path.split(".")
+    walked = ""
+    for part in parents:
+        name, index = _split_index(part, path)
+        kind, node = _step(kind, node, name, walked)
+        walked += ("." if walked else "") + part
+        if index is not None:
+            kind, node = _member(kind, node, index, walked)
+        if not dataclasses.is_dataclass(kind):
+            raise ConfigError(f"{walked} is {type_name(kind)} and has no fields: --config.{path} names nothing.")
+    _require(kind, last, walked)
+    annotation = field_types(kind)[last]
+    if dataclasses.is_dataclass(annotation):
+        inner = ", ".join(field_types(typing.cast(type, annotation)))
+        raise ConfigError(f"{path} is a section: name one of its fields ({inner}), as --config.{path}.FIELD=VALUE.")
+    node[last] = parse(annotation, text, path=path)
+
+
+def _split_index(part: str, path: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", part)
+    if not match:
+        raise ConfigError(f"--config.{path} is not a path: write names joined by dots, as data.sources[0].path.")
+    return match[1], None if match[2] is None else int(match[2])
+
+
+def _require(kind: Any, name: str, walked: str) -> None:
+    known = field_types(kind)
+    if name not in known:
+        prefix = f"{walked}." if walked else ""
+        raise ConfigError(f"{prefix}{name} is unknown to {kind.__name__}. {suggestion(name, known)}")
+
+
+def _step(kind: Any, node: Any, name: str, walked: str) -> tuple[Any, Any]:
+    _require(kind, name, walked)
+    if name not in node:
+        raise ConfigError(f"The config file has no section {name!r}: let its get_config() start from template().")
+    return field_types(kind)[name], node[name]
+
+
+def _member(kind: Any, node: Any, index: int, walked: str) -> tuple[Any, Any]:
+    if not isinstance(kind, types.GenericAlias):
+        raise ConfigError(f"{walked} is not a list: leave out the [{index}].")
+    if index >= len(node or ()):
+        raise ConfigError(f"{walked} does not exist: there are {len(node or ())} entries, counted from 0.")
+    return typing.get_args(kind)[0], node[index]

@@ -1,0 +1,80 @@
+"""Optimizer, training run and mesh."""
+
+import dataclasses
+
+from fot_jax.config.enums import LearningRateKind, OptimizerKind
+from fot_jax.config.errors import check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer and learning rate; warm-up and decay lengths in optimizer steps.
+
+    AdamW's weight decay is scaled by the learning rate and skips norms, temperatures and gates.
+    """
+
+    kind: OptimizerKind = OptimizerKind.ADAMW
+    learning_rate: float
+    min_learning_rate: float = 0.0
+    schedule: LearningRateKind = LearningRateKind.CONSTANT
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0  # 0: no clipping
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a value is out of range."""
+        check(self.learning_rate > 0, f"{path}.learning_rate", "be > 0", self.learning_rate)
+        check(
+            0 <= self.min_learning_rate <= self.learning_rate,
+            f"{path}.min_learning_rate",
+            f"lie in [0, learning_rate={self.learning_rate}]",
+            self.min_learning_rate,
+        )
+        check(self.warmup_steps >= 0, f"{path}.warmup_steps", "be >= 0", self.warmup_steps)
+        check(self.clip_norm >= 0, f"{path}.clip_norm", "be >= 0 (0: no clipping)", self.clip_norm)
+        check(self.weight_decay >= 0, f"{path}.weight_decay", "be >= 0", self.weight_decay)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training run. `batch_rows` counts all rows of a step (in two-pass form C_prev's too).
+
+    Cadences are in optimizer steps; 0 turns one off. `accumulation` micro-batches make a step.
+    """
+
+    steps: int
+    batch_rows: int
+    accumulation: int = 1
+    z_loss: float = 0.0
+    log_every: int = 10
+    eval_every: int = 0
+    eval_batches: int = 4
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    keep_best: bool = True
+    peak_tflops: float = 0.0  # of all devices together; 0: unknown, no utilisation is printed
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a value is out of range."""
+        for name in ("steps", "batch_rows", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
+            check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))
+        check(self.eval_every >= 0, f"{path}.eval_every", "be >= 0", self.eval_every)
+        check(self.z_loss >= 0, f"{path}.z_loss", "be >= 0", self.z_loss)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices per mesh axis; -1 for `data` takes all that remain."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError where a value is out of range."""
+        check(self.data >= 1 or self.data == -1, f"{path}.data", "be >= 1 or -1 (all that remain)", self.data)
+        check(self.fsdp >= 1, f"{path}.fsdp", "be >= 1", self.fsdp)
+        check(self.tensor >= 1, f"{path}.tensor", "be >= 1", self.tensor)

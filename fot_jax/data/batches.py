@@ -1,0 +1,110 @@
+"""Document-aware batches: each a pure function of (seed, step).
+
+Rows of a batch, R streams of documents, k = packing, w = previous_chunks:
+
+    OFF          R = B          row s        = chunk t of stream s
+    one-pass     R = B / k      row s*k + j  = chunk t*k + j of stream s
+    TWO_PASS     R = B / (w+1)  row p*R + s  = chunk t + p of stream s (p = w: C_curr)
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from fot_jax.config import Boundaries, ConfigError, CrossbatchConfig, DataConfig, PlanKind
+from fot_jax.data.documents import DocumentSet
+from fot_jax.data.draws import Timeline
+from fot_jax.types import Batch
+
+PAD_TOKEN = 0
+
+
+class Stream(Protocol):
+    """Anything that gives the batch of a step."""
+
+    num_streams: int
+
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """The rows of the global batch of a step (all, or one host's share), numpy arrays."""
+        ...
+
+
+def row_chunk(row: int, *, step: int, rows: int, crossbatch: CrossbatchConfig) -> tuple[int, int]:
+    """(stream, chunk) that a row of a batch holds at a step, by the table above."""
+    streams = rows // crossbatch.rows_per_stream
+    if crossbatch.plan is PlanKind.TWO_PASS:
+        return row % streams, step + row // streams
+    packing = crossbatch.rows_per_stream
+    return row // packing, step * packing + row % packing
+
+
+def bears_loss(row: int, *, rows: int, crossbatch: CrossbatchConfig) -> bool:
+    """False for C_prev rows of the two-pass form unless loss_on_previous."""
+    if crossbatch.plan is not PlanKind.TWO_PASS or crossbatch.loss_on_previous:
+        return True
+    return row >= rows - rows // crossbatch.rows_per_stream
+
+
+def check_rows(rows: int, crossbatch: CrossbatchConfig) -> int:
+    """The number of streams. Raises ConfigError unless streams fill the rows evenly."""
+    if rows < 1 or rows % crossbatch.rows_per_stream:
+        raise ConfigError(
+            f"train.batch_rows must be a multiple of {crossbatch.rows_per_stream}, the rows one stream fills"
+            f" under crossbatch.plan='{crossbatch.plan.value}', got {rows}."
+        )
+    return rows // crossbatch.rows_per_stream
+
+
+class BatchStream:
+    """Batches of the documents of a split; a document stays in its stream's rows to its end.
+
+    `targets` are the next tokens of the same stream; `loss_mask` is 0 at padding and before it,
+    and, unless boundaries are JOINED, where the next token belongs to another document.
+    """
+
+    def __init__(
+        self,
+        documents: DocumentSet,
+        *,
+        crossbatch: CrossbatchConfig,
+        data: DataConfig,
+        rows: int,
+        length: int,
+        seed: int,
+    ):
+        self.num_streams = check_rows(rows, crossbatch)
+        self._documents = documents
+        self._crossbatch = crossbatch
+        self._rows = rows
+        self._length = length
+        self._timeline = Timeline(
+            documents, streams=self.num_streams, length=length, document_end=data.document_end, seed=seed
+        )
+
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """See Stream: int32 [B, L] tokens, targets, segments; float32 [B, L] loss_mask."""
+        wanted = range(self._rows)[rows or slice(None)]
+        shape = (len(wanted), self._length)
+        tokens, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
+        loss_mask = np.zeros(shape, np.float32)
+        for place, row in enumerate(wanted):
+            stream, chunk = row_chunk(row, step=step, rows=self._rows, crossbatch=self._crossbatch)
+            read, ids, draws = self._read(stream, chunk * self._length, (chunk + 1) * self._length + 1)
+            tokens[place], targets[place], segments[place] = read[:-1], read[1:], ids[:-1]
+            if bears_loss(row, rows=self._rows, crossbatch=self._crossbatch):
+                joined = self._crossbatch.boundaries is Boundaries.JOINED
+                loss_mask[place] = (ids[:-1] > 0) & (ids[1:] > 0) & (joined | (draws[:-1] == draws[1:]))
+        return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, segments=segments)
+
+    def _read(self, stream: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, segments and draws of tokens start..stop-1 of a stream; padding is token 0, segment 0."""
+        tokens, segments, draws = (np.zeros(stop - start, np.int64) for _ in range(3))
+        tokens[:] = PAD_TOKEN
+        at = 0
+        for draw, document, first, last in self._timeline.spans(stream, start, stop):
+            text = self._documents.tokens(document, start=first, stop=last)
+            tokens[at : at + len(text)] = text
+            segments[at : at + len(text)] = self._documents.segment_ids[document]
+            draws[at : at + last - first] = draw
+            at += last - first
+        return tokens, segments, draws

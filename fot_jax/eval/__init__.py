@@ -1,0 +1,1 @@
+"""Measurements of a trained model: perplexity, distraction, dictionary lookup; tables and plots."""

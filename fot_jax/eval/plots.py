@@ -1,0 +1,118 @@
+"""Every plot of the project, as PNG files; the only importer of matplotlib."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a plot; `low` and `high` (same length as `y`) draw bars around it.
+
+    `reference` curves (1/d, chance) are drawn thin, grey and dashed, without markers.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    reference: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+    """What surrounds the curves. `x_base` 0: linear, 2 or 10: logarithmic (0 is drawn left of 1)."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x_base: int = 2
+    y_log: bool = False
+    y_range: tuple[float, float] | None = None
+    subtitle: str = ""
+
+
+def plot_curves(path: pathlib.Path, *, curves: Sequence[Curve], panel: Panel) -> None:
+    """Draws the curves into one panel and writes it to `path` (PNG, 150 dots per inch).
+
+    Raises:
+      ValueError: there is no curve, or one has no points.
+    """
+    if not curves or any(len(curve.x) == 0 for curve in curves):
+        raise ValueError(f"plot {path.name} needs at least one curve, each with points")
+    figure, axes = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
+    measured = 0
+    for curve in curves:
+        if curve.reference:
+            axes.plot(curve.x, curve.y, "--", color="0.45", linewidth=1.2, label=curve.label, zorder=1)
+            continue
+        _draw(axes, curve=curve, index=measured)
+        measured += 1
+    _dress(axes, curves=curves, panel=panel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _draw(axes: Axes, *, curve: Curve, index: int) -> None:
+    """One measured line, with a band of bars where it has them."""
+    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    few = len(curve.x) <= 30
+    axes.plot(
+        curve.x,
+        curve.y,
+        color=colour,
+        marker=marker if few else None,
+        markersize=5,
+        linewidth=1.8 if few else 1.2,
+        label=curve.label,
+        zorder=3,
+    )
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+
+
+def _dress(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
+    """Titles, scales, ticks at the measured points, grid and legend."""
+    title = panel.title + (f"\n{panel.subtitle}" if panel.subtitle else "")
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    points = sorted({value for curve in curves if not curve.reference for value in curve.x})
+    if panel.x_base and len(points) > 1:
+        if points[0] <= 0:
+            axes.set_xscale("symlog", base=panel.x_base, linthresh=1, linscale=1)
+            axes.set_xlim(points[0] - 0.25, points[-1] * 1.2)
+        else:
+            axes.set_xscale("log", base=panel.x_base)
+        axes.xaxis.set_major_locator(FixedLocator(points[:: max(1, len(points) // 10)]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    if panel.y_log:
+        axes.set_yscale("log")
+    if panel.y_range is not None:
+        axes.set_ylim(*panel.y_range)
+    axes.grid(True, which="major", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _short(value: float) -> str:
+    """4096 as '4k', 256 as '256', 0.5 as '0.5'."""
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if value >= size and value % size == 0:
+            return f"{int(value // size)}{unit}"
+    return f"{value:g}"

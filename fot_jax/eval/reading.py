@@ -1,0 +1,144 @@
+"""How every measurement reads: past text window by window into memory, then one scored window.
+
+The windows are those of LongLLaMA's reading (`fot_jax/infer`), except that all of the past goes to
+memory and the scored window starts with an empty local context: what a token may see is then
+exactly its own window and the memory, and a memory of m contexts means m contexts.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from fot_jax.config import MemoryConfig, MemoryPositions, ModelConfig, UserError
+from fot_jax.memory.store import MemoryStore
+from fot_jax.memory.views import ViewSource, make_view
+from fot_jax.models.transformer import Decoder
+from fot_jax.types import KeyValue, MemoryView
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model under measurement.
+
+    Attributes:
+      label: how tables and plots name it.
+      params: its parameters, unboxed.
+      model: its config; `memory_layers` are those that read memory while it is measured.
+      memory: how it retrieves; `budget` is not applied, the measurements set the memory's size.
+    """
+
+    label: str
+    params: Any
+    model: ModelConfig
+    memory: MemoryConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """Teacher-forced scores of a window.
+
+    Attributes:
+      nats: float32 [B, L], -log p(target) at each position.
+      predicted: int32 [B, L], the most likely token at each position.
+    """
+
+    nats: np.ndarray
+    predicted: np.ndarray
+
+
+def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
+    """The config in which a model without memory layers is measured with memory: another model's layers.
+
+    Such a model was trained with positions everywhere, so its memory is read at position 0 (`rope0`);
+    nothing changes while no memory is given. A model with memory layers of its own keeps them.
+    """
+    if model.memory_layers:
+        return model
+    if max(of.memory_layers, default=-1) >= model.num_layers:
+        raise UserError(
+            f"the baseline has {model.num_layers} layers and none of its own reads memory; it cannot borrow"
+            f" memory_layers={of.memory_layers}. Set model.memory_layers in its config."
+        )
+    return dataclasses.replace(model, memory_layers=of.memory_layers, memory_positions=MemoryPositions.ROPE0)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _remember(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
+    """Keys and values of one window in the memory layers; the logits are not computed."""
+    output = Decoder(config).apply({"params": params}, tokens, segments=segments, memory=memory, capture=True)
+    layers = np.asarray(config.memory_layers)
+    return KeyValue(keys=output.keys[layers], values=output.values[layers])
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _score(params, tokens, targets, segments, memory: MemoryView | None, *, config: ModelConfig):
+    """(nats, most likely tokens), both [B, L]."""
+    logits = Decoder(config).apply({"params": params}, tokens, segments=segments, memory=memory).logits
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore | None:
+    """Reads T tokens a row, `local_context` at a time from an empty memory; None where T = 0.
+
+    Each window reads with the memory that the windows before it left. The last one may be shorter.
+    """
+    if past.shape[1] == 0:
+        return None
+    store = MemoryStore.for_model(subject.model, streams=past.shape[0])
+    source = ViewSource(store, subject.memory)
+    length = subject.model.local_context
+    for start in range(0, past.shape[1], length):
+        window = past[:, start : start + length]
+        count = window.shape[1]
+        padding = ((0, 0), (0, length - count))
+        entries = _remember(
+            subject.params,
+            np.pad(window, padding),
+            np.pad(np.ones_like(window), padding),
+            source.view() if start else None,
+            config=subject.model,
+        )
+        store.append(entries, np.full(past.shape[0], count))
+    return store
+
+
+def score_window(
+    subject: Subject,
+    *,
+    store: MemoryStore | None,
+    tokens: Int[np.ndarray, "B L"],
+    targets: Int[np.ndarray, "B L"],
+    padding: Bool[np.ndarray, "B L"] | None = None,
+) -> TokenScores:
+    """Scores one window of at most `local_context` tokens with its local context and a memory.
+
+    Args:
+      subject: the model.
+      store: one stream per row, or one stream for all; None: no memory.
+      tokens: the window.
+      targets: the token that follows at each position.
+      padding: True where a token is padding, which no other token sees.
+    """
+    segments = np.ones_like(tokens) if padding is None else (~padding).astype(tokens.dtype)
+    view = None if store is None else make_view(store, subject.memory)
+    nats, predicted = _score(subject.params, tokens, targets, segments, view, config=subject.model)
+    return TokenScores(nats=np.asarray(nats), predicted=np.asarray(predicted))
+
+
+def join_rows(subject: Subject, *, store: MemoryStore, shifts: Iterable[int]) -> MemoryStore | None:
+    """A memory in which row i holds the entries of rows i + shift (mod rows), one after another; None for no shifts."""
+    joined = MemoryStore.for_model(subject.model, streams=store.streams)
+    for shift in shifts:
+        for stream in range(store.streams):
+            entries = store.live((stream + shift) % store.streams)
+            keys, values = store.take((stream + shift) % store.streams, entries)  # [P, G, n, D]
+            rows = KeyValue(keys=keys.swapaxes(1, 2)[:, None], values=values.swapaxes(1, 2)[:, None])
+            joined.append(rows, np.asarray([len(entries)]), streams=[stream])
+    return joined if joined.lengths.any() else None

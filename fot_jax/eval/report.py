@@ -1,0 +1,125 @@
+"""Results as a terminal table, a Markdown page, JSON and per-example JSONL."""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+Cell = str | int | float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A titled table; floats are shown with `digits` decimals."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    digits: int = 3
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a row has another width than the header."""
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.title!r} has {len(self.columns)} columns, got a row of {len(row)}")
+
+    def text(self) -> list[list[str]]:
+        """All cells as text, header first."""
+        return [list(self.columns), *([self._shown(cell) for cell in row] for row in self.rows)]
+
+    def _shown(self, cell: Cell) -> str:
+        return f"{cell:.{self.digits}f}" if isinstance(cell, float) else str(cell)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one evaluation task found.
+
+    Attributes:
+      task: its name, and the stem of the files written.
+      method: how it was measured, in a paragraph a reader can check.
+      tables: shown on the terminal and in Markdown.
+      results: numbers for machines (JSON).
+      examples: one mapping a scored example (JSONL).
+      plots: PNG file names, relative to the report.
+    """
+
+    task: str
+    method: str
+    tables: tuple[Table, ...]
+    results: Mapping[str, object]
+    examples: Sequence[Mapping[str, object]] = ()
+    plots: tuple[str, ...] = ()
+
+
+def render_terminal(table: Table) -> str:
+    """The table in aligned columns: text to the left, numbers to the right."""
+    cells = table.text()
+    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
+    numeric = [
+        bool(table.rows) and all(not isinstance(row[c], str) or row[c] in ("", "–") for row in table.rows)
+        for c in range(len(table.columns))
+    ]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([table.title, line(cells[0]), rule, *(line(row) for row in cells[1:])])
+
+
+def render_markdown(table: Table) -> str:
+    """The table in GitHub's Markdown."""
+    header, *body = table.text()
+    lines = [f"**{table.title}**", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
+    return "\n".join(lines)
+
+
+def provenance() -> dict[str, str]:
+    """Command, machine and date: what a figure needs to be believed and repeated."""
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = f"python -m {module.name}" if module is not None else f"python {pathlib.Path(sys.argv[0]).name}"
+    return {
+        "command": " ".join([program, *map(shlex.quote, sys.argv[1:])]),
+        "machine": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def render_page(report: Report, *, origin: Mapping[str, str]) -> str:
+    """The whole Markdown page of a report."""
+    parts = [f"# {report.task}", report.method]
+    parts += [render_markdown(table) for table in report.tables]
+    parts += [f"![{report.task}]({plot})" for plot in report.plots]
+    parts.append(
+        "\n".join(f"- {key}: `{text}`" if key == "command" else f"- {key}: {text}" for key, text in origin.items())
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(report: Report, *, directory: pathlib.Path) -> None:
+    """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    origin = provenance()
+    document = {"task": report.task, **origin, "method": report.method, "results": report.results}
+    (directory / f"{report.task}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (directory / f"{report.task}.md").write_text(render_page(report, origin=origin), encoding="utf-8")
+    if report.examples:
+        write_jsonl(directory / f"{report.task}_examples.jsonl", rows=report.examples)
+
+
+def write_jsonl(path: pathlib.Path, *, rows: Iterable[Mapping[str, object]]) -> None:
+    """One JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,138 @@
+"""From workdirs to what the measurements take: subjects, held-out documents, token bytes."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from fot_jax.checkpoint import load_params
+from fot_jax.config import EvaluationConfig, ExperimentConfig, MemoryConfig, Retrieval, SourceKind, UserError
+from fot_jax.data.documents import DocumentSet, build_store
+from fot_jax.data.vocabulary import load_vocabulary
+from fot_jax.eval.reading import Subject, lend_memory_layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained model of one workdir.
+
+    Attributes:
+      workdir: its folder.
+      config: its experiment.
+      step: the optimizer steps its parameters were trained for.
+      subject: the model as it is measured.
+    """
+
+    workdir: pathlib.Path
+    config: ExperimentConfig
+    step: int
+    subject: Subject
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What one evaluation measures: a model beside a baseline, each trained with one or more seeds.
+
+    Attributes:
+      runs: the model's runs, at least one.
+      baselines: the baseline's runs, possibly none.
+      evaluation: what is measured.
+      memory: how memory is retrieved, the same for all.
+    """
+
+    runs: tuple[Run, ...]
+    baselines: tuple[Run, ...]
+    evaluation: EvaluationConfig
+    memory: MemoryConfig
+
+    @property
+    def firsts(self) -> tuple[Run, ...]:
+        """The first run of the model and, if there is one, of the baseline."""
+        return (self.runs[0], *self.baselines[:1])
+
+    @property
+    def retrieval(self) -> str:
+        """'dense', 'exact top-128' or 'scann top-128'."""
+        kind = self.memory.retrieval
+        return kind.value if kind is Retrieval.DENSE else f"{kind.value} top-{self.memory.top_k}"
+
+
+def load_comparison(
+    workdirs: Sequence[pathlib.Path],
+    *,
+    baseline_workdirs: Sequence[pathlib.Path],
+    step: int | None,
+    memory_changes: dict[str, object],
+    evaluation_changes: dict[str, object],
+) -> Comparison:
+    """Loads the runs; what is measured comes from the first one's config and the changes.
+
+    Args:
+      workdirs: of the model.
+      baseline_workdirs: of the model trained without crossbatch.
+      step: the checkpoint to load; None: the latest.
+      memory_changes: fields of MemoryConfig to set.
+      evaluation_changes: fields of EvaluationConfig to set.
+
+    Raises:
+      UserError: a workdir holds no such checkpoint, or a changed field is out of range.
+    """
+    folders = (*workdirs, *baseline_workdirs)
+    loaded = [load_params(folder, step="latest" if step is None else step) for folder in folders]
+    first = loaded[0][0]
+    memory = dataclasses.replace(first.memory, **memory_changes)
+    evaluation = dataclasses.replace(first.evaluation, **evaluation_changes)
+    memory.validate("memory")
+    evaluation.validate("evaluation")
+    if not first.model.memory_layers:
+        raise UserError(
+            f"{workdirs[0]} must hold a model with memory layers, got none."
+            " Evaluate a model without them as --baseline-workdir."
+        )
+    runs = []
+    for folder, (config, params, at) in zip(folders, loaded, strict=True):
+        model = lend_memory_layers(config.model, of=first.model)
+        subject = Subject(label=config.name, params=params, model=model, memory=memory)
+        runs.append(Run(workdir=pathlib.Path(folder), config=config, step=at, subject=subject))
+    count = len(workdirs)
+    return Comparison(runs=tuple(runs[:count]), baselines=tuple(runs[count:]), evaluation=evaluation, memory=memory)
+
+
+def heldout_documents(comparison: Comparison) -> DocumentSet:
+    """The held-out documents of the model's run; every run must have held out the same ones.
+
+    Raises:
+      UserError: the run's data are generated, or the runs' vocabulary, documents or local context differ.
+    """
+    first = comparison.runs[0].config
+    kinds = (SourceKind.DICTIONARY, SourceKind.PASSKEY)
+    generated = [source.name for source in first.data.sources if source.kind in kinds]
+    if generated:
+        raise UserError(
+            f"this task needs documents of text, but data.sources {generated} are generated. Use --task=dictionary."
+        )
+    for run in comparison.firsts[1:]:
+        theirs_data = dataclasses.replace(
+            run.config.data, cache_dir=first.data.cache_dir, document_end=first.data.document_end
+        )
+        shared = {
+            "data": (first.data, theirs_data),
+            "seed": (first.seed, run.config.seed),
+            "model.local_context": (first.model.local_context, run.config.model.local_context),
+        }
+        for name, (ours, theirs) in shared.items():
+            if ours != theirs:
+                raise UserError(
+                    f"{run.workdir} must have the same {name} as {comparison.runs[0].workdir}, so that both are scored"
+                    f" on the same held-out chunks; got {theirs!r} and {ours!r}."
+                )
+    return build_store(first.data, seed=first.seed).split("heldout")
+
+
+def token_bytes(config: ExperimentConfig) -> np.ndarray:
+    """int64 [V], UTF-8 bytes that each token id stands for (0 for ids beyond the vocabulary)."""
+    vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
+    table = np.zeros(max(config.model.vocab_size, vocabulary.size), np.int64)
+    table[: vocabulary.size] = [vocabulary.token_bytes(token) for token in range(vocabulary.size)]
+    return table

@@ -1,0 +1,87 @@
+"""Which chunks of which held-out documents are measured: fixed by the documents and the seed alone."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from fot_jax.config import UserError
+
+
+class Documents(Protocol):
+    """What the measurements ask of held-out documents (`fot_jax.data.documents.DocumentSet`)."""
+
+    num_documents: int
+    lengths: np.ndarray
+
+    def tokens(self, i: int) -> np.ndarray:
+        """All tokens of one document."""
+        ...
+
+    def name(self, i: int) -> str:
+        """Where the document comes from."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """Chunk `chunk` (0-based, of `local_context` tokens) of document `document`."""
+
+    document: int
+    chunk: int
+
+
+def choose_targets(
+    documents: Documents, *, length: int, history: int, most: int, per_document: int, seed: int
+) -> list[Target]:
+    """Chunks with at least `history` chunks before them, spread evenly over each document.
+
+    Args:
+      documents: the held-out documents.
+      length: tokens per chunk.
+      history: whole chunks that must lie before a target.
+      most: documents to choose (fewer where fewer are long enough).
+      per_document: targets per document (fewer where the document is shorter).
+      seed: which of the long enough documents are chosen.
+
+    Returns:
+      Targets ordered by place: every document's first target, then every document's second, …
+
+    Raises:
+      UserError: no document is long enough.
+    """
+    needed = (history + 1) * length + 1  # the last token of a chunk predicts one token beyond it
+    eligible = [i for i in range(documents.num_documents) if documents.lengths[i] >= needed]
+    if not eligible:
+        longest = int(max(documents.lengths, default=0))
+        raise UserError(
+            f"held-out documents must hold a chunk of {length} tokens after {history} others ({needed} tokens),"
+            f" but the longest has {longest}. Lower evaluation.memory_contexts or raise data.heldout_fraction."
+        )
+    chosen = sorted(np.random.default_rng(seed).permutation(eligible)[:most].tolist())
+    places: dict[int, list[int]] = {}
+    for document in chosen:
+        last = (int(documents.lengths[document]) - 1) // length - 1
+        spread = np.linspace(history, last, min(per_document, last - history + 1))
+        places[document] = np.round(spread).astype(int).tolist()
+    return [
+        Target(document=document, chunk=places[document][place])
+        for place in range(per_document)
+        for document in chosen
+        if place < len(places[document])
+    ]
+
+
+def gather(documents: Documents, *, targets: list[Target], length: int, history: int) -> tuple[np.ndarray, np.ndarray]:
+    """The targets with the tokens before them.
+
+    Returns:
+      past int32 [T, history · length], the tokens before each target, and
+      window int32 [T, length + 1], the target and the one token beyond it.
+    """
+    rows = []
+    for target in targets:
+        start = (target.chunk - history) * length
+        rows.append(documents.tokens(target.document)[start : start + (history + 1) * length + 1])
+    tokens = np.stack(rows).astype(np.int32)
+    return tokens[:, : history * length], tokens[:, history * length :]

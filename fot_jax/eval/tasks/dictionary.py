@@ -1,0 +1,106 @@
+"""Task "dictionary": table, plot and examples of `fot_jax/eval/lookup.py`."""
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from fot_jax.eval import lookup
+from fot_jax.eval.plots import Curve, Panel, plot_curves
+from fot_jax.eval.reading import Subject
+from fot_jax.eval.report import Cell, Report, Table
+from fot_jax.eval.runs import Comparison, Run
+from fot_jax.eval.statistics import min_max
+
+PLOT = "dictionary.png"
+
+
+def dictionary_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+    """Accuracy against dictionary size, with memory and without; from the smallest to the largest seed."""
+    ways: list[tuple[str, tuple[Run, ...], Callable[[Subject], lookup.Predictor]]] = []
+    for runs in filter(None, (comparison.runs, comparison.baselines)):
+        label = runs[0].subject.label
+        ways.append((f"{label}, memory", runs, lookup.with_memory))
+        ways.append((f"{label}, no memory", runs, lookup.without_memory))
+    evaluation, first = comparison.evaluation, comparison.runs[0].config
+    found = {
+        label: [
+            lookup.measure(
+                make(run.subject),
+                config=first.data.dictionary,
+                sizes=evaluation.dictionary_tokens,
+                episodes=evaluation.dictionary_episodes,
+                seed=first.seed,
+            )
+            for run in runs
+        ]
+        for label, runs, make in ways
+    }
+    _plot(directory / PLOT, found=found, comparison=comparison)
+    return _report(found, comparison=comparison)
+
+
+def _accuracies(seeds: list[lookup.Lookup]) -> dict[str, list[float]]:
+    """Per dictionary size: value-token accuracy (mean, lowest and highest seed) and whole answers (mean)."""
+    spreads = [min_max([float(mean) for mean in by_seed]) for by_seed in _means(seeds, "token_accuracy").T]
+    return {
+        "token_accuracy": [spread.estimate for spread in spreads],
+        "lowest": [spread.low for spread in spreads],
+        "highest": [spread.high for spread in spreads],
+        "answer_accuracy": _means(seeds, "answer_accuracy").mean(axis=0).tolist(),
+    }
+
+
+def _means(seeds: list[lookup.Lookup], name: str) -> np.ndarray:
+    """float [seeds, X], means over episodes."""
+    return np.stack([getattr(one, name).mean(axis=1) for one in seeds])
+
+
+def _plot(path: pathlib.Path, *, found: dict[str, list[lookup.Lookup]], comparison: Comparison) -> None:
+    evaluation, trained = comparison.evaluation, comparison.runs[0].config.data.dictionary.definition_tokens
+    curves = []
+    for label, seeds in found.items():
+        measured = _accuracies(seeds)
+        spread = {"low": measured["lowest"], "high": measured["highest"]} if len(seeds) > 1 else {}
+        curves.append(Curve(label=label, x=evaluation.dictionary_tokens, y=measured["token_accuracy"], **spread))
+    panel = Panel(
+        title="Dictionary lookup",
+        subtitle=f"{evaluation.dictionary_episodes} dictionaries a size, trained on {trained} tokens of definitions",
+        x_label="dictionary size (tokens)",
+        y_label="accuracy on value tokens",
+        y_range=(-0.03, 1.03),
+    )
+    plot_curves(path, curves=curves, panel=panel)
+
+
+def _report(found: dict[str, list[lookup.Lookup]], *, comparison: Comparison) -> Report:
+    evaluation, config = comparison.evaluation, comparison.runs[0].config.data.dictionary
+    rows: list[tuple[Cell, ...]] = []
+    for label, seeds in found.items():
+        measured = _accuracies(seeds)
+        for size, mean, low, high, answers in zip(evaluation.dictionary_tokens, *measured.values(), strict=True):
+            rows.append((label, size, mean, f"{low:.3f}–{high:.3f}", answers))
+    method = (
+        f"{evaluation.dictionary_episodes} dictionaries a size, the same for every model; definitions are read window"
+        f" by window into memory ({comparison.retrieval}), then {config.question_tokens} question tokens are answered,"
+        " teacher-forced. 'No memory' sees only the last local context of the episode. Accuracy counts value tokens,"
+        " 'answers' whole values; seeds: the smallest and the largest of the workdirs given."
+    )
+    columns = ("model", "dictionary tokens", "accuracy", "seeds", "answers")
+    return Report(
+        task="dictionary",
+        method=method,
+        tables=(Table(title="Dictionary lookup", columns=columns, rows=tuple(rows)),),
+        results={
+            "sizes": list(evaluation.dictionary_tokens),
+            "trained_on": config.definition_tokens,
+            "models": [{"model": label, "seeds": len(s), **_accuracies(s)} for label, s in found.items()],
+        },
+        examples=[
+            {"model": label, "seed": number, **row}
+            for label, seeds in found.items()
+            for number, one in enumerate(seeds)
+            for row in one.examples
+        ],
+        plots=(PLOT,),
+    )

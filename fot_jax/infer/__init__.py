@@ -1,0 +1,1 @@
+"""Inference: reading long inputs in windows, sampling, and generation with a memory."""

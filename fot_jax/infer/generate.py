@@ -1,0 +1,101 @@
+"""Generating token by token after a reading, with a local cache that overflows into memory.
+
+    W = 8, last context 4     cache  a b c d e f g h   full, one token is to be added
+                              ->     memory … a b c d    cache  e f g h i
+
+When a row's cache is full its oldest W − c entries leave: those of the memory layers go to memory,
+the other layers forget them. What remains moves to the front, in every layer.
+
+Differs: LongLLaMA moves the whole cache at once and leaves the other layers without any context.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.config import ModelConfig, UserError, check
+from fot_jax.infer.sampling import SamplingConfig, sample
+from fot_jax.infer.steps import advance, memory_entries
+from fot_jax.infer.windows import Reading
+from fot_jax.models import cache as local_cache
+from fot_jax.types import LocalCache
+
+FINISHED = -1  # what a row that has ended yields instead of a token
+
+_slide = jax.jit(local_cache.slide, static_argnums=0)
+_all_finite = jax.jit(lambda logits: jnp.isfinite(logits).all(axis=-1))
+
+
+def make_room(config: ModelConfig, reading: Reading, wanted: np.ndarray) -> bool:
+    """Slides the rows whose cache cannot take wanted[b] (0 or 1) more tokens; True if any slid."""
+    W = config.local_context
+    full = reading.lengths + wanted > W
+    if not full.any():
+        return False
+    counts = np.where(full, W - min(reading.keep, W - 1), 0).astype(np.int32)
+    reading.cache, leaving = _slide(config, reading.cache, counts)
+    reading.lengths = reading.lengths - counts
+    reading.remember(leaving, counts)
+    return True
+
+
+def push_local(config: ModelConfig, reading: Reading) -> None:
+    """Pushes what is left in the local cache to memory too, at the end of a text; the cache is empty then."""
+    reading.remember(memory_entries(config, reading.cache), reading.lengths)
+    cache = reading.cache
+    reading.cache = LocalCache(keys=cache.keys, values=cache.values, lengths=jnp.zeros_like(cache.lengths))
+    reading.lengths = np.zeros_like(reading.lengths)
+
+
+def generate(
+    params: Any,
+    config: ModelConfig,
+    reading: Reading,
+    *,
+    sampling: SamplingConfig,
+    max_new_tokens: int,
+    eos_id: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Yields the next token of every row, int32 [B], as soon as it is chosen.
+
+    A row that has yielded `eos_id` yields FINISHED from then on; the iterator ends with the last row.
+    A row's tokens do not depend on the other rows (beyond rounding), on their number or lengths;
+    sampled ones depend on the row's place in the batch, which seeds its draws.
+
+    Args:
+      params: unboxed parameters.
+      config: the model.
+      reading: from `read`; changed in place. The last token yielded is not in it.
+      sampling: how tokens are chosen.
+      max_new_tokens: at most so many per row.
+      eos_id: the token that ends a row; None: rows only end by max_new_tokens.
+
+    Raises:
+      UserError: logits are not finite.
+    """
+    sampling.validate("sampling")
+    check(max_new_tokens >= 1, "max_new_tokens", "be >= 1", max_new_tokens)
+    alive = np.ones(len(reading.lengths), bool)
+    view = reading.view()
+    step_logits = functools.partial(advance, params, config)
+    for step in range(max_new_tokens):
+        finite = np.asarray(_all_finite(reading.logits))
+        if not finite.all():
+            where = f"row {np.argmin(finite)} at new token {step}"
+            raise UserError(f"logits must be finite, got NaN or infinity in {where}. Check the model's parameters.")
+        tokens = np.where(alive, np.asarray(sample(reading.logits, sampling, step=step)), FINISHED).astype(np.int32)
+        yield tokens
+        if eos_id is not None:
+            alive &= tokens != eos_id
+        if not alive.any() or step == max_new_tokens - 1:
+            return
+        counts = alive.astype(np.int32)
+        if make_room(config, reading, counts):
+            view = reading.view()
+        fed = np.maximum(tokens, 0)[:, None]
+        reading.logits, reading.cache = step_logits(fed, counts, reading.cache, view, reading.logits)
+        reading.lengths = reading.lengths + counts

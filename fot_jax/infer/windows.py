@@ -1,0 +1,216 @@
+"""Reading long inputs in windows, as LongLLaMA does.
+
+    |<---- W ---->|<---- W ---->|<-- rest -->|<-- last >= c -->|
+       to memory     to memory     to memory    stays in the local cache, for generation
+
+Every window but the last is pushed to memory once it is processed; while it is processed its memory
+layers read the windows before it. Other layers see their own window only. So the result depends on
+where the cuts fall: a token near the start of a window has little local context, and what it knows
+of the past comes through the memory layers. The cuts are a function of the input's length, W
+(`model.local_context`) and c (`memory.last_context_length`) alone: `cut_windows`. Neither the batch
+an input is read in nor the piece length changes them, or the result beyond rounding; another c
+does, as does reading a text in two halves.
+
+Source: FoT sec. 3.1, LongLLaMA's inference code.
+Differs: LongLLaMA computes logits for every token of the input; here only for the last window's.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from fot_jax.config import MemoryConfig, ModelConfig, UserError, check
+from fot_jax.infer.steps import absorb, advance, memory_entries
+from fot_jax.memory.device_copy import power_of_two
+from fot_jax.memory.notices import notice_once
+from fot_jax.memory.store import MemoryStore
+from fot_jax.memory.views import ViewSource
+from fot_jax.models.cache import init_cache
+from fot_jax.types import KeyValue, LocalCache, MemoryView
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadProgress:
+    """How far a reading is: tokens of all rows, bytes of the memory's entries."""
+
+    tokens_read: int
+    tokens_total: int
+    seconds: float
+    memory_bytes: int
+
+
+@dataclasses.dataclass(kw_only=True)
+class Reading:
+    """What was read so far, ready to go on; `generate` and `push_local` change it in place.
+
+    Attributes:
+      store: the memory; None for a model without memory layers.
+      source: the views of that store.
+      cache: the local context.
+      lengths: int64 [B], tokens in the local context of each row (the host's copy of cache.lengths).
+      logits: float32 [B, V] of the next token.
+      keep: tokens a row keeps in the local cache when it overflows.
+    """
+
+    store: MemoryStore | None
+    source: ViewSource | None
+    cache: LocalCache
+    lengths: np.ndarray
+    logits: jax.Array
+    keep: int
+
+    def view(self) -> MemoryView | None:
+        """The memory as it is now."""
+        return None if self.source is None else self.source.view()
+
+    def remember(self, entries: KeyValue, counts: np.ndarray) -> None:
+        """Appends the first counts[b] entries of each row to its stream (or to the shared one)."""
+        if self.store is not None:
+            shared = [0] * len(counts) if self.store.streams == 1 else None
+            self.store.append(entries, counts, streams=shared)
+
+
+def cut_windows(length: int, *, window: int, last: int) -> list[int]:
+    """Lengths of the windows of an input: full ones, and a last one of at least `last` tokens.
+
+    With window 8, last 4:   8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 6, 4]
+
+    An input that fits one window is not cut. The last but one is shortened where the rest is too
+    short; there are always ceil(length / window) windows.
+
+    Args:
+      length: tokens of the input, >= 1.
+      window: tokens of the local context W.
+      last: least length of the last window, 1..W.
+    """
+    count = -(-length // window)
+    if count == 1:
+        return [length]
+    final = max(length - (count - 1) * window, last)
+    return [window] * (count - 2) + [length - final - (count - 2) * window, final]
+
+
+def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
+    """`memory.last_context_length`, or half of the local context. Raises ConfigError where it exceeds it."""
+    W, chosen = config.local_context, memory.last_context_length
+    check(chosen <= W, "memory.last_context_length", f"be at most model.local_context={W}", chosen)
+    return chosen or max(1, W // 2)
+
+
+def _check_inputs(config: ModelConfig, tokens: Sequence[np.ndarray]) -> None:
+    check(len(tokens) >= 1, "inputs", "hold at least one input", len(tokens))
+    for row, ids in enumerate(tokens):
+        if len(ids) == 0:
+            raise UserError(f"input {row} must hold at least one token, got an empty one.")
+        if min(ids) < 0 or max(ids) >= config.vocab_size:
+            bad = next(int(i) for i in ids if not 0 <= i < config.vocab_size)
+            allowed = f"token ids in 0..{config.vocab_size - 1}"
+            raise UserError(f"input {row} must hold {allowed}, got {bad}. Encode it with the model's vocabulary.")
+
+
+def _blocks(parts: list[Int[np.ndarray, " n"]], piece: int):
+    """Rows of different lengths as padded blocks (tokens [B, piece], counts [B])."""
+    for start in range(0, max(len(part) for part in parts), piece):
+        rows = [part[start : start + piece] for part in parts]
+        tokens = np.zeros((len(rows), piece), np.int32)
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)] = ids
+        yield tokens, np.array([len(ids) for ids in rows], np.int32)
+
+
+def read(
+    params: Any,
+    config: ModelConfig,
+    tokens: Sequence[Int[np.ndarray, " n"]],
+    *,
+    memory: MemoryConfig,
+    store: MemoryStore | None = None,
+    piece: int = 0,
+    progress: Callable[[ReadProgress], None] = lambda _: None,
+) -> Reading:
+    """Reads a batch of inputs of different lengths; each row is cut by its own length.
+
+    Args:
+      params: unboxed parameters.
+      config: the model.
+      tokens: one array of token ids per row.
+      memory: retrieval, budget and the last window's least length.
+      store: a memory to read on with (one stream per row, or one that all rows share and extend, in
+        row order: rows then see each other's earlier windows); a new one by default.
+      piece: tokens processed at once; 0: a whole window. Smaller ones need less memory.
+      progress: called after each window.
+
+    Raises:
+      UserError: an input is empty or holds ids the model lacks; the store does not fit.
+    """
+    _check_inputs(config, tokens)
+    keep = last_context(config, memory)
+    reading = _start(config, memory, store, len(tokens), keep)
+    cuts = [cut_windows(len(ids), window=config.local_context, last=keep) for ids in tokens]
+    if not config.memory_layers and max(map(len, cuts)) > 1:
+        notice_once("model.memory_layers", "none, so only the last window of a long input counts")
+    started, total = time.monotonic(), sum(map(len, tokens))
+
+    def report(done: int) -> None:
+        held, seconds = 0 if reading.store is None else reading.store.bytes(), time.monotonic() - started
+        progress(ReadProgress(tokens_read=done, tokens_total=total, seconds=seconds, memory_bytes=held))
+
+    _read_past(params, config, tokens, cuts, reading, piece=piece, report=report)
+    last = [ids[len(ids) - cut[-1] :] for ids, cut in zip(tokens, cuts, strict=True)]
+    _read_last(params, config, last, reading, piece=piece)
+    report(total)
+    return reading
+
+
+def _read_past(params: Any, config: ModelConfig, tokens, cuts, reading: Reading, *, piece: int, report) -> None:
+    """Every window but the last of each row, into memory; rows with fewer windows wait."""
+    done, empty = 0, reading.cache
+    for number in range(max(map(len, cuts)) - 1 if config.memory_layers else 0):
+        parts = [_window(ids, cut, number) for ids, cut in zip(tokens, cuts, strict=True)]
+        view, cache = reading.view(), empty
+        for block, counts in _blocks(parts, piece or config.local_context):
+            cache = absorb(params, config, block, counts, cache, view)
+        reading.remember(memory_entries(config, cache), np.array([len(part) for part in parts]))
+        done += sum(map(len, parts))
+        report(done)
+
+
+def _read_last(params: Any, config: ModelConfig, parts: list[np.ndarray], reading: Reading, *, piece: int) -> None:
+    """The last windows, into the local cache."""
+    reading.lengths = np.array([len(part) for part in parts])
+    view, width = reading.view(), min(config.local_context, power_of_two(int(reading.lengths.max())))
+    for block, counts in _blocks(parts, piece or width):
+        reading.logits, reading.cache = advance(params, config, block, counts, reading.cache, view, reading.logits)
+    jax.block_until_ready(reading.logits)
+
+
+def _window(ids: np.ndarray, cut: list[int], number: int) -> np.ndarray:
+    """Window `number` of a row; nothing where it is the row's last one or lies behind it."""
+    start = sum(cut[:number])
+    return ids[start : start + cut[number]] if number < len(cut) - 1 else ids[:0]
+
+
+def _start(config: ModelConfig, memory: MemoryConfig, store: MemoryStore | None, batch: int, keep: int) -> Reading:
+    if store is None and config.memory_layers:
+        store = MemoryStore.for_model(config, streams=batch, budget=memory.budget)
+    if store is not None:
+        wanted = (config.memory_layers, config.num_kv_heads, config.head_dim)
+        got = (store.memory_layers, store.kv_heads, store.head_dim)
+        if got != wanted:
+            raise UserError(f"memory must have this model's (memory layers, kv heads, head dim) = {wanted}, got {got}.")
+        if store.streams not in (1, batch):
+            raise UserError(f"memory must have one stream or one per input ({batch}), got {store.streams} streams.")
+    return Reading(
+        store=store,
+        source=None if store is None else ViewSource(store, memory),
+        cache=init_cache(config, batch),
+        lengths=np.zeros(batch, np.int64),
+        logits=jnp.zeros((batch, config.vocab_size), jnp.float32),
+        keep=keep,
+    )

@@ -1,0 +1,221 @@
+"""Approximate nearest keys on the host by ScaNN: sealed trees and an exact tail, per layer, stream and head.
+
+    entries  0 ………………………… 512k ………… 768k … 800k
+             [ tree of 512k ][ tree 256k ][ tail: brute force ]
+
+Building a tree takes longer than searching it many times over, so it is amortised: the tail is
+sealed into a tree when it reaches `memory.scann_brute_force_below` entries, and neighbouring trees
+of one rank are merged into the next, as a binary counter carries. Each entry is thus indexed
+O(log M) times. Trees are approximate and their building takes no seed; brute force is exact.
+The only module that imports scann.
+"""
+
+import dataclasses
+import importlib
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+from fot_jax.config import MemoryConfig, UserError, check
+from fot_jax.memory.notices import notice_once
+from fot_jax.memory.store import MemoryStore
+
+SMALLEST_TREE = 64  # ScaNN's tree needs at least 16 entries
+TRAINING_SAMPLE = 250_000  # entries a tree's partition is learnt from
+REORDER = 4  # exact scores are computed for so many times k candidates, at least REORDER_AT_LEAST
+REORDER_AT_LEAST = 256
+
+
+def _scann() -> Any:
+    """The scann package. Its TensorFlow ops are not used here, and importing them takes 10-20 s: hidden."""
+    hide = "tensorflow" not in sys.modules and "scann" not in sys.modules
+    if hide:
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # makes `import tensorflow` raise
+    try:
+        return importlib.import_module("scann").scann_ops_pybind
+    except ImportError as error:
+        raise UserError(
+            f"memory.retrieval='scann' needs the package scann (Linux x86-64), got: {error}. "
+            "Install requirements.txt or choose 'exact'."
+        ) from error
+    finally:
+        if hide:
+            del sys.modules["tensorflow"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """One searcher over the entries first .. first + size - 1 of a head's memory; rank 0: just sealed."""
+
+    first: int
+    size: int
+    rank: int
+    searcher: Any
+
+
+def build_segment(keys: np.ndarray, *, first: int, top_k: int, tree_leaves: float | None, rank: int = 0) -> Segment:
+    """Indexes keys [n, D]; checks them first, since ScaNN aborts the process on NaN and infinity.
+
+    Args:
+      keys: the keys, n >= 1.
+      first: number of the first entry.
+      top_k: neighbours wanted.
+      tree_leaves: share of a tree's leaves to search; None: brute force (exact).
+      rank: see Segment.
+
+    Raises:
+      UserError: a key is not finite.
+    """
+    keys = np.ascontiguousarray(keys, np.float32)
+    bad = np.flatnonzero(~np.isfinite(keys).all(axis=1))
+    if len(bad):
+        raise UserError(f"memory keys must be finite, got NaN or infinity in entry {first + bad[0]}. Check the model.")
+    n = len(keys)
+    k = min(top_k, n)
+    builder = _scann().builder(keys, k, "dot_product")
+    if tree_leaves is None:
+        return Segment(first, n, rank, builder.score_brute_force().build())
+    leaves = max(1, math.isqrt(n))
+    searched = max(1, math.ceil(leaves * tree_leaves))
+    builder = builder.tree(leaves, searched, training_sample_size=min(n, TRAINING_SAMPLE))
+    builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
+    return Segment(first, n, rank, builder.reorder(min(n, max(REORDER * k, REORDER_AT_LEAST))).build())
+
+
+class HeadIndex:
+    """The segments and the tail of one memory layer, stream and key/value head."""
+
+    def __init__(self, config: MemoryConfig):
+        self.config = config
+        self.seal_at = max(config.scann_brute_force_below, SMALLEST_TREE)
+        self.segments: list[Segment] = []
+        self.tail: Segment | None = None
+
+    def refresh(self, keys_of: Any, *, oldest: int, appended: int) -> None:
+        """Indexes what is new.
+
+        Args:
+          keys_of: (first, stop) -> keys [stop - first, D] of live entries.
+          oldest: first entry that still exists.
+          appended: number of the next entry.
+        """
+        self._drop_evicted(keys_of, oldest)
+        sealed = self.segments[-1].first + self.segments[-1].size if self.segments else oldest
+        sealed = max(sealed, oldest)
+        while appended - sealed >= self.seal_at:
+            self._seal(keys_of, sealed, oldest)
+            sealed += self.seal_at
+        stale = self.tail is None or self.tail.first < sealed or self.tail.first + self.tail.size < appended
+        if appended == sealed:
+            self.tail = None
+        elif stale:
+            self.tail = build_segment(
+                keys_of(sealed, appended), first=sealed, top_k=self.config.top_k, tree_leaves=None
+            )
+
+    def _drop_evicted(self, keys_of: Any, oldest: int) -> None:
+        """Forgets trees that were evicted whole, and builds anew what is left of one evicted by half."""
+        kept = [s for s in self.segments if s.first + s.size > oldest]
+        if kept and 2 * (oldest - kept[0].first) > kept[0].size:
+            stop = kept[0].first + kept[0].size
+            kept[0] = self._tree(keys_of(oldest, stop), oldest, kept[0].rank)
+        self.segments = kept
+
+    def _tree(self, keys: np.ndarray, first: int, rank: int) -> Segment:
+        leaves = self.config.scann_leaves_fraction if len(keys) >= SMALLEST_TREE else None
+        return build_segment(keys, first=first, top_k=self.config.top_k, tree_leaves=leaves, rank=rank)
+
+    def _seal(self, keys_of: Any, first: int, oldest: int) -> None:
+        """Turns `seal_at` entries of the tail into a tree, merging trees of equal rank before it."""
+        stop, rank = first + self.seal_at, 0
+        while self.segments and self.segments[-1].rank == rank:
+            first = max(self.segments.pop().first, oldest)
+            rank += 1
+        self.segments.append(self._tree(keys_of(first, stop), first, rank))
+
+    def search(self, queries: np.ndarray, k: int, *, oldest: int) -> np.ndarray:
+        """int64 [n, k]: the entries of largest inner product, best first, -1 where there are fewer.
+
+        Evicted entries of a tree are found and then dropped, so twice as many are asked of a tree that
+        holds some; it can still give fewer than k.
+        """
+        found = [np.full((len(queries), k), -1, np.int64)]
+        scores = [np.full((len(queries), k), -np.inf, np.float32)]
+        for segment in (*self.segments, *((self.tail,) if self.tail else ())):
+            wanted = min(2 * k if segment.first < oldest else k, segment.size)
+            ids, values = segment.searcher.search_batched_parallel(queries, final_num_neighbors=wanted)
+            entries = ids.astype(np.int64) + segment.first
+            missing = np.isnan(values) | (entries < oldest)  # ScaNN pads with id 0 and NaN
+            found.append(np.where(missing, -1, entries))
+            scores.append(np.where(missing, -np.inf, values))
+        ids, values = np.concatenate(found, axis=1), np.concatenate(scores, axis=1)
+        best = np.argsort(-values, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(ids, best, axis=1)
+
+
+class ScannIndex:
+    """Searches a store: one HeadIndex per memory layer, stream and key/value head."""
+
+    def __init__(self, store: MemoryStore, config: MemoryConfig):
+        self.store, self.config = store, config
+        self._epochs = store.epochs.copy()
+        places = np.ndindex(len(store.memory_layers), store.streams, store.kv_heads)
+        self._heads = {place: HeadIndex(config) for place in places}
+
+    def refresh(self) -> None:
+        """Indexes entries appended since; a cleared stream starts anew."""
+        store = self.store
+        oldest = store.appended - store.lengths
+        for (slot, stream, kv_head), head in self._heads.items():
+            if store.epochs[stream] != self._epochs[stream]:
+                head.segments, head.tail = [], None
+            keys, _ = store.head(slot, stream, kv_head)
+            head.refresh(
+                lambda first, stop, keys=keys: keys[store.slots(np.arange(first, stop))],
+                oldest=int(oldest[stream]),
+                appended=int(store.appended[stream]),
+            )
+            if head.tail is not None and not head.segments:
+                notice_once("memory.retrieval=scann", f"exact brute force below {head.seal_at} entries, trees above")
+        self._epochs = store.epochs.copy()
+
+    def search(self, queries: np.ndarray, *, slot: int, stream: int, kv_head: int, k: int) -> np.ndarray:
+        """int64 [n, k]: the store's entries nearest to queries [n, D] (see HeadIndex.search).
+
+        Raises:
+          UserError: the queries' dimension is not the memory's.
+        """
+        store = self.store
+        D = queries.shape[-1]
+        check(store.head_dim == D, "queries", f"have the memory's head_dim {store.head_dim}", D)
+        queries = np.ascontiguousarray(queries, np.float32)
+        if not len(queries):
+            return np.zeros((0, k), np.int64)
+        oldest = int(store.appended[stream] - store.lengths[stream])
+        return self._heads[slot, stream, kv_head].search(queries, k, oldest=oldest)
+
+    def neighbours(self, queries: np.ndarray, *, slot: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys and values [B, L, H, K, D] (float32) and valid [B, L, H, K] for queries [B, L, H, D].
+
+        Query head h searches the memory of key/value head h // (H // G); row b searches stream b, or
+        the only stream.
+        """
+        B, L, H, D = queries.shape
+        store, group = self.store, H // self.store.kv_heads
+        keys, values = np.zeros((B, L, H, k, D), np.float32), np.zeros((B, L, H, k, D), np.float32)
+        valid = np.zeros((B, L, H, k), bool)
+        for row, kv_head in np.ndindex(B, store.kv_heads):
+            stream = row if store.streams > 1 else 0
+            if not store.lengths[stream]:
+                continue
+            heads = slice(kv_head * group, (kv_head + 1) * group)
+            entries = self.search(
+                queries[row, :, heads].reshape(-1, D), slot=slot, stream=stream, kv_head=kv_head, k=k
+            ).reshape(L, group, k)
+            memory_keys, memory_values = store.head(slot, stream, kv_head)
+            slots = store.slots(np.maximum(entries, int(store.appended[stream] - store.lengths[stream])))
+            keys[row, :, heads], values[row, :, heads] = memory_keys[slots], memory_values[slots]
+            valid[row, :, heads] = entries >= 0
+        return keys, values, valid

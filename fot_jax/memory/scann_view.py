@@ -1,0 +1,84 @@
+"""The decoder's side of ScaNN: a callback to the host, some query positions at a time.
+
+Under plain sharded jit a callback gathers its arguments to one device: wrap the decoder in
+shard_map when the batch is sharded.
+"""
+
+import itertools
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.config import check
+from fot_jax.memory.query_blocks import over_query_blocks
+from fot_jax.memory.scann_index import ScannIndex
+from fot_jax.ops.memory_attention import neighbours_partial
+from fot_jax.types import Array, Partial
+
+NEIGHBOUR_BYTES = 1 << 24  # retrieved keys and values per callback, about; larger ones are slow to hand over
+
+# A view travels through jit as a number; the callback finds its index here.
+_indexes: "weakref.WeakValueDictionary[int, ScannIndex]" = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+
+
+def _search(number, slot, queries, *, top_k: int):
+    index = _indexes.get(int(np.asarray(number)))
+    if index is None:
+        raise RuntimeError("the ScaNN index of this view is gone: keep the view (or its ViewSource) while it is in use")
+    return index.neighbours(np.asarray(queries), slot=int(np.asarray(slot)), k=top_k)
+
+
+@jax.tree_util.register_pytree_node_class
+class ScannView:
+    """A memory searched by ScaNN; as a pytree it is one number, so that its growth compiles nothing.
+
+    The view made by `of` keeps its index alive; copies made by jax.tree.map do not.
+    """
+
+    def __init__(self, number, streams: int, head_dim: int, top_k: int):
+        self.number = number
+        self.streams, self.head_dim, self.top_k = streams, head_dim, top_k
+        self._index: ScannIndex | None = None
+
+    @classmethod
+    def of(cls, index: ScannIndex, *, top_k: int) -> "ScannView":
+        """A view that reads the index as it is when the search runs."""
+        number = next((n for n, known in _indexes.items() if known is index), None) or next(_numbers)
+        _indexes[number] = index
+        view = cls(np.int32(number), index.store.streams, index.store.head_dim, top_k)
+        view._index = index
+        return view
+
+    def tree_flatten(self):
+        """See jax.tree_util."""
+        return (self.number,), (self.streams, self.head_dim, self.top_k)
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves):
+        """See jax.tree_util."""
+        return cls(leaves[0], *static)
+
+    def partial(self, queries: Array, slot: Array) -> Partial:
+        """See MemoryView. Keys, values and queries have no gradient through the search."""
+        B, _, H, D = queries.shape
+        check(self.streams in (1, B), "memory", f"have one stream or as many as the batch has rows ({B})", self.streams)
+        check(self.head_dim == D, "memory", f"have head_dim {D} as the queries", self.head_dim)
+        per_position = B * H * self.top_k * D * 2 * 4
+
+        def attend(some: jax.Array) -> Partial:
+            shape = (*some.shape[:3], self.top_k)
+            neighbours = jax.ShapeDtypeStruct((*shape, D), jnp.float32)
+            with jax.named_scope("memory_topk"):
+                keys, values, valid = jax.pure_callback(
+                    lambda *arguments: _search(*arguments, top_k=self.top_k),
+                    (neighbours, neighbours, jax.ShapeDtypeStruct(shape, jnp.bool_)),
+                    self.number,
+                    slot,
+                    jax.lax.stop_gradient(some).astype(jnp.float32),
+                )
+            return neighbours_partial(some.astype(jnp.float32), keys, values, valid=valid)
+
+        return over_query_blocks(attend, jnp.asarray(queries), max(1, NEIGHBOUR_BYTES // per_position))

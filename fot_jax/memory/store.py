@@ -1,0 +1,183 @@
+"""The memory itself: keys and values per memory layer, key/value head and stream, in host arrays.
+
+A stream is one reader (a batch row) or one memory that many rows share. Its entries are counted
+from its last clearing: entry i sits in slot i, or in slot i mod budget when a budget is set, so
+that the newest entry overwrites the oldest:
+
+    budget 4, six tokens appended    slot    0  1  2  3
+                                     entry   4  5  2  3      entries 0 and 1 are evicted
+
+Source: FoT sec. 3.1, app. B.2. A store that is cleared at a document's end is the paper's
+single-doc memory, one that is kept its multi-doc memory.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.config import Dtype, ModelConfig, UserError, check
+from fot_jax.types import KeyValue
+
+DTYPES = {Dtype.FLOAT32: np.dtype(np.float32), Dtype.BFLOAT16: np.dtype(jnp.bfloat16)}
+SMALLEST_CAPACITY = 64  # slots of a stream's first allocation
+
+
+class MemoryStore:
+    """Append-only memory of several streams, oldest entries evicted under a budget.
+
+    Attributes:
+      memory_layers: layer numbers of the model, one per index p.
+      streams: number of streams B.
+      budget: largest number of entries of a stream (per layer and head), 0 for no limit.
+      appended: int64 [B], entries appended since the stream was last cleared, evicted ones included.
+      epochs: int64 [B], how often the stream was cleared.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_layers: Sequence[int],
+        streams: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: np.dtype = DTYPES[Dtype.FLOAT32],
+        budget: int = 0,
+    ):
+        check(len(memory_layers) >= 1, "model.memory_layers", "name at least one layer", tuple(memory_layers))
+        check(streams >= 1, "streams", "be >= 1", streams)
+        check(budget >= 0, "memory.budget", "be >= 0 (0: unbounded)", budget)
+        self.memory_layers = tuple(memory_layers)
+        self.streams, self.kv_heads, self.head_dim = streams, kv_heads, head_dim
+        self.dtype, self.budget = np.dtype(dtype), budget
+        self.appended = np.zeros(streams, np.int64)
+        self.epochs = np.zeros(streams, np.int64)
+        self._keys = [self._allocate(0) for _ in range(streams)]
+        self._values = [self._allocate(0) for _ in range(streams)]
+
+    @classmethod
+    def for_model(cls, config: ModelConfig, *, streams: int, budget: int = 0) -> "MemoryStore":
+        """An empty store of a model's shape and compute dtype."""
+        return cls(
+            memory_layers=config.memory_layers,
+            streams=streams,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=DTYPES[config.dtype],
+            budget=budget,
+        )
+
+    def _allocate(self, slots: int) -> np.ndarray:
+        return np.zeros((len(self.memory_layers), self.kv_heads, slots, self.head_dim), self.dtype)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [B], entries each stream holds (per layer and head)."""
+        return np.minimum(self.appended, self.budget) if self.budget else self.appended.copy()
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one token in all memory layers and heads: 2 · P · G · D · itemsize."""
+        return 2 * len(self.memory_layers) * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def bytes(self) -> int:
+        """Bytes of the entries held (allocations are at most twice that)."""
+        return int(self.lengths.sum()) * self.entry_bytes
+
+    def append(self, entries: KeyValue, token_counts: np.ndarray, *, streams: Sequence[int] | None = None) -> None:
+        """Appends the first `token_counts[r]` entries of each row r to its stream, oldest first.
+
+        Args:
+          entries: keys and values [P, R, L, G, D], keys not rotated.
+          token_counts: int [R], at most L; what lies behind is padding and is not read.
+          streams: the stream of each row; row r goes to stream r by default. Rows of one stream
+            are appended in row order.
+
+        Raises:
+          UserError: shapes are not this store's, or an entry holds NaN or infinity (nothing is
+            appended then).
+        """
+        keys, values = np.asarray(entries.keys), np.asarray(entries.values)
+        streams = range(keys.shape[1]) if streams is None else streams
+        counts = np.asarray(token_counts)
+        self._check_shapes(keys, values, counts, streams)
+        for row, stream in enumerate(streams):
+            self._check_finite(keys[:, row, : counts[row]], values[:, row, : counts[row]], stream)
+        for row, stream in enumerate(streams):
+            self._append_row(keys[:, row, : counts[row]], values[:, row, : counts[row]], stream)
+
+    def _check_shapes(self, keys: np.ndarray, values: np.ndarray, counts: np.ndarray, streams: Sequence[int]) -> None:
+        rows = keys.shape[1] if keys.ndim == 5 else -1
+        want = (len(self.memory_layers), rows, keys.shape[2] if keys.ndim == 5 else -1, self.kv_heads, self.head_dim)
+        fits = keys.shape == want and values.shape == want
+        check(fits, "entries", f"have shape [P, R, L, G, D] = {want}", keys.shape)
+        check(
+            counts.shape == (rows,) and bool(np.all((counts >= 0) & (counts <= keys.shape[2]))),
+            "token_counts",
+            f"hold {rows} numbers in 0..{keys.shape[2]}",
+            counts.tolist(),
+        )
+        check(
+            len(streams) == rows and all(0 <= stream < self.streams for stream in streams),
+            "streams",
+            f"name one of the store's {self.streams} streams for each of {rows} rows",
+            list(streams),
+        )
+
+    def _check_finite(self, keys: np.ndarray, values: np.ndarray, stream: int) -> None:
+        for name, array in (("keys", keys), ("values", values)):
+            finite = np.isfinite(array.astype(np.float32, copy=False))
+            if not finite.all():
+                p, token, head, _ = np.argwhere(~finite)[0]
+                got = array[p, token, head][~finite[p, token, head]][0]
+                raise UserError(
+                    f"memory {name} must be finite, got {got} in memory layer {self.memory_layers[p]}, key/value head "
+                    f"{head}, stream {stream}, entry {self.appended[stream] + token}. Check the model's parameters."
+                )
+
+    def _append_row(self, keys: np.ndarray, values: np.ndarray, stream: int) -> None:
+        first, count = int(self.appended[stream]), keys.shape[1]
+        if count == 0:
+            return
+        self._reserve(stream, first + count)
+        kept = min(count, self.budget) if self.budget else count
+        slots = self.slots(np.arange(first + count - kept, first + count))
+        self._keys[stream][:, :, slots] = np.swapaxes(keys[:, count - kept :], 1, 2)
+        self._values[stream][:, :, slots] = np.swapaxes(values[:, count - kept :], 1, 2)
+        self.appended[stream] = first + count
+
+    def _reserve(self, stream: int, entries: int) -> None:
+        need = min(entries, self.budget) if self.budget else entries
+        have = self._keys[stream].shape[2]
+        if need <= have:
+            return
+        grown = max(need, 2 * have, SMALLEST_CAPACITY)
+        grown = min(grown, self.budget) if self.budget else grown
+        for arrays in (self._keys, self._values):
+            larger = self._allocate(grown)
+            larger[:, :, :have] = arrays[stream]
+            arrays[stream] = larger
+
+    def clear(self, stream: int) -> None:
+        """Forgets a stream (the end of a document in single-doc use) and frees its arrays."""
+        check(0 <= stream < self.streams, "stream", f"lie in 0..{self.streams - 1}", stream)
+        self.appended[stream] = 0
+        self.epochs[stream] += 1
+        self._keys[stream], self._values[stream] = self._allocate(0), self._allocate(0)
+
+    def slots(self, entries: np.ndarray) -> np.ndarray:
+        """Where entries (counted from the last clearing) sit."""
+        return entries % self.budget if self.budget else entries
+
+    def live(self, stream: int) -> np.ndarray:
+        """int64 [M], the entries a stream holds, oldest first."""
+        return np.arange(self.appended[stream] - self.lengths[stream], self.appended[stream])
+
+    def take(self, stream: int, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values [P, G, n, D] of some live entries of a stream."""
+        slots = self.slots(entries)
+        return self._keys[stream][:, :, slots], self._values[stream][:, :, slots]
+
+    def head(self, slot: int, stream: int, kv_head: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values [slots, D] of one memory layer, head and stream, by slot; not copied."""
+        return self._keys[stream][slot, kv_head], self._values[stream][slot, kv_head]

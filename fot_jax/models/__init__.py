@@ -1,0 +1,1 @@
+"""Thin Flax linen modules over `fot_jax.ops`."""

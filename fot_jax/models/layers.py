@@ -1,0 +1,106 @@
+"""The parts of a decoder block: projections, norms, feed-forward. Every parameter names its logical axes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.config import Dtype, Family, ModelConfig
+from fot_jax.ops.linear import project
+
+DTYPES = {Dtype.FLOAT32: jnp.float32, Dtype.BFLOAT16: jnp.bfloat16}
+
+
+def scaled_normal(fan_in: int) -> nn.initializers.Initializer:
+    """Normal with standard deviation 1/sqrt(fan_in)."""
+    return nn.initializers.normal(stddev=fan_in**-0.5)
+
+
+def residual_init(config: ModelConfig, fan_in: int) -> nn.initializers.Initializer:
+    """For what is added to the residual stream: smaller by sqrt(2N), so that N layers add up to order 1."""
+    return nn.initializers.normal(stddev=(fan_in * 2 * config.num_layers) ** -0.5)
+
+
+def embedding_init(config: ModelConfig) -> nn.initializers.Initializer:
+    """Order 1 beside what the layers add, so that a token stays legible above; 1/sqrt(E) where it also unembeds."""
+    return nn.initializers.normal(stddev=config.embed_dim**-0.5 if config.tie_embeddings else 1.0)
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> jax.Array:
+    """A float32 parameter with logical axes."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+class Norm(nn.Module):
+    """RMSNorm (LLAMA) or LayerNorm with scale and bias (PAPER), computed in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, L, E] -> [B, L, E], same dtype."""
+        config = self.config
+        y = x.astype(jnp.float32)
+        scale = weight(self, "scale", (x.shape[-1],), ("norm",), nn.initializers.ones)
+        if config.family is Family.PAPER:
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + config.norm_epsilon)
+        y = y * scale[None, None]
+        if config.family is Family.PAPER:
+            y = y + weight(self, "bias", (x.shape[-1],), ("norm",), nn.initializers.zeros)[None, None]
+        return y.astype(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (LLAMA): (silu(x W_gate) ⊙ x W_up) W_down. GELU (PAPER): gelu(x W_up) W_down."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, L, E] -> [B, L, E]."""
+        config = self.config
+        E, F = config.embed_dim, config.mlp_dim
+        up = weight(self, "up", (E, F), ("embed", "mlp"), scaled_normal(E))
+        down = weight(self, "down", (F, E), ("mlp", "embed"), residual_init(config, F))
+        hidden = project(x, up.astype(x.dtype))
+        if config.family is Family.LLAMA:
+            gate = weight(self, "gate", (E, F), ("embed", "mlp"), scaled_normal(E))
+            hidden = jax.nn.silu(project(x, gate.astype(x.dtype))) * hidden
+        else:
+            hidden = jax.nn.gelu(hidden)
+        return project(hidden, down.astype(x.dtype))
+
+
+class Projections(nn.Module):
+    """Queries, keys and values of a chunk; queries come out scaled for a plain inner product.
+
+    LLAMA: q / sqrt(D). PAPER: q and k are L2-normalised and q is multiplied by a learnable
+    temperature per head, stored as its logarithm (FoT app. B.1).
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, L, E] -> queries [B, L, H, D], keys [B, L, G, D], values [B, L, G, D], none rotated."""
+        config = self.config
+        E, H, G, D = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        wq = weight(self, "query", (E, H, D), ("embed", "heads", "head_dim"), scaled_normal(E))
+        wk = weight(self, "key", (E, G, D), ("embed", "kv_heads", "head_dim"), scaled_normal(E))
+        wv = weight(self, "value", (E, G, D), ("embed", "kv_heads", "head_dim"), scaled_normal(E))
+        queries = project(x, wq.astype(x.dtype))
+        keys = project(x, wk.astype(x.dtype))
+        values = project(x, wv.astype(x.dtype))
+        if config.family is Family.LLAMA:
+            return queries * D**-0.5, keys, values
+        log_temperature = weight(
+            self, "log_temperature", (H,), ("heads",), nn.initializers.constant(float(np.log(D**0.5)))
+        )
+        temperature = jnp.exp(log_temperature)[None, None, :, None].astype(x.dtype)
+        return _unit(queries) * temperature, _unit(keys), values
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.sum(y * y, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)

@@ -1,0 +1,239 @@
+"""The decoder: LLaMA and paper families, memory layers anywhere in one scanned stack.
+
+    embed → N × [x += attend(norm(x));  x += feed_forward(norm(x))] → norm → unembed
+
+One block serves every layer. A memory layer adds one more set of keys to the softmax: the rows of
+the crossbatch plan in training (eq. 2), the external memory at inference (eq. 1).
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.config import Boundaries, MemoryPositions, ModelConfig, Remat
+from fot_jax.models import layers
+from fot_jax.models.cache import extend
+from fot_jax.ops import attention, crossbatch
+from fot_jax.ops.linear import project
+from fot_jax.ops.memory_attention import gated_merge
+from fot_jax.ops.rope import rope_frequencies, rotate
+from fot_jax.sharding import constrain
+from fot_jax.types import DecoderOutput, LocalCache, MemoryView, Partial, Plan
+
+
+@flax.struct.dataclass
+class Call:
+    """What every layer of one call shares (see `Decoder.__call__`)."""
+
+    segments: jax.Array
+    plan: Plan | None
+    lengths: jax.Array | None
+    token_counts: jax.Array | None
+    memory: Any
+    boundaries: Boundaries = flax.struct.field(pytree_node=False)
+    capture: bool = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class LayerRole:
+    """What one layer is: scanned along N. `slot` indexes the memory layers, 0 elsewhere."""
+
+    is_memory: jax.Array
+    slot: jax.Array
+
+
+class Attention(nn.Module):
+    """Attention over local ∪ (contexts | memory), one softmax (or the MT baseline's gate)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, call: Call, role: LayerRole, cache):
+        """x [B, L, E] -> ([B, L, E], (keys, values) of the cache or None, (q, k, v) captured or None)."""
+        config = self.config
+        H, D, E = config.num_heads, config.head_dim, config.embed_dim
+        queries, keys, values = layers.Projections(config, name="projections")(x)
+        output = layers.weight(self, "output", (H, D, E), ("heads", "head_dim", "embed"), layers.residual_init(config, H * D))
+        frequencies, factor = rope_frequencies(config.rope, D, config.local_context)
+        turn = functools.partial(rotate, frequencies=frequencies, factor=factor)
+        still = role.is_memory & (config.memory_positions is MemoryPositions.NOPE)
+        if cache is None:
+            index = jnp.arange(x.shape[1])[None]
+            rotated = turn(queries, jnp.where(still, 0, index))
+            local = crossbatch.local_partial(
+                rotated,
+                turn(keys, jnp.where(still, 0, index)),
+                values,
+                segments=call.segments,
+                boundaries=call.boundaries,
+                form=config.attention,
+                block=config.attention_block,
+            )
+        else:
+            cache = extend(cache, keys, values, call.lengths, call.token_counts)
+            index = call.lengths[:, None] + jnp.arange(x.shape[1])[None]
+            rotated = turn(queries, jnp.where(still, 0, index))
+            places = jnp.arange(cache[0].shape[1])[None]
+            local = attention.partial_attention(
+                rotated,
+                turn(cache[0].astype(x.dtype), jnp.where(still, 0, places)),
+                cache[1].astype(x.dtype),
+                mask=places[:, None, :] <= index[:, :, None],
+            )
+        mixed = self._join(local, rotated, keys, values, call, role)
+        captured = (rotated, keys, values) if call.capture else None
+        return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
+
+    def _join(self, local: Partial, queries, keys, values, call: Call, role: LayerRole) -> jax.Array:
+        """Adds the far keys in a memory layer; elsewhere the local softmax alone."""
+        config = self.config
+        if config.memory_gate:
+            bias = layers.weight(self, "gate", (config.num_heads,), ("heads",), nn.initializers.zeros)
+        if call.plan is None and call.memory is None:
+            return attention.normalise(local)
+
+        def far(queries, keys, values):
+            if call.memory is not None:
+                return call.memory.partial(queries, role.slot)
+            return crossbatch.crossbatch_partial(
+                queries,
+                keys,
+                values,
+                call.plan,
+                segments=call.segments,
+                boundaries=call.boundaries,
+                form=config.attention,
+                block=config.attention_block,
+            )
+
+        def nothing(queries, keys, values):
+            return attention.empty_partial(queries)
+
+        # Branch on the layer's role at run time: the stack is scanned, any layer may hold memory.
+        extra = jax.lax.cond(role.is_memory, far, nothing, queries, keys, values)
+        with jax.named_scope("joint_softmax"):
+            if config.memory_gate:
+                return gated_merge(extra, local, gate_bias=bias)
+            return attention.normalise(attention.merge(local, extra))
+
+
+class Block(nn.Module):
+    """One pre-norm layer; scanned, so its carry is x and the rest rides along N."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, call: Call, role: LayerRole, cache):
+        """x [B, L, E] -> (x, (cache, captured))."""
+        x = constrain(x, "batch", "length", "activation_embed")
+        normed = layers.Norm(self.config, name="attention_norm")(x)
+        mixed, cache, captured = Attention(self.config, name="attention")(normed, call, role, cache)
+        x = x + mixed
+        normed = layers.Norm(self.config, name="feed_forward_norm")(x)
+        x = x + layers.FeedForward(self.config, name="feed_forward")(normed)
+        return x, (cache, captured)
+
+
+def _block_class(config: ModelConfig) -> type[nn.Module]:
+    if config.remat is Remat.NONE:
+        return Block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat is Remat.DOTS else None
+    return nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model with memory layers.
+
+    Source: FoT sec. 3, app. B.1 (PAPER family); LLaMA and LongLLaMA (LLAMA family).
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        segments: jax.Array | None = None,
+        plan: Plan | None = None,
+        boundaries: Boundaries = Boundaries.MASKED,
+        cache: LocalCache | None = None,
+        token_counts: jax.Array | None = None,
+        memory: MemoryView | None = None,
+        capture: bool = False,
+    ) -> DecoderOutput:
+        """Logits of the next token at every position.
+
+        Args:
+          tokens: int32 [B, L].
+          segments: int32 [B, L] document ids, 0 for padding; None: one document a row.
+          plan: the crossbatch plan; memory layers then read other rows of the batch.
+          boundaries: whether documents of one row see each other.
+          cache: the local context so far; tokens are appended at `cache.lengths` of each row.
+          token_counts: int32 [B], how many of the tokens count (the rest is padding); with a cache.
+          memory: the external memory that memory layers read.
+          capture: also return queries, keys and values of every layer.
+
+        Raises:
+          ValueError: both a plan and a memory or cache were given.
+        """
+        if plan is not None and (memory is not None or cache is not None):
+            raise ValueError("a crossbatch plan excludes memory and cache: contexts come from the batch itself")
+        config = self.config
+        dtype = layers.DTYPES[config.dtype]
+        embedding = layers.weight(
+            self, "embedding", (config.vocab_size, config.embed_dim), ("vocab", "embed"), layers.embedding_init(config)
+        )
+        x = constrain(jnp.take(embedding, tokens, axis=0).astype(dtype), "batch", "length", "activation_embed")
+        call = Call(
+            segments=jnp.ones_like(tokens) if segments is None else segments,
+            plan=plan,
+            lengths=None if cache is None else cache.lengths,
+            token_counts=jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32) if token_counts is None else token_counts,
+            memory=memory,
+            boundaries=boundaries,
+            capture=capture,
+        )
+        x, kept, captured = self._stack(x, call, None if cache is None else (cache.keys, cache.values))
+        x = layers.Norm(config, name="final_norm")(x)
+        if config.tie_embeddings:
+            logits = jnp.einsum("BLE,VE->BLV", x, embedding.astype(dtype), preferred_element_type=jnp.float32)
+        else:
+            axes, init = ("embed", "vocab"), layers.scaled_normal(config.embed_dim)
+            unembedding = layers.weight(self, "unembedding", (config.embed_dim, config.vocab_size), axes, init)
+            logits = jnp.einsum("BLE,EV->BLV", x, unembedding.astype(dtype), preferred_element_type=jnp.float32)
+        new_cache = None
+        if cache is not None:
+            new_cache = LocalCache(keys=kept[0], values=kept[1], lengths=cache.lengths + call.token_counts)
+        queries, keys, values = captured if capture else (None, None, None)
+        return DecoderOutput(logits=logits, cache=new_cache, queries=queries, keys=keys, values=values)
+
+    def _stack(self, x, call: Call, cache):
+        """Runs the N layers, scanned or one by one; caches and captures are stacked along N."""
+        config = self.config
+        is_memory = np.isin(np.arange(config.num_layers), config.memory_layers)
+        roles = LayerRole(is_memory=is_memory, slot=np.maximum(np.cumsum(is_memory) - 1, 0).astype(np.int32))
+        block = _block_class(config)
+        if config.scan_layers:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0, 0),
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x, (kept, captured) = scanned(config, name="layers")(x, call, jax.tree.map(jnp.asarray, roles), cache)
+            return x, kept, captured
+        outputs = []
+        for n in range(config.num_layers):
+            role, own = jax.tree.map(lambda leaf, n=n: jnp.asarray(leaf[n]), (roles, cache))
+            x, output = block(config, name=f"layer_{n}")(x, call, role, own)
+            outputs.append(output)
+        kept, captured = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        return x, kept, captured

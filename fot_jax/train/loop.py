@@ -1,0 +1,190 @@
+"""The story of a training run: set up, resume, step, and every cadence one visible `if`."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fot_jax import checkpoint
+from fot_jax.config import ExperimentConfig, PlanKind, UserError
+from fot_jax.data.streams import make_stream
+from fot_jax.models import account
+from fot_jax.ops.plans import make_plan
+from fot_jax.sharding import batch_sharding, check_rows, make_mesh, replicated
+from fot_jax.train import state as train_state
+from fot_jax.train.context_schedule import ContextSchedule
+from fot_jax.train.prefetch import Prefetcher
+from fot_jax.train.recorder import Recorder
+from fot_jax.train.step import make_eval_step, make_train_step
+from fot_jax.train.stop_signal import StopSignal
+from fot_jax.types import Plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: after `step` optimizer steps, `stopped` early by SIGTERM or not."""
+
+    step: int
+    stopped: bool
+
+
+def train(
+    config: ExperimentConfig,
+    *,
+    workdir: str | os.PathLike[str],
+    allow_changes: Collection[str] = (),
+    devices: list[jax.Device] | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Trains to `train.steps`, going on from the newest checkpoint of the folder if there is one.
+
+    A run that was stopped or killed anywhere and resumed gives the same losses bit for bit as one that was
+    not: the batch, d and the learning rate are functions of (seed, step), and the checkpoint holds the rest.
+
+    Args:
+      config: the experiment.
+      workdir: the run's folder: config.json, checkpoints/, metrics.jsonl, tensorboard/.
+      allow_changes: config paths that may differ from the run already there.
+      devices: to arrange as the mesh; None: all.
+      say: prints one line of progress.
+
+    Raises:
+      UserError: another config's folder, an unreadable checkpoint, an indivisible mesh, unusable data.
+      NonFiniteError: a metric became NaN or infinite; the last good checkpoint stays.
+    """
+    folder = Path(workdir)
+    mesh = make_mesh(config.mesh, devices)
+    rows = config.train.batch_rows // config.train.accumulation
+    check_rows(rows, mesh)
+    abstract = train_state.abstract_state(config, mesh)
+    for line in checkpoint.compare_config(folder, config, allow_changes=allow_changes):
+        say(f"config changed: {line}")
+    stream = make_stream(config, "train")
+    evaluate = _make_evaluate(config, mesh) if config.train.eval_every else None
+    schedule = ContextSchedule(config.crossbatch.schedule, config.seed)
+    plans = functools.cache(functools.partial(_plan, config, mesh, rows))
+    train_step = make_train_step(config, mesh)
+    checkpoint.write_config(folder, config)  # everything else the config asks for is there
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignal())
+        checkpoints = stack.enter_context(checkpoint.Checkpointer(folder, config))
+        start = checkpoints.latest_step() or 0
+        if start > config.train.steps:
+            raise UserError(
+                f"train.steps must be at least the {start} that {folder} has done, got {config.train.steps}."
+            )
+        state, position = _restore(checkpoints, start, abstract) if start else (None, {"switch_step": None})
+        state = state or train_state.create_state(config, mesh)
+        say(train_state.parameter_table(config))
+        say(f"resumed after step {start}" if start else f"new run in {folder}")
+        recorder = stack.enter_context(
+            Recorder(
+                folder,
+                config,
+                schedule=schedule,
+                step=start,
+                switch_step=position["switch_step"],
+                say=say,
+                flops_per_token=functools.cache(functools.partial(_flops_per_token, config, rows)),
+            )
+        )
+        load = functools.partial(_load, stream, mesh)
+        batches = stack.enter_context(Prefetcher(load, stop=config.train.steps))
+
+        saved = done = start
+        heldout = None
+
+        def save() -> None:
+            checkpoints.save(
+                done,
+                params=state.params,
+                optimizer=state.opt_state,
+                data={"step": done, "seed": config.seed, "switch_step": recorder.switch_step},
+                heldout_loss=heldout["heldout_loss"] if heldout else None,
+            )
+
+        for step in range(start, config.train.steps):
+            if stop.requested:
+                break
+            num_contexts = schedule.num_contexts(step, switch_step=recorder.switch_step)
+            batch = batches.take(step)
+            with _guards():
+                state, metrics = train_step(state, batch, plans(num_contexts))
+            recorder.finish()  # the step before, while this one computes
+            recorder.begin(step + 1, metrics, num_contexts=num_contexts)
+            done = step + 1
+            last = done == config.train.steps
+            checkpoint_due = last or done % config.train.checkpoint_every == 0
+            heldout = None
+            if evaluate and (checkpoint_due or done % config.train.eval_every == 0):
+                heldout = evaluate(state.params, plans(schedule.final))
+                recorder.finish(heldout)
+            if checkpoint_due:
+                recorder.finish()  # nothing is saved before its metrics are known to be finite
+                save()
+                saved = done
+        recorder.finish()
+        if done > saved:
+            save()
+    if stop.requested and done < config.train.steps:
+        say(f"stopped by SIGTERM after step {done}, nothing is lost: the same command goes on from there")
+    return Outcome(step=done, stopped=stop.requested and done < config.train.steps)
+
+
+def _restore(checkpoints: checkpoint.Checkpointer, step: int, abstract: train_state.TrainState) -> tuple[Any, dict]:
+    """The state after `step` optimizer steps, and what the data position remembers."""
+    params, opt_state, data = checkpoints.restore(step, params=abstract.params, optimizer=abstract.opt_state)
+    number = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
+    return train_state.TrainState(step=number, params=params, opt_state=opt_state), data
+
+
+@contextlib.contextmanager
+def _guards() -> Iterator[None]:
+    """No hidden transfer between host and device, no hidden broadcast of ranks."""
+    with jax.transfer_guard("disallow"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def _load(stream: Any, mesh: Mesh, step: int) -> Any:
+    """The batch of a step, on the devices."""
+    return jax.device_put(stream.batch(step), batch_sharding(mesh))
+
+
+def _plan(config: ExperimentConfig, mesh: Mesh, rows: int, num_contexts: int) -> Plan | None:
+    """The plan of a micro-batch of `rows` rows, on the devices; None for plain training."""
+    if config.crossbatch.plan is PlanKind.OFF:
+        return None
+    return jax.device_put(make_plan(config.crossbatch, batch_rows=rows, num_contexts=num_contexts), replicated(mesh))
+
+
+def _flops_per_token(config: ExperimentConfig, rows: int, num_contexts: int) -> float:
+    """Model FLOPs of a training step per token (what remat computes again is not counted)."""
+    plan = make_plan(config.crossbatch, batch_rows=rows, num_contexts=num_contexts)
+    return account.flops_per_token(config.model, contexts_per_row=account.mean_contexts(plan)).train
+
+
+def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan | None], dict[str, float]]:
+    """Held-out loss and accuracy over the same `train.eval_batches` batches every time."""
+    stream = make_stream(config, "heldout")
+    eval_step = make_eval_step(config, mesh)
+
+    def evaluate(params: Any, plan: Plan | None) -> dict[str, float]:
+        totals = np.zeros(3)
+        for index in range(config.train.eval_batches):
+            batch = _load(stream, mesh, index)
+            with _guards():
+                sums = eval_step(params, batch, plan)
+            sums = jax.device_get(sums)  # one batch in flight: a CPU mesh deadlocks with many
+            totals += [float(sums.cross_entropy), float(sums.correct), float(sums.weight)]
+        loss, correct, weight = totals
+        return {"heldout_loss": loss / max(weight, 1.0), "heldout_accuracy": correct / max(weight, 1.0)}
+
+    return evaluate

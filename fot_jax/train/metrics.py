@@ -1,0 +1,102 @@
+"""Metrics of a run: one JSON row a step, TensorBoard events, and the progress line."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import tensorboardX
+
+from fot_jax.checkpoint import write_atomically
+
+
+class MetricsWriter:
+    """Appends rows to WORKDIR/metrics.jsonl and scalars to WORKDIR/tensorboard.
+
+    On resume the rows after the restored step are dropped, so that the file has each step once; a row cut
+    off by a kill goes with them. Every row is handed to the system before `write` returns.
+    """
+
+    def __init__(self, workdir: Path, *, step: int) -> None:
+        """Opens the files of a run that goes on after `step` optimizer steps."""
+        path = workdir / "metrics.jsonl"
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step))
+        self._rows = path.open("a", encoding="utf-8")
+        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one row {"step": step, **scalars}."""
+        self._rows.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._rows.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._rows.close()
+        self._events.close()
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file, in order; a last row cut off in the middle is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Speed:
+    """Tokens per second since the last report, and what they say about the time left."""
+
+    def __init__(self, *, tokens_per_step: int, steps: int) -> None:
+        """`tokens_per_step` counts every token of a batch, padding too; `steps` is the length of the run."""
+        self._tokens_per_step = tokens_per_step
+        self._steps = steps
+        self._since: tuple[int, float] | None = None
+
+    def start(self, step: int) -> None:
+        """Starts the clock when `step` steps are done; called after the first step, which compiled."""
+        if self._since is None:
+            self._since = (step, time.monotonic())
+
+    def report(self, step: int) -> tuple[float, float]:
+        """(tokens per second, seconds left) at `step`; NaN while too little is known. Restarts the clock."""
+        now = time.monotonic()
+        since, self._since = self._since, (step, now)
+        if since is None or step <= since[0] or now <= since[1]:
+            return math.nan, math.nan
+        steps_per_second = (step - since[0]) / (now - since[1])
+        return self._tokens_per_step * steps_per_second, (self._steps - step) / steps_per_second
+
+
+def progress_line(step: int, scalars: dict[str, float], *, steps: int, seconds_left: float) -> str:
+    """`step 120/500  loss 2.345  acc 0.412  d 4  12.3k tokens/s  ETA 3m20s  MFU 41.2%`; the unknown is left out."""
+    parts = [
+        f"step {step}/{steps}",
+        f"loss {scalars['loss']:.4f}",
+        f"acc {scalars['accuracy']:.3f}",
+        f"d {scalars['num_contexts']:.0f}",
+    ]
+    if "heldout_loss" in scalars:
+        parts.append(f"held-out loss {scalars['heldout_loss']:.4f}")
+    if "tokens_per_second" in scalars:
+        parts.append(f"{scalars['tokens_per_second'] / 1000:.3g}k tokens/s")
+        parts.append(f"ETA {duration(seconds_left)}")
+    if "model_flops_utilisation" in scalars:
+        parts.append(f"MFU {scalars['model_flops_utilisation']:.1%}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """45s, 3m20s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,106 @@
+"""What becomes of a step's metrics: checked, remembered, written, printed."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from fot_jax.config import ExperimentConfig
+from fot_jax.train.context_schedule import ContextSchedule
+from fot_jax.train.metrics import MetricsWriter, Speed, progress_line
+from fot_jax.train.step import StepMetrics
+
+
+class NonFiniteError(ArithmeticError):
+    """A metric became NaN or infinite; the message names step and metric."""
+
+
+class Recorder:
+    """Holds the metrics of the last dispatched step until the next one is on its way.
+
+    `begin` takes a step's metrics as device arrays, `finish` fetches them: called after the next dispatch,
+    the device never waits for the host.
+
+    Attributes:
+      switch_step: from which step the accuracy switch of d holds, None before it is known.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: ExperimentConfig,
+        *,
+        schedule: ContextSchedule,
+        step: int,
+        switch_step: int | None,
+        say: Callable[[str], None],
+        flops_per_token: Callable[[int], float],
+    ) -> None:
+        """Goes on after `step` optimizer steps.
+
+        Args:
+          workdir: the run's folder.
+          config: the experiment.
+          schedule: of d; observes the accuracies.
+          step: optimizer steps done.
+          switch_step: as the checkpoint remembers it.
+          say: prints a progress line.
+          flops_per_token: FLOPs of a training step per token, as a function of d.
+        """
+        self.switch_step = switch_step
+        self._train = config.train
+        self._schedule = schedule
+        self._writer = MetricsWriter(workdir, step=step)
+        self._say = say
+        self._flops_per_token = flops_per_token
+        self._speed = Speed(
+            tokens_per_step=config.train.batch_rows * config.model.local_context, steps=config.train.steps
+        )
+        self._pending: tuple[int, int, StepMetrics] | None = None
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._writer.close()
+
+    def begin(self, step: int, metrics: StepMetrics, *, num_contexts: int) -> None:
+        """Takes the metrics of the step that makes `step` steps done; they may still be computing."""
+        assert self._pending is None, "finish() the step before"
+        self._pending = (step, num_contexts, metrics)
+
+    def finish(self, heldout: dict[str, float] | None = None) -> None:
+        """Fetches, checks and writes what `begin` took; does nothing if it is done.
+
+        Args:
+          heldout: held-out metrics of the same step, written in the same row.
+
+        Raises:
+          NonFiniteError: a metric is NaN or infinite.
+        """
+        if self._pending is None:
+            return
+        (step, num_contexts, metrics), self._pending = self._pending, None
+        fetched = jax.device_get(metrics)
+        scalars = {name: float(value) for name, value in vars(fetched).items()} | (heldout or {})
+        for name, value in scalars.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"step {step}: {name} is {value}. Training stopped; no checkpoint was written after the last"
+                    " good one. Lower optimizer.learning_rate or optimizer.clip_norm, or look at the data of this step."
+                )
+        self.switch_step = self._schedule.observe(self.switch_step, step=step - 1, accuracy=scalars["accuracy"])
+        self._speed.start(step)
+        if heldout or step % self._train.log_every == 0 or step == self._train.steps:
+            self._write(step, scalars | {"num_contexts": num_contexts})
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        tokens_per_second, seconds_left = self._speed.report(step)
+        if math.isfinite(tokens_per_second):
+            scalars["tokens_per_second"] = tokens_per_second
+            if self._train.peak_tflops:
+                flops = tokens_per_second * self._flops_per_token(int(scalars["num_contexts"]))
+                scalars["model_flops_utilisation"] = flops / (self._train.peak_tflops * 1e12)
+        self._writer.write(step, scalars)
+        self._say(progress_line(step, scalars, steps=self._train.steps, seconds_left=seconds_left))

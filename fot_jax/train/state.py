@@ -1,0 +1,120 @@
+"""The state of training, made sharded from the start."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from fot_jax.config import ExperimentConfig
+from fot_jax.models.transformer import Decoder
+from fot_jax.sharding import param_shardings, replicated
+from fot_jax.train.optimizer import make_optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes.
+
+    Attributes:
+      step: int32 scalar, optimizer steps done.
+      params: float32 parameters of the decoder.
+      opt_state: the optimizer's moments and counts.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def _boxed_params(config: ExperimentConfig, seed: int) -> Any:
+    """Fresh parameters in boxes that carry their logical axes."""
+    tokens = jnp.zeros((1, min(config.model.local_context, 8)), jnp.int32)
+    return Decoder(config.model).init(jax.random.key(seed), tokens)["params"]
+
+
+def abstract_params(config: ExperimentConfig) -> Any:
+    """Shapes and logical axes of the parameters, without making them."""
+    return jax.eval_shape(lambda: _boxed_params(config, config.seed))
+
+
+def _init(config: ExperimentConfig) -> TrainState:
+    params = nn.unbox(_boxed_params(config, config.seed))
+    opt_state = make_optimizer(config.optimizer, config.train).init(params)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
+
+
+def state_shardings(config: ExperimentConfig, mesh: Mesh) -> TrainState:
+    """The layout of every array of the state.
+
+    Parameters follow their logical axes. A moment of the shape of its parameter lies as the parameter does;
+    what is smaller (Adafactor's row and column means, counts) is whole on every device.
+
+    Raises:
+      ConfigError: a parameter does not divide over the mesh.
+    """
+    params = param_shardings(abstract_params(config), mesh)
+    abstract = jax.eval_shape(lambda: _init(config))
+    by_path = {
+        jax.tree_util.keystr(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(abstract.params), jax.tree.leaves(params), strict=True
+        )
+    }
+
+    def moment(path, leaf):
+        for start in range(len(path)):
+            shape, sharding = by_path.get(jax.tree_util.keystr(path[start:]), (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated(mesh)
+
+    opt_state = jax.tree_util.tree_map_with_path(moment, abstract.opt_state)
+    return TrainState(step=replicated(mesh), params=params, opt_state=opt_state)
+
+
+def abstract_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
+    """The state as shapes, dtypes and shardings: what a checkpoint is restored into."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda: _init(config)),
+        state_shardings(config, mesh),
+    )
+
+
+def create_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
+    """The state before the first step, a pure function of config and seed on every mesh.
+
+    Raises:
+      ConfigError: a parameter does not divide over the mesh.
+    """
+    return jax.jit(lambda: _init(config), out_shardings=state_shardings(config, mesh))()
+
+
+def parameter_table(config: ExperimentConfig) -> str:
+    """One line a parameter: name, shape, logical axes, count; the total last."""
+    boxes = jax.tree_util.tree_leaves_with_path(
+        abstract_params(config), is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+    rows = [
+        (
+            "/".join(str(getattr(key, "key", key)) for key in path),
+            "×".join(map(str, box.value.shape)),
+            " ".join(map(str, box.names)),
+            f"{int(np.prod(box.value.shape)):,}",
+        )
+        for path, box in boxes
+    ]
+    total = sum(int(np.prod(box.value.shape)) for _, box in boxes)
+    rows.append(("total", "", "", f"{total:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Root of the sum of squares of all entries, float32."""
+    return optax.tree_utils.tree_norm(tree)

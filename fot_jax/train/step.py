@@ -1,0 +1,167 @@
+"""One optimizer step: micro-batches of whole streams, their gradients summed, one update.
+
+    loss = Σ over micro-batches, tokens of (cross-entropy + z-loss) / Σ loss_mask
+
+The weight Σ loss_mask is that of the whole batch, so accumulation gives the full batch's gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fot_jax.config import CrossbatchConfig, ExperimentConfig, PlanKind
+from fot_jax.models.transformer import Decoder
+from fot_jax.ops.losses import Losses, cross_entropy
+from fot_jax.sharding import batch_sharding, check_rows, constrain, replicated
+from fot_jax.train.optimizer import learning_rate, make_optimizer
+from fot_jax.train.state import TrainState, global_norm, state_shardings
+from fot_jax.types import Batch, Plan
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What a step reports; float32 scalars.
+
+    Attributes:
+      loss: mean cross-entropy of the tokens that bear loss, in nats.
+      z_loss: mean z-loss, coefficient included.
+      accuracy: share of those tokens predicted exactly.
+      loss_tokens: how many they were.
+      grad_norm: global norm of the gradient before clipping.
+      param_norm: global norm of the parameters after the update.
+      learning_rate: of this step.
+    """
+
+    loss: jax.Array
+    z_loss: jax.Array
+    accuracy: jax.Array
+    loss_tokens: jax.Array
+    grad_norm: jax.Array
+    param_norm: jax.Array
+    learning_rate: jax.Array
+
+
+def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: int) -> Batch:
+    """Cuts [B, L] arrays into [A, B/A, L], each piece whole streams in the plan's row layout.
+
+    One-pass plans keep a stream in consecutive rows; TWO_PASS stacks all C_prev above all C_curr:
+
+        rows  p0s0 p0s1 p0s2 p0s3 | p1s0 p1s1 p1s2 p1s3   with A = 2 →   p0s0 p0s1 p1s0 p1s1
+                                                                         p0s2 p0s3 p1s2 p1s3
+    """
+    stacked = crossbatch.rows_per_stream if crossbatch.plan is PlanKind.TWO_PASS else 1
+
+    def cut(x: jax.Array) -> jax.Array:
+        B, L = x.shape
+        pieces = x.reshape(stacked, accumulation, B // (stacked * accumulation), L)
+        pieces = pieces.swapaxes(0, 1).reshape(accumulation, B // accumulation, L)
+        return constrain(pieces, None, "batch", "length")
+
+    return jax.tree.map(cut, batch)
+
+
+def _losses(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig) -> Losses:
+    """Sums over one micro-batch."""
+    output = Decoder(config.model).apply(
+        {"params": params},
+        batch.tokens,
+        segments=batch.segments,
+        plan=plan,
+        boundaries=config.crossbatch.boundaries,
+    )
+    return cross_entropy(output.logits, batch.targets, batch.loss_mask, z_loss=config.train.z_loss)
+
+
+def loss_gradient(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig) -> tuple[Any, Losses]:
+    """Gradient of the loss over the whole batch, and the sums."""
+    pieces = micro_batches(batch, crossbatch=config.crossbatch, accumulation=config.train.accumulation)
+    weight = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
+
+    def objective(params, piece):
+        sums = _losses(params, piece, plan, config=config)
+        return (sums.cross_entropy + sums.z_loss) / weight, sums
+
+    def add(total, piece):
+        return jax.tree.map(jnp.add, total, jax.grad(objective, has_aux=True)(params, piece)), None
+
+    if config.train.accumulation == 1:
+        return jax.grad(objective, has_aux=True)(params, jax.tree.map(lambda x: x[0], pieces))
+    zero = jnp.zeros((), jnp.float32)
+    start = (jax.tree.map(jnp.zeros_like, params), Losses(zero, zero, zero, zero))
+    return jax.lax.scan(add, start, pieces)[0]
+
+
+def _in_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """Traces `function` where `sharding.constrain` sees the mesh."""
+
+    def traced(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    traced.__name__ = function.__name__
+    return traced
+
+
+def make_train_step(
+    config: ExperimentConfig, mesh: Mesh
+) -> Callable[[TrainState, Batch, Plan | None], tuple[TrainState, StepMetrics]]:
+    """The jitted step (state, batch, plan) → (state, metrics); the given state's buffers are donated.
+
+    `batch` holds `train.batch_rows` rows; `plan` is that of one micro-batch of batch_rows / accumulation
+    rows (None for plain training). One program is compiled for each number of plan columns.
+
+    Raises:
+      ConfigError: the rows of a micro-batch or a parameter do not divide over the mesh.
+    """
+    check_rows(config.train.batch_rows // config.train.accumulation, mesh)
+    optimizer = make_optimizer(config.optimizer, config.train)
+    rate = learning_rate(config.optimizer, steps=config.train.steps)
+    shardings = state_shardings(config, mesh)
+
+    def train_step(state: TrainState, batch: Batch, plan: Plan | None) -> tuple[TrainState, StepMetrics]:
+        gradient, sums = loss_gradient(state.params, batch, plan, config=config)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            params = jax.tree.map(jnp.add, state.params, updates)
+        weight = jnp.maximum(sums.weight, 1.0)
+        metrics = StepMetrics(
+            loss=sums.cross_entropy / weight,
+            z_loss=sums.z_loss / weight,
+            accuracy=sums.correct / weight,
+            loss_tokens=sums.weight,
+            grad_norm=global_norm(gradient),
+            param_norm=global_norm(params),
+            learning_rate=rate(state.step),
+        )
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(
+        _in_mesh(train_step, mesh),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Batch, Plan | None], Losses]:
+    """The jitted (params, batch, plan) → sums of losses over the whole batch; plan as in training.
+
+    Raises:
+      ConfigError: the rows of a micro-batch or a parameter do not divide over the mesh.
+    """
+    check_rows(config.train.batch_rows // config.train.accumulation, mesh)
+
+    def eval_step(params: Any, batch: Batch, plan: Plan | None) -> Losses:
+        pieces = micro_batches(batch, crossbatch=config.crossbatch, accumulation=config.train.accumulation)
+        sums = jax.lax.map(lambda piece: _losses(params, piece, plan, config=config), pieces)
+        return jax.tree.map(jnp.sum, sums)
+
+    return jax.jit(
+        _in_mesh(eval_step, mesh),
+        in_shardings=(state_shardings(config, mesh).params, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=replicated(mesh),
+    )

@@ -1,0 +1,136 @@
+"""The axis legend, and the nouns that flow between stages.
+
+One letter, one meaning, everywhere (code, einsum, docstring, sharding table):
+
+    B batch row          L query position     S key position     C crossbatch context slot
+    K retrieved neighbour  M memory entry     H query head       G key/value head
+    D head dim           E embedding          F mlp              V vocabulary
+    N layer              P memory layer (index into `ModelConfig.memory_layers`)
+"""
+
+from typing import Protocol
+
+import flax.struct
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+@flax.struct.dataclass
+class Batch:
+    """One global batch of rows; every row is one chunk of one stream of documents.
+
+    Attributes:
+      tokens: int32 [B, L].
+      targets: int32 [B, L], the next token of the same stream.
+      loss_mask: float32 [B, L], 1 where the target bears loss.
+      segments: int32 [B, L], the id (>= 1) of the document of each token, 0 where padding.
+    """
+
+    tokens: Array
+    targets: Array
+    loss_mask: Array
+    segments: Array
+
+
+@flax.struct.dataclass
+class Plan:
+    """Which rows' chunks each row reads in the memory layers (crossbatch).
+
+    Attributes:
+      context_ids: int32 [B, C], the batch row read through slot C, -1 where the slot is empty.
+      own_document: bool [B, C], True where that row holds an earlier chunk of the reader's own
+        stream (the positive), False where it is another document's (a negative).
+    """
+
+    context_ids: Array
+    own_document: Array
+
+
+@flax.struct.dataclass
+class Partial:
+    """Attention to one set of keys before normalisation, so that sets can be merged exactly.
+
+    `merge` of partials followed by `normalise` is ONE softmax over the union of their keys.
+
+    Attributes:
+      weighted: float32 [B, L, H, D], sum_s exp(score_s - peak) * value_s.
+      peak: float32 [B, L, H], the largest score (a large negative number where no key is visible).
+      total: float32 [B, L, H], sum_s exp(score_s - peak).
+    """
+
+    weighted: Array
+    peak: Array
+    total: Array
+
+
+@flax.struct.dataclass
+class KeyValue:
+    """Keys and values of one chunk as memory holds them: keys not rotated (position 0).
+
+    Attributes:
+      keys: [P, B, L, G, D], one entry along P per memory layer.
+      values: [P, B, L, G, D].
+    """
+
+    keys: Array
+    values: Array
+
+
+@flax.struct.dataclass
+class LocalCache:
+    """The local context of every layer while reading and generating.
+
+    Row b holds `lengths[b]` entries at the front; keys are not rotated: they are rotated when
+    used, at their index in the cache, so that entries can be slid out.
+
+    Attributes:
+      keys: [N, B, W, G, D], W the local context in tokens.
+      values: [N, B, W, G, D].
+      lengths: int32 [B].
+    """
+
+    keys: Array
+    values: Array
+    lengths: Array
+
+
+@flax.struct.dataclass
+class DecoderOutput:
+    """What one call of the decoder gives.
+
+    Attributes:
+      logits: float32 [B, L, V].
+      cache: the updated local cache, None when none was given.
+      queries: scaled queries [N, B, L, H, D] as the memory sees them; None unless captured.
+      keys: keys not rotated [N, B, L, G, D]; None unless captured.
+      values: [N, B, L, G, D]; None unless captured.
+    """
+
+    logits: Array
+    cache: LocalCache | None = None
+    queries: Array | None = None
+    keys: Array | None = None
+    values: Array | None = None
+
+
+class MemoryView(Protocol):
+    """What a memory layer asks of a memory; implemented in `fot_jax/memory`, a pytree."""
+
+    def partial(self, queries: Array, slot: Array) -> Partial:
+        """Attends to the memory of memory layer `slot` (int32 scalar, index into P).
+
+        Args:
+          queries: [B, L, H, D], already scaled: the score is the plain inner product.
+          slot: int32 scalar, may be traced.
+        """
+        ...
+
+
+class ScalarWriter(Protocol):
+    """Where metrics go (JSONL, TensorBoard)."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one row."""
+        ...

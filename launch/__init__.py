@@ -1,0 +1,1 @@
+"""Commands: flags to a config, a config to one call."""

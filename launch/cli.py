@@ -1,0 +1,195 @@
+"""What every command shares: flags, the way to an experiment, and errors in one line.
+
+    def main(flags: argparse.Namespace) -> None: ...
+
+    if __name__ == "__main__":
+        parser = cli.make_parser(__doc__)
+        cli.add_experiment_flags(parser)
+        cli.run(main, parser)
+
+Importing this module imports neither JAX nor TensorFlow, so that `--help` is quick.
+"""
+
+import argparse
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from ml_collections import config_dict
+
+from fot_jax.config import ConfigError, ExperimentConfig, UserError
+from fot_jax.config.build import all_names, build
+from fot_jax.config.override import apply_override
+
+USER_ERROR = 2  # exit code of everything the user can mend, as argparse's own
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, as every other user error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with code 2."""
+        _fail(f"{message} (--help lists the flags)")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring, as written."""
+    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+OVERRIDES_HELP = (
+    "Any number of --config.PATH=VALUE change single fields of the config file: "
+    "--config.train.steps=100 --config.model.memory_layers=1,3 --config.crossbatch.plan=off"
+)
+
+
+def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
+    """`--config` with its overrides, `--gin_file`, `--gin_bindings` and `--workdir`."""
+    group = parser.add_argument_group("experiment, from --config or from gin", OVERRIDES_HELP)
+    group.add_argument("--config", metavar="FILE", help="a config file: plain Python with get_config(), see configs/")
+    group.set_defaults(overrides=[])
+    group.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be repeated")
+    bindings_help = "'TrainConfig.steps = 100'; may be repeated"
+    group.add_argument("--gin_bindings", action="append", default=[], metavar="BINDING", help=bindings_help)
+    add_workdir_flag(group)
+
+
+def add_workdir_flag(parser: Any, *, required: bool = False) -> None:
+    """`--workdir`, the folder of a run."""
+    default = "" if required else "; default: runs/NAME of the config"
+    text = "the run's folder (config, checkpoints, metrics)" + default
+    parser.add_argument("--workdir", metavar="DIR", required=required, help=text)
+
+
+def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags; `--config.a.b=v` (or `--config.a.b v`) are gathered in `flags.overrides` as (path, text).
+
+    Exits with code 2 and one line on an unknown flag.
+    """
+    if parser.get_default("overrides") is None:
+        return parser.parse_args(arguments)
+    overrides, rest = _take_overrides(parser, arguments)
+    flags = parser.parse_args(rest)
+    flags.overrides = overrides
+    return flags
+
+
+def _take_overrides(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """The (path, text) of every override, and the arguments that are left."""
+    overrides, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        match = re.fullmatch(r"--config\.([^=]*)(=?)(.*)", argument, flags=re.DOTALL)
+        if not match:
+            rest.append(argument)
+            continue
+        text = match[3] if match[2] else next(remaining, None)
+        if text is None:
+            parser.error(f"{argument} needs a value: {argument}=VALUE")
+        overrides.append((match[1], text))
+    return overrides, rest
+
+
+def _load_module(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"fot_config_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config must name a Python file (.py), got {path!r}.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _config_dict(path: str) -> config_dict.ConfigDict:
+    """What a config file's get_config() returns; ml_collections' own errors become one line."""
+    if not Path(path).is_file():
+        raise ConfigError(f"--config must name an existing file, got {path!r}.")
+    module = _load_module(path)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} must define get_config() returning a ConfigDict.")
+    try:
+        values = module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        if not _raised_by_ml_collections(error):
+            raise
+        raise ConfigError(f"{path}: {_explained(error)}") from error
+    if not isinstance(values, config_dict.ConfigDict):
+        raise ConfigError(f"{path}: get_config() must return a ConfigDict, got {type(values).__name__}.")
+    return values
+
+
+def _raised_by_ml_collections(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and os.sep + "ml_collections" + os.sep in trace.tb_frame.f_code.co_filename
+
+
+def _explained(error: BaseException) -> str:
+    """ml_collections' message; of an unknown key only its name, with a suggestion."""
+    text = str(error)
+    unknown = re.search(r'Key "(\w+)" does not exist', text) or re.match(r"\W*(\w+)\W*(\\?n?Did you mean .*)?$", text)
+    if not unknown:
+        return text
+    near = difflib.get_close_matches(unknown[1], all_names(ExperimentConfig), n=1)
+    return f"the key {unknown[1]!r} is unknown." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
+    """The validated experiment that `--config` with its overrides, or gin, describes.
+
+    Raises:
+      ConfigError: no config or two are named; a key is unknown, missing or mistyped; a check fails.
+    """
+    from_gin = bool(flags.gin_file or flags.gin_bindings)
+    if bool(flags.config) == from_gin:
+        given = "both" if from_gin else "neither"
+        raise ConfigError(f"Name one of --config=configs/NAME.py and --gin_file=FILE, got {given}.")
+    if from_gin:
+        if flags.overrides:
+            raise ConfigError(f"--config.{flags.overrides[0][0]} needs --config; with gin use --gin_bindings.")
+        from fot_jax.config.gin import build_from_gin  # gin is wanted only here
+
+        return build_from_gin(flags.gin_file, flags.gin_bindings)
+    values = _config_dict(flags.config)
+    for path, text in flags.overrides:
+        apply_override(values, path, text)
+    return build(ExperimentConfig, values)
+
+
+def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> Path:
+    """`--workdir`, or runs/NAME of the config."""
+    return Path(flags.workdir) if flags.workdir else Path("runs") / config.name
+
+
+def run(
+    main: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Calls `main(flags)`; a user's error is one line on stderr and exit code 2.
+
+    Args:
+      main: the command.
+      parser: made by `make_parser`.
+      arguments: the command line without the program's name; `sys.argv[1:]` if None.
+    """
+    flags = parse_flags(parser, sys.argv[1:] if arguments is None else arguments)
+    try:
+        main(flags)
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

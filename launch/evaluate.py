@@ -1,0 +1,98 @@
+"""Measures a trained model: tables on the terminal; JSON, Markdown, plots and examples in the run's folder.
+
+  python -m launch.evaluate --workdir=DIR --task=perplexity [--baseline-workdir=DIR] [--memory.retrieval=dense]
+
+Tasks: perplexity   loss of held-out documents against memory size, of one document and of several
+       distraction  r_d, the share of attention on a document's own past among d contexts
+       dictionary   accuracy of answers against dictionary size
+What is measured stands in the run's config; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
+Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl.
+"""
+
+import argparse
+from pathlib import Path
+
+from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig
+from fot_jax.config.build import build, field_types
+from fot_jax.config.override import parse
+from launch import cli
+
+SECTIONS = {"memory": MemoryConfig, "evaluation": EvaluationConfig}
+
+
+def add_section_flags(parser: argparse.ArgumentParser) -> None:
+    """`--memory.FIELD` and `--evaluation.FIELD` for every field of the two sections."""
+    for section, kind in SECTIONS.items():
+        names = list(field_types(kind))
+        group = parser.add_argument_group(
+            f"--{section}.FIELD=VALUE changes the run's config; FIELD is", ", ".join(names)
+        )
+        for name in names:
+            group.add_argument(f"--{section}.{name}", metavar="VALUE", default=None, help=argparse.SUPPRESS)
+
+
+def section_changes(flags: argparse.Namespace, section: str) -> dict[str, object]:
+    """The fields of a section that were set, as values of their types.
+
+    Raises:
+      ConfigError: a text does not stand for a value of the field's type.
+    """
+    kind = SECTIONS[section]
+    changes = {}
+    for name, annotation in field_types(kind).items():
+        text = getattr(flags, f"{section}.{name}")
+        if text is not None:
+            path = f"{section}.{name}"
+            changes[name] = getattr(build(kind, {name: parse(annotation, text, path=path)}, path=section), name)
+    return changes
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Runs the task that the flags name and writes its report."""
+    if len(flags.workdir) > 1 and flags.task != "dictionary":
+        raise ConfigError(f"--workdir may be repeated (seeds) for --task=dictionary only, got {len(flags.workdir)}.")
+    changes = {section: section_changes(flags, section) for section in SECTIONS}
+    from fot_jax.eval.report import render_terminal, write_report  # JAX is wanted only after the flags are understood
+    from fot_jax.eval.runs import load_comparison
+    from fot_jax.eval.tasks import TASKS
+
+    comparison = load_comparison(
+        [Path(folder) for folder in flags.workdir],
+        baseline_workdirs=[Path(folder) for folder in flags.baseline_workdir],
+        step=flags.step,
+        memory_changes=changes["memory"],
+        evaluation_changes=changes["evaluation"],
+    )
+    directory = Path(flags.out) if flags.out else Path(flags.workdir[0]) / "eval"
+    report = TASKS[flags.task](comparison, directory=directory)
+    write_report(report, directory=directory)
+    print("\n\n".join(render_terminal(table) for table in report.tables))
+    print(f"\nwritten to {directory}: {report.task}.md, .json, .png and examples")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        "--workdir",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="the run's folder; repeated: seeds (dictionary)",
+    )
+    parser.add_argument("--task", required=True, choices=["perplexity", "distraction", "dictionary"])
+    parser.add_argument(
+        "--baseline-workdir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a run without crossbatch, measured beside",
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint to load; default: the latest")
+    parser.add_argument("--out", metavar="DIR", help="where to write; default: WORKDIR/eval")
+    add_section_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

@@ -1,0 +1,160 @@
+"""Reads a prompt of any length, window by window into memory, and continues it.
+
+python -m launch.generate --workdir=runs/tiny_code --prompt-file=prompt.txt
+cat book.txt | python -m launch.generate --workdir=DIR --prompt-file=- --memory=scann --top-k-memory=64
+python -m launch.generate --workdir=DIR --prompt-file=book.txt --save-memory=book.mem
+python -m launch.generate --workdir=DIR --prompt-file=question.txt --load-memory=book.mem
+
+The text streams to stdout; progress goes to stderr. With several --prompt-file the prompts are read as
+one batch and each text is printed when all are done. --save-memory keeps all that was read and written,
+the local context included.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from fot_jax.config import ExperimentConfig, MemoryConfig, Retrieval, UserError, check
+from launch import cli
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The command's flags; memory flags default to the run's own config."""
+    cli.add_workdir_flag(parser, required=True)
+    prompt_help = "UTF-8 text; '-': stdin; may be repeated"
+    parser.add_argument("--prompt-file", action="append", required=True, metavar="FILE", help=prompt_help)
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default 256")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
+    sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="likeliest tokens kept; 0 (default): all")
+    sampling.add_argument("--top-p", type=float, default=1.0, metavar="P", help="probability mass kept; default 1: all")
+    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    memory = parser.add_argument_group("memory (defaults: `memory` of the run's config)")
+    memory.add_argument("--memory", choices=[kind.value for kind in Retrieval], help="how it is read")
+    memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (exact, scann)")
+    memory.add_argument("--last-context-length", type=int, metavar="N", help="least tokens of local context")
+    memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
+    memory.add_argument("--save-memory", metavar="DIR", help="write the memory at the end")
+
+
+def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> MemoryConfig:
+    """The run's memory config with the flags that were given, checked. Raises ConfigError."""
+    given = {
+        "retrieval": Retrieval(flags.memory) if flags.memory else None,
+        "top_k": flags.top_k_memory,
+        "last_context_length": flags.last_context_length,
+    }
+    chosen = dataclasses.replace(config.memory, **{name: value for name, value in given.items() if value is not None})
+    chosen.validate("memory")
+    W, last = config.model.local_context, chosen.last_context_length
+    check(last <= W, "--last-context-length", f"be at most {W}, the model's local context", last)
+    return chosen
+
+
+def read_prompt(path: str) -> str:
+    """A prompt's text. Raises UserError where the file is missing, unreadable or not UTF-8."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"--prompt-file must name a readable file or '-', got {path!r} ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt-file must hold UTF-8, got {path!r}, byte {error.start} of which is not.") from error
+
+
+def encode_prompts(vocabulary: Any, paths: list[str]) -> list[Any]:
+    """Token ids of each prompt. Raises UserError where one is empty."""
+    import numpy as np
+
+    prompts = [np.asarray(vocabulary.encode(read_prompt(path)), np.int32) for path in paths]
+    for path, prompt in zip(paths, prompts, strict=True):
+        if not len(prompt):
+            raise UserError(f"--prompt-file must hold text, got {path!r}, which is empty.")
+    return prompts
+
+
+def show_progress(progress: Any) -> None:
+    """One line on stderr, rewritten on a terminal."""
+    rate = progress.tokens_read / max(progress.seconds, 1e-9)
+    line = (
+        f"read {progress.tokens_read:,} of {progress.tokens_total:,} tokens, {rate:,.0f} tokens/s, "
+        f"memory {progress.memory_bytes / 2**20:,.1f} MiB"
+    )
+    rewrite = sys.stderr.isatty()
+    more = progress.tokens_read < progress.tokens_total
+    print("\r" * rewrite + line, end="" if rewrite and more else "\n", file=sys.stderr, flush=True)
+
+
+def write_texts(steps: Any, vocabulary: Any, paths: list[str]) -> None:
+    """Streams one row's text, or prints every row's under its file's name once all are done."""
+    from fot_jax.infer.generate import FINISHED
+    from fot_jax.infer.text_stream import TextStream
+
+    streams = [TextStream(vocabulary.decode) for _ in paths]
+    texts = [""] * len(paths)
+    for tokens in steps:
+        for row, token in enumerate(tokens.tolist()):
+            if token not in (FINISHED, vocabulary.eos_id):
+                piece = streams[row].push(token)
+                texts[row] += piece
+                if len(paths) == 1:
+                    print(piece, end="", flush=True)
+    for row, stream in enumerate(streams):
+        rest = stream.finish()
+        if len(paths) == 1:
+            print(rest, flush=True)
+        else:
+            print(f"== {paths[row]}\n{texts[row]}{rest}", flush=True)
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Loads the run, reads the prompts, generates, saves."""
+    from fot_jax.infer.sampling import SamplingConfig
+
+    sampling = SamplingConfig(temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed)
+    sampling.validate("sampling")
+    check(flags.max_new_tokens >= 1, "--max-new-tokens", "be >= 1", flags.max_new_tokens)
+
+    from fot_jax import checkpoint
+    from fot_jax.data.vocabulary import load_vocabulary
+    from fot_jax.infer.generate import generate, push_local
+    from fot_jax.infer.windows import read
+    from fot_jax.memory import files
+    from fot_jax.memory.fingerprint import fingerprint
+
+    config = checkpoint.read_config(flags.workdir)
+    memory = memory_config(config, flags)
+    if (flags.load_memory or flags.save_memory) and not config.model.memory_layers:
+        raise UserError(f"--load-memory and --save-memory need a model with memory layers; {flags.workdir} has none.")
+    if flags.save_memory:
+        files.check_writable(flags.save_memory)
+    vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
+    prompts = encode_prompts(vocabulary, flags.prompt_file)
+    config, params, _ = checkpoint.load_params(flags.workdir)
+    identity = fingerprint(params, config.model)
+    store = None
+    if flags.load_memory:
+        store = files.load(flags.load_memory, fingerprint=identity, budget=memory.budget)
+
+    reading = read(params, config.model, prompts, memory=memory, store=store, progress=show_progress)
+    steps = generate(
+        params,
+        config.model,
+        reading,
+        sampling=sampling,
+        max_new_tokens=flags.max_new_tokens,
+        eos_id=vocabulary.eos_id,
+    )
+    write_texts(steps, vocabulary, flags.prompt_file)
+    if flags.save_memory and reading.store is not None:
+        push_local(config.model, reading)
+        files.save(reading.store, flags.save_memory, fingerprint=identity)
+        print(f"memory of {reading.store.bytes() / 2**20:,.1f} MiB saved to {flags.save_memory}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command = cli.make_parser(__doc__)
+    add_flags(command)
+    cli.run(main, command)

@@ -1,0 +1,99 @@
+"""Small inputs that hold every hard case at once, and the comparison all op tests use."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.types import Plan
+from tests import oracles
+
+TOLERANCE = 1e-5  # relative, in norm, float32 against float64
+FAR = 1e-2  # a wrong formula must be at least this far away: a thousand tolerances
+
+HEADS = {"grouped": (4, 2), "equal": (2, 2), "single": (3, 1)}  # (H, G)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Arrays of one crossbatch problem, float64 holding float32 values."""
+
+    queries: np.ndarray
+    turned_queries: np.ndarray
+    keys: np.ndarray
+    turned_keys: np.ndarray
+    values: np.ndarray
+    upstream: np.ndarray
+    segments: np.ndarray
+    plan: Plan
+
+
+def arrays(seed: int, *shapes: tuple[int, ...], scale: float = 1.0) -> list[np.ndarray]:
+    """Gaussian float64 arrays that float32 represents exactly."""
+    rng = np.random.default_rng(seed)
+    return [(scale * rng.standard_normal(shape)).astype(np.float32).astype(np.float64) for shape in shapes]
+
+
+# Rows of 5 tokens: whole documents, borders inside, padding at the end, a row of padding only,
+# and document 7 met again in a row (3) that is not an own slot of row 1 or 4.
+SEGMENTS = np.array(
+    [[7, 7, 7, 7, 7], [7, 7, 8, 8, 8], [8, 8, 9, 0, 0], [4, 4, 7, 7, 0], [7, 7, 5, 5, 5], [0, 0, 0, 0, 0]]
+)
+
+# More slots than rows, empty slots between, an all-empty row, a row read twice, the row itself.
+CONTEXT_IDS = np.array(
+    [
+        [-1, -1, -1, -1, -1, -1, -1],
+        [0, -1, -1, -1, -1, -1, -1],
+        [1, 0, -1, -1, -1, -1, -1],
+        [2, 1, 0, 5, -1, -1, -1],
+        [3, 2, 1, 0, 5, 4, -1],
+        [3, 3, 2, 2, 1, 0, 4],
+    ]
+)
+OWN = np.array(
+    [
+        [False] * 7,
+        [True] + [False] * 6,
+        [True, False] + [False] * 5,
+        [False] * 7,
+        [True, False, False, True] + [False] * 3,
+        [True, True, False, False, False, True, False],
+    ]
+)
+
+
+def crossbatch_case(heads: str = "grouped", *, head_dim: int = 6, seed: int = 0, scale: float = 1.0) -> Case:
+    """The hard case of this file with random queries, keys and values."""
+    num_heads, groups = HEADS[heads]
+    rows, length = SEGMENTS.shape
+    q, k = (rows, length, num_heads, head_dim), (rows, length, groups, head_dim)
+    queries, turned_queries, keys, turned_keys, values, upstream = arrays(seed, q, q, k, k, k, q)
+    return Case(
+        scale * queries, scale * turned_queries, keys, turned_keys, values, upstream, SEGMENTS,
+        Plan(context_ids=CONTEXT_IDS.astype(np.int32), own_document=OWN),
+    )  # fmt: skip
+
+
+def to_float32(*values: np.ndarray) -> list[jax.Array]:
+    """As the ops get them."""
+    return [jnp.asarray(value, jnp.float32) for value in values]
+
+
+def value_and_gradients(op: Callable, arguments: Sequence[np.ndarray], upstream: np.ndarray) -> list[np.ndarray]:
+    """[op(*arguments), gradient of sum(op * upstream) by each argument], jitted once."""
+
+    def run(*inputs):
+        out, pullback = jax.vjp(op, *inputs)
+        return out, *pullback(jnp.asarray(upstream, out.dtype))
+
+    return [np.asarray(value) for value in jax.jit(run)(*to_float32(*arguments))]
+
+
+def assert_close(got: Sequence, want: Sequence, names: Sequence[str], *, tolerance: float = TOLERANCE) -> None:
+    """Every pair agrees relative to its own norm; the first that does not is named."""
+    for name, g, w in zip(names, got, want, strict=True):
+        error = oracles.relative_error(g, w)
+        assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"

@@ -1,0 +1,98 @@
+"""The door: a user's error is one line on stderr and exit code 2."""
+
+import pytest
+
+from fot_jax.config import ConfigError, UserError
+from launch import cli
+
+TINY = "--config=configs/tiny_code.py"
+
+
+def parser():
+    made = cli.make_parser("A command.")
+    cli.add_experiment_flags(made)
+    return made
+
+
+def load(*arguments):
+    return cli.load_experiment(cli.parse_flags(parser(), arguments))
+
+
+def run_and_fail(main, *arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, parser(), arguments)
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_overrides_with_and_without_equals_sign():
+    config = load(TINY, "--config.train.steps=5", "--config.seed", "3", "--config.data.cache_dir=a=b")
+    assert (config.train.steps, config.seed, config.data.cache_dir) == (5, 3, "a=b")
+
+
+def test_gin_and_workdir():
+    flags = cli.parse_flags(parser(), ["--gin_file=configs/tiny_code.gin", "--gin_bindings=TrainConfig.steps = 5"])
+    config = cli.load_experiment(flags)
+    assert config.train.steps == 5
+    assert str(cli.workdir_of(flags, config)) == "runs/tiny_code"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Name one of --config=configs/NAME.py and --gin_file=FILE, got neither."),
+        ([TINY, "--gin_file=configs/tiny_code.gin"], "got both."),
+        (["--config=nope.py"], "--config must name an existing file, got 'nope.py'."),
+        ([TINY, "--config.crosbatch.plan=off"], "Did you mean 'crossbatch'?"),
+        (["--gin_bindings=TrainConfig.steps = 1", "--config.train.steps=1"], "needs --config"),
+        ([TINY, "--config.train.steps"], "--config.train.steps needs a value"),
+        ([TINY, "--stepz=1"], "unrecognized arguments: --stepz=1"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(arguments, message, capsys):
+    code, err = run_and_fail(cli.load_experiment, *arguments, capsys=capsys)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_programming_errors_keep_their_traceback():
+    def main(flags):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        cli.run(main, parser(), [])
+
+
+def test_any_user_error_is_caught(capsys):
+    def main(flags):
+        raise UserError("the corpus is empty:\nadd files")
+
+    assert run_and_fail(main, capsys=capsys) == (2, "error: the corpus is empty: add files\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "c = template(); c.model.num_layer = 3; return c",
+            "the key 'num_layer' is unknown. Did you mean 'num_layers'?",
+        ),
+        ("c = template(); c.modl.num_layers = 3; return c", "the key 'modl' is unknown. Did you mean 'model'?"),
+        ("c = template(); c.model.num_layers = 'x'; return c", "Could not override field 'num_layers'"),
+        ("return {'seed': 1}", "get_config() must return a ConfigDict, got dict"),
+    ],
+)
+def test_mistakes_in_a_config_file(body, message, tmp_path):
+    path = tmp_path / "mistake.py"
+    path.write_text(f"from fot_jax.config.build import template\ndef get_config():\n    {body}\n")
+    with pytest.raises(ConfigError) as error:
+        load(f"--config={path}")
+    assert message in str(error.value)
+
+
+def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
+    path = tmp_path / "bug.py"
+    path.write_text("def get_config():\n    return None.x\n")
+    with pytest.raises(AttributeError, match="NoneType"):
+        load(f"--config={path}")

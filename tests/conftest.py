@@ -1,0 +1,47 @@
+"""Every test: eight devices on the CPU, shapes checked at run time, no silent rank promotion."""
+
+import difflib
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+if any(name == "fot_jax.ops" or name.startswith("fot_jax.ops.") for name in sys.modules):
+    raise RuntimeError("fot_jax.ops was imported before conftest: its shapes would go unchecked.")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+CHECKED = ["fot_jax.ops"]  # packages whose jaxtyping signatures beartype checks
+install_import_hook(CHECKED, "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser):
+    """`make update-golden` gives this."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden and print the difference")
+
+
+@pytest.fixture
+def golden(request, capsys):
+    """`golden(name, value)`: compares a JSON-able value with tests/golden/NAME.json; a missing file fails."""
+
+    def compare(name: str, value) -> None:
+        path = GOLDEN / f"{name}.json"
+        text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+        if request.config.getoption("--update-golden"):
+            old = path.read_text().splitlines() if path.exists() else []
+            with capsys.disabled():
+                print(*difflib.unified_diff(old, text.splitlines(), f"{name} before", f"{name} now", n=0), sep="\n")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"{path} is missing: run `make update-golden`, look at the difference and commit it."
+        assert json.loads(path.read_text()) == json.loads(text)
+
+    return compare

@@ -1,0 +1,130 @@
+"""A cache is whole or absent; its fingerprint holds all that shapes tokens."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from fot_jax.config import DataConfig, SourceConfig, SourceKind, UserError, VocabularyConfig, VocabularyKind
+from fot_jax.data import cache
+from fot_jax.data.cache import fingerprint, open_or_build
+
+DOCUMENTS = [("one", np.array([5, 6, 1], np.int32)), ("two", np.array([70_000, 1], np.int32))]
+
+
+def build(folder, documents, vocab_size=80_000):
+    return open_or_build(folder, documents, source="s", expected="abc", vocab_size=vocab_size)
+
+
+def test_round_trip_then_no_second_build(tmp_path, capsys):
+    built = build(tmp_path / "c", lambda: iter(DOCUMENTS))
+    opened = build(tmp_path / "c", lambda: pytest.fail("built twice"))
+    for found in (built, opened):
+        np.testing.assert_array_equal(found.tokens, [5, 6, 1, 70_000, 1])
+        np.testing.assert_array_equal(found.lengths, [3, 2])
+        assert found.names() == ["one", "two"]
+    assert "tokenising s: 2 documents" in capsys.readouterr().err
+    small = build(tmp_path / "small", lambda: iter(DOCUMENTS[:1]), vocab_size=259)
+    assert small.tokens.dtype == np.uint16
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    def broken():
+        yield DOCUMENTS[0]
+        raise UserError("bad record")
+
+    with pytest.raises(UserError, match="bad record"):
+        build(tmp_path / "c", broken)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.lock"]
+    with pytest.raises(UserError, match=r"data.sources\['s'\] must hold at least one document"):
+        build(tmp_path / "c", lambda: iter([]))
+
+
+def test_a_killed_build_is_never_used(tmp_path):
+    program = f"""
+import os, pathlib, signal, numpy as np
+from fot_jax.data.cache import open_or_build
+def documents():
+    yield "half", np.arange(100_000, dtype=np.int32) % 9
+    os.kill(os.getpid(), signal.SIGKILL)
+open_or_build(pathlib.Path({str(tmp_path / "c")!r}), documents, source="s", expected="abc", vocab_size=259)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".building-c-")]
+    assert len(left) == 1
+    assert not (tmp_path / "c").exists()
+    assert build(tmp_path / "c", lambda: iter(DOCUMENTS)).names() == ["one", "two"]
+    assert not (tmp_path / left[0]).exists()
+
+
+def test_two_builds_at_once_build_once(tmp_path, capsys):
+    started, waiting = threading.Event(), threading.Event()
+    builds, found = [], []
+
+    def documents():
+        builds.append(1)
+        started.set()
+        assert waiting.wait(20)
+        yield from DOCUMENTS
+
+    first = threading.Thread(target=lambda: found.append(build(tmp_path / "c", documents)))
+    first.start()
+    assert started.wait(20)
+    second = threading.Thread(target=lambda: found.append(build(tmp_path / "c", documents)))
+    second.start()
+    second.join(0.3)
+    assert second.is_alive(), "the second build must wait for the first"
+    waiting.set()
+    for thread in (first, second):
+        thread.join(20)
+    assert len(builds) == 1
+    assert [cache.names() for cache in found] == [["one", "two"]] * 2
+    assert "waiting for another process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["tokens.bin", "offsets.npy", "meta.json"])
+def test_a_damaged_cache_is_refused(tmp_path, file):
+    build(tmp_path / "c", lambda: iter(DOCUMENTS))
+    path = tmp_path / "c" / file
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"c' must be a whole token cache.*Delete it"):
+        build(tmp_path / "c", lambda: iter(DOCUMENTS))
+
+
+def test_an_unwritable_cache_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data.cache_dir must be a folder that can be written"):
+        build(tmp_path / "file" / "c", lambda: iter(DOCUMENTS))
+
+
+def test_fingerprint_changes_with_all_that_shapes_tokens(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "v.model").write_text("a vocabulary")
+
+    def take(seed=0, kind=SourceKind.TEXT, field="text", rate=1.0, most=0, vocabulary=VocabularyConfig(), glob="*.txt"):
+        source = SourceConfig(name="s", kind=kind, path=str(tmp_path / glob), text_field=field, rate=rate)
+        data = DataConfig(sources=(source,), vocabulary=vocabulary, max_documents=most)
+        return fingerprint(source, data=data, seed=seed)
+
+    def spm():
+        return take(vocabulary=VocabularyConfig(kind=VocabularyKind.SENTENCEPIECE, path=str(tmp_path / "v.model")))
+
+    base, with_vocabulary = take(), spm()
+    assert take() == take(seed=1) == take(rate=2.0) == base  # neither changes tokens
+    assert take(kind=SourceKind.STDLIB) != take(kind=SourceKind.STDLIB, seed=1)
+    changed = [take(field="body"), take(most=3), with_vocabulary, take(kind=SourceKind.JSONL), take(glob="a*")]
+    (tmp_path / "v.model").write_text("a Vocabulary")
+    changed.append(spm())
+    os.utime(tmp_path / "a.txt", ns=(1, 1))
+    changed.append(take())
+    (tmp_path / "b.txt").write_text("more")
+    changed.append(take())
+    monkeypatch.setattr(cache, "CACHE_VERSION", cache.CACHE_VERSION + 1)
+    changed.append(take())
+    assert changed.pop(4) == base  # another glob of the same files
+    assert len({base, *changed}) == len(changed) + 1

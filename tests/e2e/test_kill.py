@@ -1,0 +1,125 @@
+"""The command as a user runs it: killed at random moments, stopped by SIGTERM, and refusing what it should."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fot_jax.train.metrics import read_rows
+
+STEPS = 40
+COMMAND = [sys.executable, "-m", "launch.train", "--config=tests/e2e/tiny_config.py", f"--config.train.steps={STEPS}"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One CPU device, quick compiles kept between processes."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
+def start(environment, workdir, *flags):
+    return subprocess.Popen(
+        [*COMMAND, f"--workdir={workdir}", *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(environment, workdir, *flags):
+    """Runs to the end; returns (exit code, stdout, stderr)."""
+    process = start(environment, workdir, *flags)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def interrupt(environment, workdir, signum, *, after: float):
+    """Sends a signal `after` seconds after the first step was reported; returns (exit code, stdout, stderr)."""
+    process = start(environment, workdir)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    time.sleep(after)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def losses(workdir):
+    """(step, loss, d) of every row, exactly as written."""
+    return [(row["step"], row["loss"], row["num_contexts"]) for row in read_rows(workdir / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def reference(environment, tmp_path_factory):
+    """The losses of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("reference")
+    code, out, err = finish(environment, workdir)
+    assert code == 0, out + err
+    curve = losses(workdir)
+    assert [step for step, _, _ in curve] == list(range(1, STEPS + 1))
+    return curve
+
+
+def killed_and_resumed(environment, workdir, times):
+    """kill -9 at random moments, then one run to the end."""
+    chance = random.Random()
+    for _ in range(times):
+        after = chance.uniform(0, 1.5)
+        code, _, err = interrupt(environment, workdir, signal.SIGKILL, after=after)
+        print(f"killed {after:.3f} s after the first step: exit {code}, {len(losses(workdir))} rows")
+        assert code in (-signal.SIGKILL, 0), err  # 0: it was done already
+    code, out, err = finish(environment, workdir)
+    assert code == 0, err
+    return out
+
+
+def test_killed_once_and_resumed_gives_the_same_losses(environment, reference, tmp_path):
+    killed_and_resumed(environment, tmp_path, times=1)
+    assert losses(tmp_path) == reference
+
+
+@pytest.mark.slow
+def test_killed_three_times_and_resumed_gives_the_same_losses(environment, reference, tmp_path):
+    killed_and_resumed(environment, tmp_path, times=3)
+    assert losses(tmp_path) == reference
+
+
+def test_sigterm_saves_and_exits_with_0_then_what_is_wrong_is_refused_in_one_line(environment, reference, tmp_path):
+    code, out, err = interrupt(environment, tmp_path, signal.SIGTERM, after=0.0)
+    assert code == 0, err
+    stopped = [line for line in out.splitlines() if line.startswith("stopped by SIGTERM after step")]
+    assert len(stopped) == 1, out + err
+    step = int(stopped[0].split("after step ")[1].split(",")[0])
+    newest = tmp_path / "checkpoints" / str(step)
+    assert newest.is_dir() and losses(tmp_path) == reference[:step]
+
+    code, out, err = finish(environment, tmp_path, "--config.model.mlp_dim=64")
+    assert code == 2 and len(err.splitlines()) == 1, err
+    assert "model.mlp_dim: 32 -> 64" in err and "--allow-change=model.mlp_dim" in err
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["mlp_dim"] == 32
+
+    code, out, err = finish(environment, tmp_path, "--config.mesh.data=3", "--allow-change=mesh.data")
+    assert code == 2 and len(err.splitlines()) == 1, err
+    assert "mesh.data=3" in err and "1 devices" in err
+
+    for file in newest.rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    code, out, err = finish(environment, tmp_path)
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
+    assert f"checkpoint of step {step} cannot be read" in lines[0] and "Delete" in lines[0]

@@ -1,0 +1,10 @@
+"""The config file of `tests/train/tiny.py`, for commands run as separate processes."""
+
+from ml_collections import config_dict
+
+from tests.train.tiny import SMALL
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Dictionary lookup on two layers."""
+    return config_dict.ConfigDict(SMALL)

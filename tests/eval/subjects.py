@@ -1,0 +1,54 @@
+"""Tiny models and documents to measure."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.config import Family, MemoryConfig, MemoryPositions, ModelConfig, Retrieval
+from fot_jax.eval.reading import Subject
+from fot_jax.models.transformer import Decoder
+
+MODEL = ModelConfig(
+    num_layers=2,
+    embed_dim=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_dim=32,
+    vocab_size=40,
+    local_context=8,
+    memory_layers=(1,),
+)
+# Every layer reads memory and none has positions: windows with memory are then plain causal attention.
+POSITIONLESS = dataclasses.replace(
+    MODEL, family=Family.PAPER, memory_layers=(0, 1), memory_positions=MemoryPositions.NOPE
+)
+
+
+def subject(model: ModelConfig = MODEL, *, zeros: bool = False, memory: MemoryConfig | None = None) -> Subject:
+    """A random model, or one of zeros (uniform over tokens and over keys); dense memory by default."""
+    params = nn.unbox(Decoder(model).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
+    params = jax.tree.map(lambda leaf: leaf * (0.0 if zeros else 3.0), params)
+    memory = memory or MemoryConfig(retrieval=Retrieval.DENSE)
+    return Subject(label="tiny", params=params, model=model, memory=memory)
+
+
+class RandomDocuments:
+    """Documents of random tokens, of the lengths given."""
+
+    def __init__(self, lengths: list[int], *, vocab_size: int = MODEL.vocab_size):
+        rng = np.random.default_rng(1)
+        self._tokens = [rng.integers(3, vocab_size, length) for length in lengths]
+        self.lengths = np.asarray(lengths)
+        self.num_documents = len(lengths)
+
+    def tokens(self, i: int) -> np.ndarray:
+        """All tokens of one document."""
+        return self._tokens[i]
+
+    def name(self, i: int) -> str:
+        """Its number."""
+        return f"document {i}"

@@ -1,0 +1,97 @@
+"""The protocol of perplexity against memory: same targets, one softmax over memory and local context."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from fot_jax.config import MemoryConfig, Retrieval, UserError
+from fot_jax.eval import perplexity
+from fot_jax.eval.reading import join_rows, lend_memory_layers, read_past
+from fot_jax.eval.targets import choose_targets, gather
+from fot_jax.models.transformer import Decoder
+from tests.eval.subjects import MODEL, POSITIONLESS, RandomDocuments, subject
+
+LENGTH = MODEL.local_context
+BYTES = np.r_[0, 0, 0, np.full(MODEL.vocab_size - 3, 2)]
+DOCUMENTS = RandomDocuments([90, 45, 20, 60])  # of 8-token chunks: the third has too few for a memory of 4
+
+
+def contexts(tiny, sizes=(0, 1, 4), **changes):
+    options = {"most_documents": 4, "per_document": 2, "seed": 0, "token_bytes": BYTES} | changes
+    return perplexity.measure_contexts(tiny, documents=DOCUMENTS, sizes=sizes, **options)
+
+
+def test_a_uniform_model_has_perplexity_v():
+    sweep = contexts(subject(zeros=True))
+    for index in range(3):
+        score = sweep.score(index)
+        assert score.perplexity == pytest.approx(MODEL.vocab_size, rel=1e-5)
+        assert score.bits_per_byte == pytest.approx(math.log2(MODEL.vocab_size) / 2, rel=1e-5)
+    assert sweep.change(2).estimate == pytest.approx(0, abs=1e-6)
+
+
+def test_targets_are_shared_spread_and_have_their_history():
+    targets = choose_targets(DOCUMENTS, length=LENGTH, history=4, most=4, per_document=2, seed=0)
+    assert [(t.document, t.chunk) for t in targets] == [(0, 4), (1, 4), (3, 4), (0, 10), (3, 6)]
+    past, window = gather(DOCUMENTS, targets=targets, length=LENGTH, history=4)
+    assert past.shape == (5, 32)
+    assert np.array_equal(np.r_[past[3], window[3]], DOCUMENTS.tokens(0)[6 * LENGTH : 11 * LENGTH + 1])
+    with pytest.raises(UserError, match=r"after 12 others \(105 tokens\), but the longest has 90"):
+        choose_targets(DOCUMENTS, length=LENGTH, history=12, most=4, per_document=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    "memory", [MemoryConfig(retrieval=Retrieval.DENSE), MemoryConfig(retrieval=Retrieval.EXACT, top_k=512)]
+)
+def test_memory_of_a_model_without_positions_is_causal_attention_over_all_windows(memory):
+    """m windows in memory and one local equal one causal pass over the m + 1 windows (all layers read memory)."""
+    tiny = subject(POSITIONLESS, memory=memory)
+    sizes = (0, 1, 3)
+    sweep = contexts(tiny, sizes=sizes)
+    past, window = gather(DOCUMENTS, targets=list(sweep.targets), length=LENGTH, history=3)
+    for index, size in enumerate(sizes):
+        tokens = np.concatenate([past[:, (3 - size) * LENGTH :], window[:, :-1]], axis=1)
+        logits = Decoder(POSITIONLESS).apply({"params": tiny.params}, tokens).logits[:, -LENGTH:]
+        log_p = np.asarray(jax.nn.log_softmax(logits.astype(np.float32), axis=-1))
+        want = -np.take_along_axis(log_p, window[:, 1:, None], axis=-1).sum(axis=(1, 2))
+        np.testing.assert_allclose(sweep.nats[index], want, rtol=1e-5)
+    assert np.abs(sweep.nats[2] / sweep.nats[0] - 1).min() > 1e-4  # memory does matter to this model
+
+
+def test_batches_do_not_matter():
+    np.testing.assert_allclose(contexts(subject(), batch=3).nats, contexts(subject()).nats, rtol=1e-5)
+
+
+def test_shared_memory_starts_as_the_documents_own():
+    """x = 0 is no memory, x = 1 the target's own contexts; other documents change the loss."""
+    shared = perplexity.measure_documents(
+        subject(), documents=DOCUMENTS, token_bytes=BYTES, contexts_per_document=4, most_documents=4, seed=0
+    )
+    alone = contexts(subject(), sizes=(0, 4), per_document=1)
+    assert shared.sizes == (0, 1, 2)
+    assert shared.targets == alone.targets
+    np.testing.assert_allclose(shared.nats[:2], alone.nats, rtol=1e-5)
+    assert np.abs(shared.nats[2] / shared.nats[1] - 1).min() > 1e-5
+
+
+def test_joined_rows_hold_the_next_rows_entries():
+    tiny = subject()
+    store = read_past(tiny, past=np.arange(3, 33).reshape(3, 10).astype(np.int32))
+    joined = join_rows(tiny, store=store, shifts=range(2))
+    assert joined.lengths.tolist() == [20, 20, 20]
+    for row in range(3):
+        want = [store.take(stream, store.live(stream))[0] for stream in (row, (row + 1) % 3)]
+        got = joined.take(row, joined.live(row))[0]
+        assert np.array_equal(got, np.concatenate(want, axis=2))
+    assert join_rows(tiny, store=store, shifts=range(0)) is None
+
+
+def test_a_baseline_without_memory_layers_borrows_them():
+    bare = dataclasses.replace(MODEL, memory_layers=())
+    assert lend_memory_layers(bare, of=MODEL).memory_layers == MODEL.memory_layers
+    assert lend_memory_layers(POSITIONLESS, of=MODEL) is POSITIONLESS
+    with pytest.raises(UserError, match="cannot borrow"):
+        lend_memory_layers(dataclasses.replace(bare, num_layers=1), of=MODEL)

@@ -1,0 +1,115 @@
+"""`python -m launch.generate` in process: a run folder, streaming, memories on disk, one line an error."""
+
+import functools
+import io
+import json
+import re
+import types
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from fot_jax.checkpoint import Checkpointer
+from fot_jax.config import ExperimentConfig
+from fot_jax.config.build import build, to_dict
+from fot_jax.models.transformer import Decoder
+from launch import cli, generate
+
+RUN = {
+    "name": "tiny",
+    "model": {
+        "num_layers": 2, "embed_dim": 16, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 16,
+        "vocab_size": 259, "local_context": 16, "memory_layers": [1],
+    },
+    "data": {"sources": [{"name": "code", "kind": "stdlib"}]},
+    "optimizer": {"learning_rate": 1e-3},
+    "train": {"steps": 1, "batch_rows": 2},
+    "memory": {"retrieval": "dense"},
+}  # fmt: skip
+
+
+@functools.cache
+def initial_params():
+    config = build(ExperimentConfig, RUN)
+    return nn.unbox(jax.jit(Decoder(config.model).init)(jax.random.key(0), np.zeros((1, 2), np.int32))["params"])
+
+
+def make_run(folder, *, scale: float = 1.0):
+    """A workdir with a config and one checkpoint."""
+    folder.mkdir()
+    config = build(ExperimentConfig, RUN)
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    with Checkpointer(folder, config) as checkpoints:
+        params = jax.tree.map(lambda x: x * scale, initial_params())
+        checkpoints.save(1, params=params, optimizer={"count": np.zeros(())}, data={"step": 1}, heldout_loss=None)
+    return folder
+
+
+def call(*arguments: str) -> None:
+    parser = cli.make_parser(generate.__doc__)
+    generate.add_flags(parser)
+    cli.run(generate.main, parser, arguments)
+
+
+def fails(capfd, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as error:
+        call(*arguments)
+    assert error.value.code == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_generates_saves_reads_on_and_refuses_another_models_memory(tmp_path, capfd, monkeypatch):
+    run, prompt = make_run(tmp_path / "run"), tmp_path / "prompt"
+    prompt.write_text("def naïve(): return 'a text of more than two windows'", encoding="utf-8")
+    usual = (f"--workdir={run}", "--max-new-tokens=9")
+    call(*usual, f"--prompt-file={prompt}", f"--save-memory={tmp_path / 'memory'}")
+    first = capfd.readouterr()
+    assert "read 54 of 54 tokens" in first.err
+    assert "MiB saved to" in first.err
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(prompt.read_bytes())))
+    call(*usual, "--prompt-file=-")
+    assert capfd.readouterr().out == first.out
+    call(*usual, f"--prompt-file={prompt}", f"--prompt-file={prompt}", "--temperature=1.5", "--top-k=50", "--seed=3")
+    assert capfd.readouterr().out.count(f"== {prompt}\n") == 2
+    call(
+        *usual, f"--prompt-file={prompt}", f"--load-memory={tmp_path / 'memory'}", f"--save-memory={tmp_path / 'more'}"
+    )
+    lengths = [json.loads((tmp_path / name / "meta.json").read_text())["lengths"] for name in ("memory", "more")]
+    assert lengths == [[62], [124]]
+    other = make_run(tmp_path / "other", scale=1.01)
+    message = fails(capfd, f"--workdir={other}", f"--prompt-file={prompt}", load)
+    assert "must come from this model" in message
+
+
+def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(to_dict(build(ExperimentConfig, RUN))))
+    good, empty, binary = (tmp_path / name for name in ("good", "empty", "binary"))
+    good.write_text("text")
+    empty.write_text("")
+    binary.write_bytes(b"ab\xff")
+    work = f"--workdir={run}"
+    cases = [
+        ((f"--workdir={tmp_path / 'none'}", f"--prompt-file={good}"), "--workdir must hold a run"),
+        ((work,), "--prompt-file"),
+        ((work, f"--prompt-file={tmp_path / 'missing'}"), "must name a readable file or '-'"),
+        ((work, f"--prompt-file={binary}"), "must hold UTF-8, got .*binary', byte 2"),
+        ((work, f"--prompt-file={empty}"), "must hold text, got .*empty', which is empty"),
+        ((work, f"--prompt-file={good}", "--memory=fast"), "invalid choice: 'fast'"),
+        (
+            (work, f"--prompt-file={good}", "--last-context-length=17"),
+            "be at most 16, the model's local context, got 17",
+        ),
+        ((work, f"--prompt-file={good}", "--top-k-memory=0"), "memory.top_k must be >= 1, got 0"),
+        ((work, f"--prompt-file={good}", "--top-p=0"), r"sampling.top_p must lie in \(0, 1\], got 0.0"),
+        ((work, f"--prompt-file={good}", "--max-new-tokens=0"), "--max-new-tokens must be >= 1, got 0"),
+        ((work, f"--prompt-file={good}", f"--save-memory={tmp_path}"), "memory folder must be new, empty or"),
+        ((work, f"--prompt-file={good}"), "holds no checkpoint yet"),
+    ]
+    for arguments, message in cases:
+        assert re.search(message, fails(capfd, *arguments)), arguments

@@ -1,0 +1,207 @@
+"""Reading in windows and generating past the cache, against a float64 reader of single tokens."""
+
+import dataclasses
+import logging
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fot_jax.config import ConfigError, MemoryConfig, MemoryPositions, ModelConfig, Retrieval, UserError
+from fot_jax.infer.generate import FINISHED, generate, push_local
+from fot_jax.infer.sampling import SamplingConfig
+from fot_jax.infer.windows import Reading, cut_windows, read
+from fot_jax.memory import notices
+from fot_jax.memory.store import MemoryStore
+from fot_jax.models.transformer import Decoder
+from tests.infer.oracle_reader import Reader
+
+MODEL = ModelConfig(
+    num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, vocab_size=31, local_context=8,
+    memory_layers=(0, 2),
+)  # fmt: skip
+DENSE = MemoryConfig(retrieval=Retrieval.DENSE, last_context_length=5)
+GREEDY = SamplingConfig()
+TEXTS = [np.random.default_rng(0).integers(0, 31, n).astype(np.int32) for n in (45, 18)]  # 6 and 3 windows
+
+
+@pytest.fixture(scope="module")
+def params():
+    """As initialised: scaled up, rounding alone (1e-7) would move the logits by 1e-4."""
+    return nn.unbox(jax.jit(Decoder(MODEL).init)(jax.random.key(3), np.zeros((1, 2), np.int32))["params"])
+
+
+def test_cuts_are_drawn_as_documented():
+    cuts = {n: cut_windows(n, window=8, last=4) for n in (1, 8, 9, 12, 13, 16, 18)}
+    assert cuts == {1: [1], 8: [8], 9: [5, 4], 12: [8, 4], 13: [8, 5], 16: [8, 8], 18: [8, 6, 4]}
+    assert cut_windows(17, window=8, last=8) == [8, 1, 8]
+
+
+@given(length=st.integers(1, 200), window=st.integers(1, 20), data=st.data())
+def test_cuts_cover_the_input_in_the_fewest_windows(length, window, data):
+    last = data.draw(st.integers(1, window))
+    cuts = cut_windows(length, window=window, last=last)
+    assert sum(cuts) == length
+    assert len(cuts) == -(-length // window)
+    assert all(1 <= cut <= window for cut in cuts)
+    assert cuts[-1] >= min(last, length)
+    assert all(cut == window for cut in cuts[:-2])
+
+
+def oracle_reading(
+    params, text, model: ModelConfig, cuts: list[int], *, top_k: int | None
+) -> tuple[Reader, np.ndarray]:
+    reader = Reader(
+        jax.tree.map(lambda x: np.asarray(x, np.float64), params),
+        memory_layers=model.memory_layers,
+        top_k=top_k,
+        rotate_memory_layers=model.memory_positions is MemoryPositions.ROPE0,
+        theta=model.rope.theta,
+        epsilon=model.norm_epsilon,
+    )
+    logits, start = np.zeros(0), 0
+    for number, cut in enumerate(cuts):
+        for token in text[start : start + cut]:
+            logits = reader.feed(int(token))
+        if number < len(cuts) - 1:
+            reader.push_oldest(cut)
+        start += cut
+    return reader, logits
+
+
+@pytest.mark.parametrize(
+    ("model", "memory", "top_k"),
+    [
+        (MODEL, DENSE, None),
+        (
+            dataclasses.replace(MODEL, memory_positions=MemoryPositions.NOPE),
+            MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5),
+            3,
+        ),
+    ],
+    ids=["rope0-dense", "nope-top3"],
+)
+def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
+    """Two rows of 45 and 18 tokens (6 and 3 windows), then 12 new tokens, which overflow the cache."""
+    reading = read(params, model, TEXTS, memory=memory)
+    cuts = ([8, 8, 8, 8, 8, 5], [8, 5, 5])
+    oracles = [oracle_reading(params, text, model, cut, top_k=top_k) for text, cut in zip(TEXTS, cuts, strict=True)]
+    assert reading.lengths.tolist() == np.asarray(reading.cache.lengths).tolist() == [5, 5]
+    expected = [logits for _, logits in oracles]
+    slides = 0
+    for step, tokens in enumerate(generate(params, model, reading, sampling=GREEDY, max_new_tokens=12)):
+        np.testing.assert_allclose(reading.logits, expected, rtol=1e-5, atol=2e-5)
+        for row, (reader, _) in enumerate(oracles):
+            assert tokens[row] == np.argmax(expected[row])
+            if len(reader.local[0]) == model.local_context:
+                reader.push_oldest(model.local_context - 5)
+                slides += 1
+            expected[row] = reader.feed(int(tokens[row]))
+            assert reading.lengths[row] + reading.store.lengths[row] == len(TEXTS[row]) + step
+    assert slides >= 4
+    for row, (reader, _) in enumerate(oracles):
+        keys, values = reading.store.take(row, reading.store.live(row))
+        for p, layer in enumerate(model.memory_layers):
+            held = reader.memory[layer][: keys.shape[2]]
+            np.testing.assert_allclose(keys[p].swapaxes(0, 1), [k for k, _ in held], rtol=1e-5, atol=2e-5)
+            np.testing.assert_allclose(values[p].swapaxes(0, 1), [v for _, v in held], rtol=1e-5, atol=2e-5)
+
+
+def continue_greedily(params, reading: Reading, *, eos_id: int | None = None) -> np.ndarray:
+    return np.stack(list(generate(params, MODEL, reading, sampling=GREEDY, max_new_tokens=10, eos_id=eos_id)), axis=1)
+
+
+def test_a_row_does_not_depend_on_its_neighbour(params):
+    """Beside a shorter text, a longer one, and itself; each row ends on its own, and the other goes on."""
+    readings = [read(params, MODEL, [TEXTS[1], other], memory=DENSE) for other in (TEXTS[0], TEXTS[0][:3], TEXTS[1])]
+    for reading in readings[1:]:
+        np.testing.assert_allclose(reading.logits[0], readings[0].logits[0], rtol=1e-5, atol=1e-5)
+    texts = [continue_greedily(params, reading) for reading in readings]
+    assert texts[0][0].tolist() == texts[1][0].tolist() == texts[2][0].tolist() == texts[2][1].tolist()
+    assert texts[0][1].tolist() != texts[0][0].tolist()
+    eos = int(texts[0][1][2])
+    first = texts[0][1].tolist().index(eos)
+    ended = continue_greedily(params, read(params, MODEL, [TEXTS[1], TEXTS[0]], memory=DENSE), eos_id=eos)
+    assert ended[1].tolist()[: first + 1] == texts[0][1].tolist()[: first + 1]
+    assert set(ended[1].tolist()[first + 1 :]) <= {FINISHED}
+    kept = texts[0][0].tolist()
+    until = kept.index(eos) + 1 if eos in kept else ended.shape[1]
+    assert ended[0].tolist()[:until] == kept[:until]
+
+
+def test_pieces_change_nothing(params):
+    """Prefill in pieces of three tokens equals one call a window, and greedy generation after it."""
+    whole, pieces = (read(params, MODEL, TEXTS, memory=DENSE, piece=piece) for piece in (0, 3))
+    np.testing.assert_allclose(pieces.logits, whole.logits, rtol=1e-5, atol=1e-5)
+    for row in range(2):
+        for a, b in zip(*(r.store.take(row, r.store.live(row)) for r in (whole, pieces)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert continue_greedily(params, whole).tolist() == continue_greedily(params, pieces).tolist()
+
+
+def test_budget_bounds_the_memory_and_push_local_empties_the_cache(params):
+    reports = []
+    memory = dataclasses.replace(DENSE, budget=12)
+    reading = read(params, MODEL, TEXTS, memory=memory, progress=reports.append)
+    assert reading.store.lengths.tolist() == [12, 12]
+    assert [report.tokens_read for report in reports] == [16, 29, 37, 45, 53, 63]
+    assert {report.tokens_total for report in reports} == {63}
+    assert reports[-1].memory_bytes == reading.store.bytes()
+    push_local(MODEL, reading)
+    assert reading.store.appended.tolist() == [45, 18]
+    assert np.asarray(reading.cache.lengths).tolist() == reading.lengths.tolist() == [0, 0]
+
+
+def test_a_shared_memory_takes_all_rows_and_a_kept_one_is_read_on(params):
+    shared = MemoryStore.for_model(MODEL, streams=1)
+    read(params, MODEL, TEXTS, memory=DENSE, store=shared)
+    assert shared.lengths.tolist() == [40 + 13]
+    short = [TEXTS[0][:6], TEXTS[1][:6]]
+    alone, helped = (read(params, MODEL, short, memory=DENSE, store=store) for store in (None, shared))
+    assert np.abs(np.asarray(alone.logits) - np.asarray(helped.logits)).max() > 1e-2
+
+
+def test_without_memory_layers_only_the_last_window_counts_and_it_says_so(params, caplog):
+    notices.notice_once.cache_clear()
+    plain = dataclasses.replace(MODEL, memory_layers=())
+    with caplog.at_level(logging.WARNING):
+        long, short = (read(params, plain, [text], memory=DENSE) for text in (TEXTS[0], TEXTS[0][-5:]))
+        assert long.store is None
+    np.testing.assert_array_equal(long.logits, short.logits)
+    assert [r.message.split(",")[0] for r in caplog.records] == ["model.memory_layers: none"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "memory", "store", "error", "message"),
+    [
+        ([], DENSE, None, UserError, "inputs must hold at least one input"),
+        ([TEXTS[0], TEXTS[0][:0]], DENSE, None, UserError, "input 1 must hold at least one token"),
+        ([np.array([3, 31])], DENSE, None, UserError, r"input 0 must hold token ids in 0..30, got 31"),
+        (
+            TEXTS,
+            MemoryConfig(last_context_length=9),
+            None,
+            ConfigError,
+            "last_context_length must be at most .*8, got 9",
+        ),
+        (TEXTS, DENSE, (MODEL, 3), UserError, r"memory must have one stream or one per input \(2\), got 3"),
+        (TEXTS, DENSE, (dataclasses.replace(MODEL, head_dim=8), 2), UserError, "memory must have this model's"),
+    ],
+)
+def test_inputs_that_cannot_be_read_are_refused(params, texts, memory, store, error, message):
+    held = None if store is None else MemoryStore.for_model(store[0], streams=store[1])
+    with pytest.raises(error, match=message):
+        read(params, MODEL, texts, memory=memory, store=held)
+
+
+def test_a_diverged_model_is_named(params):
+    broken = jax.tree.map(lambda x: x, params)
+    broken["embedding"] = broken["embedding"].at[TEXTS[0][3]].set(np.nan)
+    with pytest.raises(UserError, match="memory keys must be finite, got nan in memory layer 0"):
+        read(broken, MODEL, TEXTS, memory=DENSE)
+    reading = read(broken, MODEL, [TEXTS[0][:5], TEXTS[0][4:5]], memory=DENSE)
+    with pytest.raises(UserError, match="logits must be finite, got NaN or infinity in row 0 at new token 0"):
+        next(generate(broken, MODEL, reading, sampling=GREEDY, max_new_tokens=1))

@@ -1,0 +1,110 @@
+"""ScaNN's index: recall of its trees, what it does with eviction, and what it refuses."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from fot_jax.config import MemoryConfig, Retrieval, UserError
+from fot_jax.memory import notices
+from fot_jax.memory.scann_index import ScannIndex, build_segment
+from fot_jax.memory.store import MemoryStore
+from fot_jax.types import KeyValue
+
+D, K = 16, 32
+TREES = MemoryConfig(retrieval=Retrieval.SCANN, top_k=K, scann_brute_force_below=1000)
+
+
+def clustered(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Keys as trained models have them: in clusters. [n, D] float32."""
+    centres = np.random.default_rng(7).standard_normal((40, D))
+    return (centres[rng.integers(0, 40, n)] + 0.3 * rng.standard_normal((n, D))).astype(np.float32)
+
+
+def append(store: MemoryStore, keys: np.ndarray) -> None:
+    entries = keys[None, None, :, None, :]
+    store.append(KeyValue(keys=entries, values=entries), np.array([len(keys)]))
+
+
+def search(index: ScannIndex, queries: np.ndarray, k: int = K) -> np.ndarray:
+    return index.search(queries, slot=0, stream=0, kv_head=0, k=k)
+
+
+def exact(keys: np.ndarray, queries: np.ndarray, k: int = K) -> np.ndarray:
+    return np.argsort(-(queries @ keys.T), axis=1)[:, :k]
+
+
+def recall(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.mean([len(set(f) & set(w)) / len(w) for f, w in zip(found.tolist(), wanted.tolist(), strict=True)]))
+
+
+def test_trees_and_tail_recall_clustered_keys():
+    """5,500 entries in uneven pieces: sealed into trees of 4,000 and 1,000 entries and a tail of 500."""
+    rng = np.random.default_rng(0)
+    keys, queries = clustered(rng, 5500), clustered(rng, 64)
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
+    index = ScannIndex(store, TREES)
+    for piece in np.split(keys, [700, 1900, 4100, 4100, 5200]):
+        append(store, piece)
+        index.refresh()
+    head = index._heads[0, 0, 0]
+    assert [(s.first, s.size) for s in head.segments] == [(0, 4000), (4000, 1000)]
+    assert (head.tail.first, head.tail.size) == (5000, 500)
+    found = search(index, queries)
+    assert all(len(set(row)) == K and min(row) >= 0 for row in found.tolist())
+    assert recall(found, exact(keys, queries)) >= 0.95
+
+
+def test_evicted_entries_are_never_found_and_the_rest_still_is():
+    rng = np.random.default_rng(1)
+    keys, queries = clustered(rng, 6000), clustered(rng, 64)
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D, budget=2500)
+    index = ScannIndex(store, dataclasses.replace(TREES, scann_leaves_fraction=1.0))
+    for start in range(0, 6000, 300):
+        append(store, keys[start : start + 300])
+        index.refresh()
+        oldest = int(store.appended[0] - store.lengths[0])
+        found = search(index, queries)
+        assert np.all((found == -1) | (found >= oldest))
+        wanted = exact(keys[oldest : store.appended[0]], queries) + oldest
+        assert recall(found, wanted) >= 0.9
+    store.clear(0)
+    append(store, keys[:5])
+    index.refresh()
+    assert sorted(search(index, queries)[0].tolist()) == [-1] * (K - 5) + [0, 1, 2, 3, 4]
+
+
+def test_below_the_size_it_is_exact_and_says_so_once(caplog):
+    notices.notice_once.cache_clear()
+    rng = np.random.default_rng(2)
+    keys, queries = rng.standard_normal((900, D)).astype(np.float32), rng.standard_normal((20, D)).astype(np.float32)
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
+    with caplog.at_level(logging.WARNING):
+        for piece in np.split(keys, 3):
+            append(store, piece)
+            index = ScannIndex(store, TREES)
+            index.refresh()
+    np.testing.assert_array_equal(search(index, queries), exact(keys, queries))
+    assert [record.message for record in caplog.records] == [
+        "memory.retrieval=scann: exact brute force below 1000 entries, trees above"
+    ]
+
+
+@pytest.mark.parametrize("leaves", [None, 0.15])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_keys_that_are_not_finite_are_refused_before_scann_aborts(bad, leaves):
+    keys = np.ones((100, D), np.float32)
+    keys[42, 3] = bad
+    with pytest.raises(UserError, match="memory keys must be finite, got NaN or infinity in entry 1042"):
+        build_segment(keys, first=1000, top_k=K, tree_leaves=leaves)
+
+
+def test_wrong_dimension_is_refused_and_no_queries_find_nothing():
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
+    append(store, np.ones((3, D), np.float32))
+    index = ScannIndex(store, TREES)
+    index.refresh()
+    with pytest.raises(UserError, match="queries must have the memory's head_dim 16, got 15"):
+        search(index, np.ones((2, D - 1), np.float32))
+    assert search(index, np.ones((0, D), np.float32)).shape == (0, K)

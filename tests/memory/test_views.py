@@ -1,0 +1,111 @@
+"""Views: every retrieval against a float64 loop and against each other, as the memory grows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fot_jax.config import MemoryConfig, Retrieval, UserError
+from fot_jax.memory import query_blocks, scann_view, views
+from fot_jax.memory.store import MemoryStore
+from fot_jax.memory.views import ViewSource, make_view
+from fot_jax.ops.attention import normalise
+from fot_jax.types import KeyValue
+
+P, B, L, H, G, D = 2, 2, 5, 4, 2, 8
+
+
+def append_random(store: MemoryStore, rng: np.random.Generator, counts: list[int]) -> None:
+    shape = (P, len(counts), max(counts), G, D)
+    keys, values = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    store.append(KeyValue(keys=keys, values=values), np.array(counts))
+
+
+def make_store(*, streams: int = B, budget: int = 0) -> MemoryStore:
+    return MemoryStore(memory_layers=(1, 4), streams=streams, kv_heads=G, head_dim=D, budget=budget)
+
+
+def attend_by_loops(store: MemoryStore, queries: np.ndarray, slot: int, top_k: int) -> np.ndarray:
+    """softmax over the top_k largest inner products of one query at a time; zeros from an empty memory."""
+    output = np.zeros(queries.shape)
+    for b, l, h in np.ndindex(B, L, H):
+        stream = b if store.streams > 1 else 0
+        keys, values = (x[slot, h // (H // G)].astype(np.float64) for x in store.take(stream, store.live(stream)))
+        scores = keys @ queries[b, l, h].astype(np.float64)
+        best = sorted(range(len(scores)), key=lambda m: -scores[m])[:top_k]
+        weights = np.exp(scores[best] - scores.max(initial=-np.inf))
+        if best:
+            output[b, l, h] = weights @ values[best] / weights.sum()
+    return output
+
+
+@jax.jit
+def read_all_layers(view, queries):
+    """[P, B, L, H, D], inside jit and a scan over the memory layers, as the decoder reads."""
+    return jax.lax.scan(lambda _, slot: (None, normalise(view.partial(queries, slot))), None, jnp.arange(P))[1]
+
+
+QUERIES = np.random.default_rng(1).standard_normal((B, L, H, D)).astype(np.float32)
+
+
+@pytest.mark.parametrize("retrieval", list(Retrieval))
+@pytest.mark.parametrize("top_k", [3, 4096])
+def test_retrieval_equals_the_loop_while_the_memory_grows(retrieval, top_k, monkeypatch):
+    """Empty, shorter than k, unequal streams, past an eviction, after clearing; 4096 reads all (K = M)."""
+    monkeypatch.setattr(scann_view, "NEIGHBOUR_BYTES", 2 * B * H * top_k * D * 2 * 4)  # blocks of two positions
+    monkeypatch.setattr(views, "SCORES_AT_ONCE", 2 * B * H * 256)
+    rng, store = np.random.default_rng(0), make_store(budget=100)
+    source = ViewSource(store, MemoryConfig(retrieval=retrieval, top_k=top_k))
+    compiled = read_all_layers._cache_size()
+    for step, counts in enumerate([[0, 0], [2, 1], [40, 3], [70, 9], [20, 70], [7, 90]]):
+        if step == 4:
+            store.clear(0)
+        if max(counts):
+            append_random(store, rng, counts)
+        got = np.asarray(read_all_layers(source.view(), QUERIES))
+        k = 4096 if retrieval is Retrieval.DENSE else top_k
+        want = np.stack([attend_by_loops(store, QUERIES, slot, k) for slot in range(P)])
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert store.lengths.tolist() == [27, 100]
+    assert read_all_layers._cache_size() - compiled <= 1  # dense shares one program whatever top_k says
+
+
+def test_device_capacity_doubles_and_scann_never_recompiles():
+    rng, store = np.random.default_rng(0), make_store()
+    configs = [MemoryConfig(retrieval=retrieval, top_k=2) for retrieval in (Retrieval.EXACT, Retrieval.SCANN)]
+    sources = [ViewSource(store, config) for config in configs]
+    shapes = set()
+    for _ in range(10):
+        append_random(store, rng, [100, 30])
+        device, host = (source.view() for source in sources)
+        shapes.add(device.keys.shape[2])
+        assert jax.tree.map(jnp.shape, host).number == ()
+    assert shapes == {256, 512, 1024}
+
+
+@pytest.mark.parametrize("retrieval", list(Retrieval))
+def test_one_stream_serves_every_row(retrieval):
+    """A memory shared by the batch reads as if each row held a copy."""
+    rng, store = np.random.default_rng(0), make_store(streams=1)
+    append_random(store, rng, [50])
+    view = make_view(store, MemoryConfig(retrieval=retrieval, top_k=50))
+    got = np.asarray(normalise(view.partial(QUERIES, 1)))
+    np.testing.assert_allclose(got, attend_by_loops(store, QUERIES, 1, 50), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("retrieval", list(Retrieval))
+def test_a_view_that_does_not_fit_the_queries_is_refused(retrieval):
+    store = make_store()
+    append_random(store, np.random.default_rng(0), [2, 2])
+    view = make_view(store, MemoryConfig(retrieval=retrieval))
+    with pytest.raises(UserError, match="memory must have head_dim 6 as the queries, got 8"):
+        view.partial(QUERIES[..., :6], 0)
+    with pytest.raises(UserError, match=r"memory must have one stream or as many as the batch has rows \(3\), got 2"):
+        view.partial(np.repeat(QUERIES[:1], 3, axis=0), 0)
+
+
+def test_query_blocks_pad_and_join():
+    rows = jnp.asarray(QUERIES)
+    whole = query_blocks.over_query_blocks(lambda x: {"sum": x.sum(-1)}, rows, L)
+    parts = query_blocks.over_query_blocks(lambda x: {"sum": x.sum(-1)}, rows, 2)
+    np.testing.assert_array_equal(whole["sum"], parts["sum"])

@@ -1,0 +1,231 @@
+"""Two ways to the same numbers: what must be equal, and beside each a check that the comparison can fail."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fot_jax.config import AttentionForm, Boundaries, CrossbatchConfig, Dtype, MemoryPositions, PlanKind, Remat
+from fot_jax.models.cache import init_cache, slide
+from fot_jax.models.transformer import Decoder
+from fot_jax.ops import plans
+from fot_jax.types import Plan
+from tests import cases, jaxprs, oracles
+from tests.models import decoders
+
+LENGTH = decoders.LENGTH
+
+
+def loss(model, parameters, tokens, **arguments):
+    """A scalar of all logits."""
+    return (decoders.call(model, parameters, tokens, **arguments).logits ** 2).mean()
+
+
+def values_and_gradients(model, parameters=None, **arguments) -> list[np.ndarray]:
+    """[loss, gradient leaves] in the hard case."""
+    parameters = decoders.params(model) if parameters is None else parameters
+    step = jax.jit(jax.value_and_grad(functools.partial(loss, model)))
+    value, gradients = step(parameters, jnp.asarray(decoders.tokens_for(6)), **(arguments or decoders.hard_case()))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((value, gradients))]
+
+
+def assert_all_close(got, want, tolerance=cases.TOLERANCE):
+    cases.assert_close(got, want, [f"leaf {i}" for i in range(len(got))], tolerance=tolerance)
+
+
+def test_exact_topk_of_all_entries_equals_dense_and_of_fewer_does_not():
+    model, tokens = decoders.config(), decoders.tokens_for(2)
+    dense = decoders.logits(model, tokens, memory=decoders.memory_for(model, 2, 9))
+    for k in (9, 50):
+        exact = decoders.logits(model, tokens, memory=decoders.memory_for(model, 2, 9, k=k))
+        cases.assert_close([exact], [dense], ["logits"])
+    fewer = decoders.logits(model, tokens, memory=decoders.memory_for(model, 2, 9, k=2))
+    assert oracles.relative_error(fewer, dense) > cases.FAR
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_own_past_without_positions_equals_causal_attention_over_the_whole_document(k):
+    """d = 1, all layers memory layers, no positions: k rows of one document are one row of k·L tokens."""
+    model = decoders.config(memory_layers=(0, 1, 2), memory_positions=MemoryPositions.NOPE)
+    tokens = decoders.tokens_for(k)
+    table = plans.own_past_plan(k, k=k, w=k - 1) if k > 2 else plans.two_pass_plan(1, w=1, d=1)
+    rows = decoders.logits(model, tokens, plan=jax.tree.map(jnp.asarray, table))
+    whole = decoders.logits(model, tokens.reshape(1, -1))
+    cases.assert_close([rows.reshape(1, k * LENGTH, -1)], [whole], ["logits"])
+    assert oracles.relative_error(decoders.logits(model, tokens).reshape(whole.shape), whole) > cases.FAR
+
+
+def test_memory_of_the_previous_window_equals_its_context():
+    """Inference (eq. 1, dense) on what training read (eq. 2, d = 1): the same logits, under rope0 too."""
+    model, tokens = decoders.config(), decoders.tokens_for(2)
+    plan = jax.tree.map(jnp.asarray, plans.two_pass_plan(1, w=1, d=1))
+    trained = decoders.logits(model, tokens, plan=plan)[1:]
+    first = decoders.call(model, decoders.params(model), jnp.asarray(tokens[:1]), capture=True)
+    layers = np.array(model.memory_layers)
+    valid = jnp.ones((1, LENGTH), bool)
+    memory = decoders.Memory(keys=first.keys[layers], values=first.values[layers], valid=valid)
+    cases.assert_close([decoders.logits(model, tokens[1:], memory=memory)], [trained], ["logits"])
+
+
+def test_memory_off_equals_plain():
+    """No memory layers, a plan of empty slots and an empty memory are all the plain decoder."""
+    model, tokens = decoders.config(), decoders.tokens_for(4)
+    plain = decoders.logits(model, tokens)
+    empty = decoders.memory_for(model, 4, 3).replace(valid=jnp.zeros((4, 3), bool))
+    off = plans.make_plan(CrossbatchConfig(plan=PlanKind.OFF), batch_rows=4, num_contexts=1)
+    without = dataclasses.replace(model, memory_layers=())
+    parameters = decoders.params(model)
+    same = {
+        "empty plan": decoders.logits(model, tokens, plan=jax.tree.map(jnp.asarray, off)),
+        "empty memory": decoders.logits(model, tokens, memory=empty),
+        "no memory layers": np.asarray(decoders.call(without, parameters, jnp.asarray(tokens)).logits),
+    }
+    cases.assert_close(list(same.values()), [plain] * 3, list(same), tolerance=1e-6)
+    full = decoders.logits(model, tokens, memory=decoders.memory_for(model, 4, 3))
+    assert oracles.relative_error(full, plain) > cases.FAR
+
+
+@pytest.mark.parametrize("block", [1, 3, 99])
+def test_blockwise_equals_reference_in_loss_and_every_gradient(block):
+    blockwise = decoders.config(attention_block=block)
+    reference = dataclasses.replace(blockwise, attention=AttentionForm.REFERENCE)
+    parameters = decoders.params(decoders.config())
+    assert_all_close(values_and_gradients(blockwise, parameters), values_and_gradients(reference, parameters))
+
+
+def test_scanned_layers_equal_unrolled_layers():
+    scanned = decoders.config()
+    unrolled = dataclasses.replace(scanned, scan_layers=False)
+    parameters = decoders.params(scanned)
+
+    def unroll(tree):
+        per_layer = {f"layer_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], tree["layers"]) for n in range(3)}
+        return {**{key: value for key, value in tree.items() if key != "layers"}, **per_layer}
+
+    arguments = decoders.hard_case()
+    tokens = jnp.asarray(decoders.tokens_for(6))
+    step = [jax.jit(jax.value_and_grad(functools.partial(loss, model))) for model in (scanned, unrolled)]
+    value, gradients = step[0](parameters, tokens, **arguments)
+    other_value, other_gradients = step[1](unroll(parameters), tokens, **arguments)
+    assert_all_close(jax.tree.leaves((other_value, other_gradients)), jax.tree.leaves((value, unroll(gradients))))
+
+
+@pytest.mark.parametrize("remat", [Remat.DOTS, Remat.FULL])
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_equals_plain_and_does_rematerialise(remat, scan):
+    plain = decoders.config(scan_layers=scan)
+    rematted = dataclasses.replace(plain, remat=remat)
+    parameters = decoders.params(plain)
+    assert_all_close(values_and_gradients(rematted, parameters), values_and_gradients(plain, parameters))
+    names = {}
+    for model in (plain, rematted):
+        step = jax.value_and_grad(functools.partial(loss, model))
+        tokens = jnp.asarray(decoders.tokens_for(6))
+        names[model] = jaxprs.primitives(jax.make_jaxpr(step)(parameters, tokens, **decoders.hard_case()))
+    marks = {"checkpoint", "remat", "remat2"}
+    assert names[rematted] & marks
+    assert not names[plain] & marks
+
+
+@pytest.mark.parametrize("model", [decoders.config(), decoders.paper()], ids=["llama", "paper"])
+def test_prefill_in_chunks_of_any_size_equals_one_shot(model):
+    """Rows of different lengths, padded chunks, one token at a time: all give the logits of the whole row."""
+    tokens = decoders.tokens_for(3)
+    want = decoders.logits(model, tokens)
+    for chunks in ([LENGTH], [2, 3], [1] * LENGTH):
+        cache, got, start = init_cache(model, 3), [], 0
+        for size in chunks:
+            part = jnp.asarray(tokens[:, start : start + size])
+            output = decoders.call(model, decoders.params(model), part, cache=cache)
+            cache, start = output.cache, start + size
+            got.append(np.asarray(output.logits))
+        cases.assert_close([np.concatenate(got, axis=1)], [want], [f"chunks {chunks}"])
+        assert cache.lengths.tolist() == [LENGTH] * 3
+
+
+def test_rows_of_different_lengths_extend_one_cache_each_at_its_own_end():
+    model, tokens = decoders.config(), decoders.tokens_for(3)
+    want = decoders.logits(model, tokens)
+    counts = [jnp.array([1, 2, 3]), jnp.array([3, 3, 2]), jnp.array([1, 0, 0])]
+    cache, seen = init_cache(model, 3), np.zeros(3, int)
+    for count in counts:
+        part = np.full((3, 3), 30, np.int32)  # what does not count is junk
+        for row in range(3):
+            part[row, : count[row]] = tokens[row, seen[row] : seen[row] + count[row]]
+        output = decoders.call(model, decoders.params(model), jnp.asarray(part), cache=cache, token_counts=count)
+        for row in range(3):
+            got = np.asarray(output.logits)[row, : count[row]]
+            if len(got):
+                place = slice(seen[row], seen[row] + int(count[row]))
+                cases.assert_close([got], [want[row, place]], [f"row {row} at {place}"])
+        cache, seen = output.cache, seen + np.asarray(count)
+    assert cache.lengths.tolist() == [LENGTH] * 3
+
+
+def test_a_slid_cache_of_one_layer_equals_reading_the_rest_alone():
+    """Keys are rotated at their index when used, so what remains is at the positions of a fresh window."""
+    model, tokens = decoders.config(num_layers=1, memory_layers=(0,)), decoders.tokens_for(2, length=6)
+    prefix = decoders.call(model, decoders.params(model), jnp.asarray(tokens[:, :LENGTH]), cache=init_cache(model, 2))
+    cache, leaving = slide(model, prefix.cache, jnp.array([2, 3]))
+    assert cache.lengths.tolist() == [3, 2]
+    np.testing.assert_array_equal(leaving.keys[0, 0, :2], prefix.cache.keys[0, 0, :2])
+    np.testing.assert_array_equal(leaving.values[0, 1, :3], prefix.cache.values[0, 1, :3])
+    got = decoders.call(model, decoders.params(model), jnp.asarray(tokens[:, LENGTH:]), cache=cache).logits
+    for row, left in ((0, 2), (1, 3)):
+        want = decoders.logits(model, tokens[row : row + 1, left:])[:, -1]
+        cases.assert_close([got[row : row + 1, 0]], [want], [f"row {row}"])
+
+
+def test_a_batch_equals_its_rows_one_by_one():
+    model, tokens = decoders.config(), decoders.tokens_for(3)
+    memory = decoders.memory_for(model, 3, 6, k=3)
+    together = decoders.logits(model, tokens, memory=memory)
+    for row in range(3):
+        one = slice(row, row + 1)
+        own = memory.replace(keys=memory.keys[:, one], values=memory.values[:, one], valid=memory.valid[one])
+        cases.assert_close([decoders.logits(model, tokens[one], memory=own)], [together[one]], [f"row {row}"])
+
+
+def test_bfloat16_is_close_to_float32_with_float32_parameters():
+    model, tokens = decoders.config(), decoders.tokens_for(6)
+    low = dataclasses.replace(model, dtype=Dtype.BFLOAT16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(decoders.params(low))} == {jnp.dtype(jnp.float32)}
+    exact = decoders.logits(model, tokens, **decoders.hard_case())
+    output = decoders.call(low, decoders.params(model), jnp.asarray(tokens), **decoders.hard_case())
+    assert output.logits.dtype == jnp.float32
+    assert 1e-5 < oracles.relative_error(output.logits, exact) < 0.05
+
+
+def test_masked_documents_of_one_row_equal_documents_in_rows_of_their_own():
+    """Document 2 starts inside row 0 and goes on in row 1: without document 1 nothing of it changes."""
+    model = decoders.config()
+    tokens = decoders.tokens_for(2)
+    packed_segments = jnp.array([[1, 1, 2, 2, 2], [2, 2, 2, 3, 3]])
+    alone_segments = jnp.array([[0, 0, 2, 2, 2], [2, 2, 2, 0, 0]])
+    plan = Plan(context_ids=jnp.array([[-1], [0]], jnp.int32), own_document=jnp.array([[False], [True]]))
+    is_two = np.asarray(packed_segments) == 2
+    for boundaries in Boundaries:
+        options = {"plan": plan, "boundaries": boundaries}
+        packed = decoders.logits(model, tokens, segments=packed_segments, **options)
+        alone = decoders.logits(model, np.where(is_two, tokens, 0), segments=alone_segments, **options)
+        error = oracles.relative_error(packed[is_two], alone[is_two])
+        assert error <= cases.TOLERANCE if boundaries is Boundaries.MASKED else error > cases.FAR
+
+
+def test_a_masked_document_reads_the_same_wherever_in_a_row_it_starts():
+    """RoPE is relative: a document packed behind another equals the document alone at position 0."""
+    model, tokens = decoders.config(), decoders.tokens_for(1)
+    packed = decoders.logits(model, tokens, segments=jnp.array([[1, 1, 2, 2, 2]]))
+    alone = decoders.logits(model, tokens[:, 2:])
+    cases.assert_close([packed[:, 2:]], [alone], ["logits"])
+
+
+def test_a_decoder_is_a_pure_function_of_its_arguments():
+    """The same call twice, and inside another jit, gives the same bits."""
+    model, tokens = decoders.config(), jnp.asarray(decoders.tokens_for(2))
+    run = functools.partial(Decoder(model).apply, {"params": decoders.params(model)})
+    once, again = jax.jit(run)(tokens).logits, jax.jit(lambda tokens: run(tokens))(tokens).logits
+    np.testing.assert_array_equal(once, again)

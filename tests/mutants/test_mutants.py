@@ -1,0 +1,177 @@
+"""Each term of the method, broken in the source itself, must fail the check that claims to hold it.
+
+A mutant is one edit of one line of `fot_jax`: the edited module is run and put in the place of the real
+one for the length of a test, and the check (the same that the tests of ops, paper and models run) has to
+raise AssertionError. An edit whose line is no longer in the source fails: renew it with the line.
+"""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fot_jax.config import AttentionForm, Boundaries
+from fot_jax.models import transformer
+from fot_jax.models.cache import init_cache
+from fot_jax.ops import plans
+from tests import cases
+from tests.models import decoders
+from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_plans, test_rope
+from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
+
+REFERENCE, BLOCKWISE = AttentionForm
+
+
+def contexts(form: AttentionForm, boundaries: Boundaries = Boundaries.MASKED) -> Callable[[], None]:
+    """The hard case of crossbatch, values and gradients."""
+
+    def check():
+        case = cases.crossbatch_case()
+        op = test_crossbatch.operator(case, boundaries, form, 2)
+        got = cases.value_and_gradients(op, (case.queries, case.keys, case.values), case.upstream)
+        cases.assert_close(got, test_crossbatch.expected(case, boundaries), test_crossbatch.NAMES)
+
+    return check
+
+
+def equation_1() -> None:
+    test_equation_1_memory_attention.check()
+
+
+def equation_2(form: AttentionForm) -> Callable[[], None]:
+    return lambda: test_equation_2_crossbatch.check(form)
+
+
+def apply(model, tokens, **arguments):
+    """The decoder as it is now (a mutant's is not the one that other tests have compiled)."""
+    decoder, variables = transformer.Decoder(model), {"params": decoders.params(model)}
+    return jax.jit(lambda tokens: decoder.apply(variables, tokens, **arguments))(jnp.asarray(tokens))
+
+
+def decoder(model) -> Callable[[], None]:
+    """The whole decoder on the hard case."""
+
+    def check():
+        tokens, case = decoders.tokens_for(6), decoders.hard_case()
+        want = decoders.oracle_logits(model, decoders.params(model), tokens, **case)
+        cases.assert_close([apply(model, tokens, **case).logits], [want], ["logits"])
+
+    return check
+
+
+def cache() -> None:
+    """A row read with a cache is the oracle's."""
+    model, tokens = decoders.config(), decoders.tokens_for(2)
+    got = apply(model, tokens, cache=init_cache(model, 2)).logits
+    want = decoders.oracle_logits(model, decoders.params(model), tokens, segments=np.ones(tokens.shape, int))
+    cases.assert_close([got], [want], ["logits"])
+
+
+def authors_table() -> None:
+    plan = plans.constant_range_plan(8, k=4, r=6, stepping=True)
+    assert test_plans.as_drawn(plan) == test_plans.drawn(test_plans.DRAWN["authors' range 6"][1])
+
+
+def rotation() -> None:
+    test_rope.test_rotation_is_the_oracle_in_values_and_gradient(1.0)
+
+
+def gate() -> None:
+    test_memory_attention.test_gate_mixes_two_softmaxes_per_head_in_values_and_gradients()
+
+
+LLAMA, PAPER = decoders.config(), decoders.paper()
+ROTATED_KEYS = (
+    "extra = jax.lax.cond(role.is_memory, far, nothing, queries, "
+    "rotate(keys, jnp.arange(keys.shape[1])[None], *rope_frequencies(config.rope, config.head_dim, 8)), values)"
+)
+MUTANTS = {  # name: (module, line or part of it, what it becomes, check that must fail)
+    "no causal mask": ("ops.attention", "causal = jnp.arange(S)[None, :] <=", "causal = -jnp.arange(S)[None, :] <=",
+                       equation_2(REFERENCE)),
+    "no causal mask, blockwise": ("ops.blockwise", "inside = (start +", "inside = -(start +", equation_2(BLOCKWISE)),
+    "neighbours i - 1 for i + 1": ("ops.plans", "(i + offset) % streams", "(i - offset) % streams",
+                                   equation_2(BLOCKWISE)),
+    "two softmaxes": ("ops.crossbatch", "attention.normalise(attention.merge(near, far))",
+                      "((attention.normalise(near) + attention.normalise(far)) / 2)", equation_2(REFERENCE)),
+    "two softmaxes in the decoder": ("models.transformer", "attention.normalise(attention.merge(local, extra))",
+                                     "((attention.normalise(local) + attention.normalise(extra)) / 2)", decoder(LLAMA)),
+    "tau = 1": ("models.layers", "return queries * D**-0.5", "return queries", decoder(LLAMA)),
+    "no temperature": ("models.layers", "_unit(queries) * temperature", "_unit(queries)", decoder(PAPER)),
+    "keys not normalised": ("models.layers", "_unit(keys), values", "keys, values", decoder(PAPER)),
+    "keys rotated in memory": (
+        "models.transformer", "extra = jax.lax.cond(role.is_memory, far, nothing, queries, keys, values)", ROTATED_KEYS,
+        decoder(LLAMA),
+    ),
+    "positions in nope memory layers": ("models.transformer", "still = role.is_memory &", "still = False &",
+                                        decoder(PAPER)),
+    "no positions in rope0 memory layers": ("models.transformer", "is MemoryPositions.NOPE", "is not None",
+                                            decoder(LLAMA)),
+    "every layer reads contexts": ("models.transformer", "cond(role.is_memory,", "cond(True,", decoder(LLAMA)),
+    "contexts without gradient": ("ops.crossbatch", "keys[rows].reshape", "jax.lax.stop_gradient(keys)[rows].reshape",
+                                  equation_2(REFERENCE)),
+    "contexts without gradient, blockwise": ("ops.blockwise", "_add_rows(rule, dk_all, dk, ids, start)", "dk_all",
+                                             equation_2(BLOCKWISE)),
+    "no gradient through the normaliser": ("ops.blockwise", "(through + d_total[..., None])", "through",
+                                           equation_2(BLOCKWISE)),
+    "peaks not rescaled": ("ops.blockwise", "weighted * shrink[..., None] + added", "weighted + added",
+                           contexts(BLOCKWISE)),
+    "merge without rescaling": ("ops.attention", "a.total * scale_a + b.total * scale_b", "a.total + b.total",
+                                equation_1),
+    "padding seen": ("ops.blockwise", "(key_segments != 0)[:, None, :] & jnp.where(", "jnp.where(",
+                     contexts(REFERENCE, Boundaries.JOINED)),
+    "the own document met elsewhere": ("ops.blockwise", "mine, ~same)", "mine, jnp.ones_like(same))",
+                                       contexts(BLOCKWISE)),
+    "masked as joined": ("ops.blockwise", "same if boundaries is Boundaries.MASKED else jnp.ones_like(same)",
+                         "jnp.ones_like(same)", contexts(BLOCKWISE)),
+    "joined as masked": ("ops.blockwise", "same if boundaries is Boundaries.MASKED else jnp.ones_like(same)", "same",
+                         contexts(BLOCKWISE, Boundaries.JOINED)),
+    "empty slots read row 0": ("ops.blockwise", "mask &= filled[:, None, None]", "pass", contexts(BLOCKWISE)),
+    "heads of another group": ("ops.attention", "queries.reshape(B, L, G, H // G, D)",
+                               "queries.reshape(B, L, H // G, G, D).swapaxes(2, 3)", contexts(REFERENCE)),
+    "the k smallest": ("ops.memory_attention", "jax.lax.top_k(scores, min(k, M))",
+                       "[-x if i == 0 else x for i, x in enumerate(jax.lax.top_k(-scores, min(k, M)))]", equation_1),
+    "k one too small": ("ops.memory_attention", "jax.lax.top_k(scores, min(k, M))",
+                        "jax.lax.top_k(scores, min(k - 1, M))", equation_1),
+    "gate the wrong way round": ("ops.memory_attention", "jax.nn.sigmoid(gate_bias)", "jax.nn.sigmoid(-gate_bias)",
+                                 gate),
+    "rotation the wrong way round": ("ops.rope", "first * cos - second * sin", "first * cos + second * sin", rotation),
+    "authors' range one too long": ("ops.plans", "for i in range(1, reach)", "for i in range(1, min(reach, b) + 1)",
+                                    authors_table),
+    "no stepping": ("ops.plans", "if stepping:", "if not stepping:", authors_table),
+    "z not squared": ("ops.losses", "z_loss * normaliser**2", "z_loss * normaliser",
+                      test_losses.test_sums_are_the_oracle),
+    "cache sees the next token": ("models.transformer", "mask=places[:, None, :] <= index[:, :, None]",
+                                  "mask=places[:, None, :] <= index[:, :, None] + 1", cache),
+    "cache rotated from the wrong place": ("models.transformer", "index = call.lengths[:, None] +",
+                                           "index = call.lengths[:, None] + 1 +", cache),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name, monkeypatch, tmp_path):
+    path, old, new, check = MUTANTS[name]
+    module = importlib.import_module(f"fot_jax.{path}")
+    source = inspect.getsource(module)
+    assert source.count(old) == 1, f"{name}: {old!r} stands {source.count(old)} times in {path}; renew the mutant"
+    edited = tmp_path / "mutant.py"
+    edited.write_text(source.replace(old, new), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(module.__name__, edited)
+    assert spec is not None and spec.loader is not None
+    mutated = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutated)
+    for attribute, value in vars(mutated).items():
+        if getattr(value, "__module__", None) == module.__name__ and callable(value):
+            monkeypatch.setattr(module, attribute, value)
+    with pytest.raises(AssertionError):
+        check()
+
+
+def test_checks_hold_without_a_mutant():
+    """Those of the checks above that no other test runs in this form."""
+    for check in (cache, decoder(LLAMA), decoder(PAPER), contexts(BLOCKWISE), contexts(REFERENCE, Boundaries.JOINED)):
+        check()

@@ -1,0 +1,66 @@
+"""Cross-entropy and z-loss against loops and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.ops import losses
+from tests import cases, oracles
+
+COEFFICIENT = 0.3
+
+
+def problem():
+    """(logits, targets, mask) with a masked row and a masked token."""
+    (logits,) = cases.arrays(0, (3, 4, 6), scale=3.0)
+    targets = np.random.default_rng(1).integers(0, 6, (3, 4))
+    targets[0, 0] = logits[0, 0].argmax()
+    mask = np.ones((3, 4))
+    mask[1], mask[2, 3] = 0, 0
+    return logits, targets, mask
+
+
+def test_sums_are_the_oracle():
+    logits, targets, mask = problem()
+    numbers, weights = cases.to_float32(logits, mask)
+    got = losses.cross_entropy(numbers, jnp.asarray(targets), weights, z_loss=COEFFICIENT)
+    want = oracles.cross_entropy(logits, targets, mask)
+    names = ("cross_entropy", "z_loss", "weight", "correct")
+    wanted = [want["nll"], COEFFICIENT * want["z"], want["weight"], want["correct"]]
+    assert want["correct"] >= 1
+    cases.assert_close([getattr(got, name) for name in names], wanted, names)
+
+
+def test_gradient_is_the_oracle_by_finite_differences():
+    logits, targets, mask = problem()
+
+    def oracle(logits: np.ndarray) -> float:
+        sums = oracles.cross_entropy(logits, targets, mask)
+        return sums["nll"] + COEFFICIENT * sums["z"]
+
+    def ours(logits):
+        sums = losses.cross_entropy(logits, jnp.asarray(targets), jnp.asarray(mask, jnp.float32), z_loss=COEFFICIENT)
+        return sums.cross_entropy + sums.z_loss
+
+    want, step = np.zeros(logits.shape), 1e-5
+    for index in np.ndindex(*logits.shape):
+        up, down = logits.copy(), logits.copy()
+        up[index] += step
+        down[index] -= step
+        want[index] = (oracle(up) - oracle(down)) / (2 * step)
+    got = np.asarray(jax.grad(ours)(*cases.to_float32(logits)))
+    cases.assert_close([got], [want], ["d logits"])
+    assert not got[mask == 0].any()
+
+
+def test_logits_of_a_thousand_are_finite():
+    logits = jnp.array([[[1000.0, -1000.0]]])
+    sums = losses.cross_entropy(logits, jnp.array([[1]]), jnp.ones((1, 1)), z_loss=0.0)
+    assert float(sums.cross_entropy) == 2000.0
+
+
+def test_token_losses_sum_to_the_loss():
+    logits, targets, mask = problem()
+    tokens = losses.token_cross_entropy(*cases.to_float32(logits), jnp.asarray(targets))
+    want = oracles.cross_entropy(logits, targets, mask)["nll"]
+    cases.assert_close([(np.asarray(tokens) * mask).sum()], [want], ["sum"])

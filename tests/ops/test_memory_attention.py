@@ -1,0 +1,104 @@
+"""Attention to memory: dense, exact top-k, given neighbours, the gate."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fot_jax.ops import attention, memory_attention
+from tests import cases, oracles
+
+NAMES = ("output", "d queries", "d keys", "d values")
+ENTRIES = 7
+
+
+def memory_problem(heads: str = "grouped"):
+    """(queries, keys, values), upstream, valid: a full row, one with holes, an empty one."""
+    num_heads, groups = cases.HEADS[heads]
+    q, k = (3, 4, num_heads, 6), (3, ENTRIES, groups, 6)
+    *arguments, upstream = cases.arrays(3, q, k, k, q)
+    valid = np.array([[True] * 7, [True, False, True, True, False, True, False], [False] * 7])
+    return tuple(arguments), upstream, valid
+
+
+def expected(arguments, upstream, visible) -> list[np.ndarray]:
+    """The oracle's values and gradients."""
+    sources = {"memory": arguments}
+    return [oracles.attend(sources, visible), *oracles.attend_gradients(sources, visible, upstream)["memory"]]
+
+
+@pytest.mark.parametrize("heads", cases.HEADS)
+@pytest.mark.parametrize("block", [1, 3, 1024])
+def test_dense_is_the_oracle_in_values_and_gradients(heads, block):
+    arguments, upstream, valid = memory_problem(heads)
+
+    def op(queries, keys, values):
+        partial = memory_attention.dense_memory_partial(queries, keys, values, valid=jnp.asarray(valid), block=block)
+        return attention.normalise(partial)
+
+    want = expected(arguments, upstream, oracles.memory_visible(valid))
+    cases.assert_close(cases.value_and_gradients(op, arguments, upstream), want, NAMES)
+
+
+@pytest.mark.parametrize("heads", cases.HEADS)
+@pytest.mark.parametrize("k", [1, 3, ENTRIES, 20])
+def test_topk_is_the_oracle_in_values_and_gradients(heads, k):
+    """k = M and k > M read everything, that is they equal dense."""
+    arguments, upstream, valid = memory_problem(heads)
+
+    def op(queries, keys, values):
+        partial = memory_attention.topk_memory_partial(queries, keys, values, valid=jnp.asarray(valid), k=k)
+        return attention.normalise(partial)
+
+    want = expected(arguments, upstream, oracles.topk_visible(*arguments[:2], valid, k=k))
+    if k >= ENTRIES:
+        cases.assert_close(want, expected(arguments, upstream, oracles.memory_visible(valid)), NAMES, tolerance=1e-12)
+    cases.assert_close(cases.value_and_gradients(op, arguments, upstream), want, NAMES)
+
+
+def test_given_neighbours_are_read_by_their_own_query_and_head_only():
+    rows, length, heads, count, dim = 2, 3, 4, 5, 6
+    q, k = (rows, length, heads, dim), (rows, length, heads, count, dim)
+    queries, keys, values, upstream = cases.arrays(5, q, k, k, q)
+    valid = np.random.default_rng(6).random((rows, length, heads, count)) < 0.6
+    valid[0, 0] = False
+
+    def op(*arguments):
+        return attention.normalise(memory_attention.neighbours_partial(*arguments, valid=jnp.asarray(valid)))
+
+    def flat(a: np.ndarray) -> np.ndarray:  # neighbours of (b, l, h) as memory entries of a row of its own
+        return a.reshape(rows * length * heads, count, 1, dim)
+
+    sources = {"memory": (queries.reshape(-1, 1, 1, dim), flat(keys), flat(values))}
+    visible = oracles.memory_visible(valid.reshape(-1, count))
+    gradients = oracles.attend_gradients(sources, visible, upstream.reshape(-1, 1, 1, dim))["memory"]
+    want = [oracles.attend(sources, visible), *gradients]
+    got = cases.value_and_gradients(op, (queries, keys, values), upstream)
+    cases.assert_close(got, [w.reshape(g.shape) for w, g in zip(want, got, strict=True)], NAMES)
+
+
+def test_gate_mixes_two_softmaxes_per_head_in_values_and_gradients():
+    """v = g·v_M + (1 − g)·v_C; where the memory is empty there is no v_M and v_C is taken whole."""
+    (queries, keys, values), upstream, valid = memory_problem()
+    local_keys, local_values = cases.arrays(8, (3, 4, 2, 6), (3, 4, 2, 6))
+    bias = cases.arrays(9, (4,))[0]
+    mask = jnp.tril(jnp.ones((1, 4, 4), bool))
+
+    def op(queries, gate_bias):
+        memory = memory_attention.dense_memory_partial(
+            queries, *cases.to_float32(keys, values), valid=jnp.asarray(valid)
+        )
+        local = attention.partial_attention(queries, *cases.to_float32(local_keys, local_values), mask=mask)
+        return memory_attention.gated_merge(memory, local, gate_bias=gate_bias)
+
+    from_memory = {"memory": (queries, keys, values)}
+    from_local = {"local": (queries, local_keys, local_values)}
+    visible = oracles.memory_visible(valid), oracles.local_visible(np.ones((3, 4), int), boundaries="joined")
+    v_memory, v_local = oracles.attend(from_memory, visible[0]), oracles.attend(from_local, visible[1])
+    gate = (1 / (1 + np.exp(-bias)))[None, None, :, None] * valid.any(axis=1)[:, None, None, None]
+    d_queries = (
+        oracles.attend_gradients(from_memory, visible[0], gate * upstream)["memory"][0]
+        + oracles.attend_gradients(from_local, visible[1], (1 - gate) * upstream)["local"][0]
+    )
+    d_bias = ((v_memory - v_local) * gate * (1 - gate) * upstream).sum(axis=(0, 1, 3))
+    want = [gate * v_memory + (1 - gate) * v_local, d_queries, d_bias]
+    cases.assert_close(cases.value_and_gradients(op, (queries, bias), upstream), want, (*NAMES[:2], "d gate bias"))

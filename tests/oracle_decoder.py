@@ -1,0 +1,84 @@
+"""A whole decoder as float64 loops, both families, over plain nested dicts; imports nothing of `fot_jax`.
+
+Parameters: {"embed" [V,E], "layers": [{...}], "final": norm, "head" [E,V]}; a layer holds "attention_norm",
+"mlp_norm" (dicts with "scale" and, in the paper's family, "bias"), "q" [E,H,D], "k" and "v" [E,G,D],
+"o" [H,D,E], "temperature" [H] (paper), and "gate" [E,F] (LLaMA), "up" [E,F], "down" [F,E].
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests import oracles
+
+Layer = dict[str, Any]
+
+
+def norm(x: np.ndarray, parameters: dict[str, np.ndarray], *, family: str, epsilon: float) -> np.ndarray:
+    """RMSNorm (llama) or LayerNorm (paper)."""
+    if family == "llama":
+        return oracles.rms_norm(x, parameters["scale"], epsilon=epsilon)
+    return oracles.layer_norm(x, parameters["scale"], parameters.get("bias", 0.0), epsilon=epsilon)
+
+
+def gelu_mlp(x: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """gelu(x up) down, the tanh form of GELU (Flax's default)."""
+    lifted = x @ up
+    out = np.zeros(lifted.shape)
+    for index in np.ndindex(*lifted.shape):
+        a = lifted[index]
+        out[index] = 0.5 * a * (1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
+    return out @ down
+
+
+def attention_layer(x: np.ndarray, layer: Layer, *, family: str, memory_layer: bool, positions: str,
+                    frequencies: np.ndarray, visible: Callable, memory) -> np.ndarray:  # fmt: skip
+    """One attention: a local source, and in memory layers the contexts and the memory, in one softmax.
+
+    `positions`: "rope0" or "nope", what memory layers do; `memory` is (keys, values) [B, M, G, D] or None.
+    """
+    queries = np.einsum("ble,ehd->blhd", x, layer["q"])
+    keys = np.einsum("ble,egd->blgd", x, layer["k"])
+    values = np.einsum("ble,egd->blgd", x, layer["v"])
+    if family == "llama":
+        queries = queries / math.sqrt(queries.shape[-1])
+    else:
+        queries = queries / np.sqrt((queries**2).sum(-1, keepdims=True)) * layer["temperature"][:, None]
+        keys = keys / np.sqrt((keys**2).sum(-1, keepdims=True))
+    turned, turned_keys = queries, keys
+    if not (memory_layer and positions == "nope"):
+        places = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
+        turned, turned_keys = (oracles.rotate(a, places, frequencies) for a in (queries, keys))
+    sources = {"local": (turned, turned_keys, values)}
+    if memory_layer:
+        sources["context"] = (turned, keys, values)
+        if memory is not None:
+            sources["memory"] = (turned, *memory)
+    return np.einsum("blhd,hde->ble", oracles.attend(sources, visible), layer["o"])
+
+
+def decoder(parameters: dict[str, Any], tokens: np.ndarray, *, family: str, segments: np.ndarray, boundaries: str,
+            memory_layers: tuple[int, ...], positions: str, frequencies: np.ndarray, epsilon: float,
+            context_ids=None, own=None, memory=None) -> np.ndarray:  # fmt: skip
+    """Logits [B, L, V]; `memory`: {layer: (keys, values)}."""
+    x = parameters["embed"][tokens]
+    local = oracles.local_visible(segments, boundaries=boundaries)
+    for index, layer in enumerate(parameters["layers"]):
+        is_memory, visible, entries = index in memory_layers, local, (memory or {}).get(index)
+        if is_memory and context_ids is not None:
+            visible = oracles.union(visible, oracles.context_visible(segments, context_ids, own, boundaries=boundaries))
+        if entries is not None:
+            visible = oracles.union(visible, oracles.memory_visible(np.ones(entries[0].shape[:2], bool)))
+        normed = norm(x, layer["attention_norm"], family=family, epsilon=epsilon)
+        x = x + attention_layer(
+            normed, layer, family=family, memory_layer=is_memory, positions=positions, frequencies=frequencies,
+            visible=visible, memory=entries,
+        )  # fmt: skip
+        normed = norm(x, layer["mlp_norm"], family=family, epsilon=epsilon)
+        if family == "llama":
+            x = x + oracles.swiglu(normed, layer["gate"], layer["up"], layer["down"])
+        else:
+            x = x + gelu_mlp(normed, layer["up"], layer["down"])
+    return norm(x, parameters["final"], family=family, epsilon=epsilon) @ parameters["head"]

@@ -1,0 +1,69 @@
+"""Plans derived again from the prose, row by row: for each batch row, the set of (row read, is it own?).
+
+A set because the order of slots cannot matter to a softmax. Imports nothing of `fot_jax`.
+"""
+
+import math
+
+import numpy as np
+
+Reads = list[set[tuple[int, bool]]]
+
+
+def reads_of(context_ids, own_document) -> Reads:
+    """What a plan's arrays say, as sets; a row read twice in one plan row is an error."""
+    reads = []
+    for ids, own in zip(np.asarray(context_ids), np.asarray(own_document), strict=True):
+        pairs = [(int(row), bool(mine)) for row, mine in zip(ids, own, strict=True) if row >= 0]
+        assert len(set(pairs)) == len(pairs), f"a row is read twice: {pairs}"
+        reads.append(set(pairs))
+    return reads
+
+
+def two_pass(streams: int, w: int, d: int) -> Reads:
+    """Rows p·R + s; the last R rows read the w previous chunks of streams s, s+1, … s+d-1 mod R."""
+    reads: Reads = [set() for _ in range(w * streams)]
+    for s in range(streams):
+        row = set()
+        for ahead in range(d):
+            for p in range(w):
+                row.add((p * streams + (s + ahead) % streams, ahead == 0))
+        reads.append(row)
+    return reads
+
+
+def nearest(rows: int, packing: int, positives: list[int], totals_or_negatives: list[int], *, totals: bool) -> Reads:
+    """Walks back from each row: up to `positives` rows of its pack, then rows of earlier packs, nearest first."""
+    reads = []
+    for row in range(rows):
+        pack, place = divmod(row, packing)
+        mine = [(other, True) for other in range(row - 1, -1, -1) if other // packing == pack][: positives[place]]
+        others = [(other, False) for other in range(row - 1, -1, -1) if other // packing < pack]
+        wanted = totals_or_negatives[place] - (len(mine) if totals else 0)
+        reads.append(set(mine + others[: max(wanted, 0)]))
+    return reads
+
+
+def packed(rows: int, packing: int, w: int, d: int) -> Reads:
+    """min(j, w) nearest own rows, then other streams' until d in all."""
+    return nearest(rows, packing, [w] * packing, [d] * packing, totals=True)
+
+
+def own_past(rows: int, packing: int, w: int) -> Reads:
+    """The w nearest own rows, nothing else."""
+    return nearest(rows, packing, [w] * packing, [0] * packing, totals=False)
+
+
+def segments(rows: int, packing: int, pairs: tuple[tuple[int, int], ...]) -> Reads:
+    """LongLLaMA: place j of a pack reads (positives, negatives)."""
+    return nearest(rows, packing, [p for p, _ in pairs], [n for _, n in pairs], totals=False)
+
+
+def constant_range(rows: int, packing: int, r: int, *, stepping: bool) -> Reads:
+    """The authors' code: the nearest earlier rows, as many as method.md section 3 says."""
+    step = math.ceil((r + 1) / max(packing - 1, 1))
+    reads = []
+    for b in range(rows):
+        count = min((b % packing) * step + 1, r + 1, b + 1) - 1 if stepping else min(r + 1, b + 1) - 1
+        reads.append({(b - 1 - i, (b - 1 - i) // packing == b // packing) for i in range(count)})
+    return reads

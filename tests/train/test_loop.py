@@ -1,0 +1,212 @@
+"""The loop: resume, stop, divergence, cadences; every run in this process, on one device."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fot_jax.checkpoint import load_params
+from fot_jax.config import UserError
+from fot_jax.train import loop
+from fot_jax.train.metrics import MetricsWriter, Speed, duration, progress_line, read_rows
+from fot_jax.train.prefetch import Prefetcher
+from fot_jax.train.recorder import NonFiniteError
+from tests.train.tiny import tiny
+
+TIMING = ("tokens_per_second", "model_flops_utilisation")
+
+
+def run(config, workdir, **arguments):
+    """One run on one device; returns its lines and outcome."""
+    lines = []
+    say = arguments.pop("say", None)
+
+    def keep(line):
+        lines.append(line)
+        if say:
+            say(line)
+
+    outcome = loop.train(config, workdir=workdir, devices=jax.devices()[:1], say=keep, **arguments)
+    return lines, outcome
+
+
+def rows(workdir):
+    """metrics.jsonl without timings, by step."""
+    kept = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(workdir / "metrics.jsonl")]
+    return {row["step"]: row for row in kept}
+
+
+CHANGING = {
+    "train__eval_every": 3,
+    "train__eval_batches": 2,
+    "crossbatch__schedule": {"kind": "switch_at_accuracy", "num_contexts": [1, 4], "switch_accuracy": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of 6 steps with everything that changes over time."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    config = tiny(**CHANGING, train__peak_tflops=0.001)
+    lines, outcome = run(config, workdir)
+    return workdir, lines, outcome
+
+
+def same_params(one, other):
+    for a, b in zip(jax.tree.leaves(load_params(one)[1]), jax.tree.leaves(load_params(other)[1]), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_a_whole_run_leaves_its_record(uninterrupted):
+    workdir, lines, outcome = uninterrupted
+    assert (outcome.step, outcome.stopped) == (6, False)
+    text = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in text] == [1, 2, 3, 4, 5, 6]
+    measured = [step for step, row in rows(workdir).items() if "heldout_loss" in row]
+    assert measured == [2, 3, 4, 6]  # every 3, and before each checkpoint so that it can be ranked
+    assert any(line.startswith("embedding ") for line in lines), "the parameter table"
+    progress = next(line for line in lines if line.startswith("step 6/6"))
+    for part in ("loss", "acc", "d 4", "held-out loss", "tokens/s", "ETA 0s", "MFU"):
+        assert part in progress
+    assert list((workdir / "tensorboard").iterdir())
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 6
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_stopped_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, stop_at):
+    """SIGTERM between checkpoints (step 1: before the first one, and before the accuracy switch took effect)."""
+    config = tiny(**CHANGING, train__peak_tflops=0.001)
+
+    def terminate(line):
+        if line.startswith(f"step {stop_at}/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    lines, outcome = run(config, tmp_path, say=terminate)
+    assert outcome.stopped and stop_at <= outcome.step <= stop_at + 1
+    assert f"stopped by SIGTERM after step {outcome.step}, nothing is lost" in lines[-1]
+    assert signal.getsignal(signal.SIGTERM) is handler
+    # What a killed run leaves: rows after the checkpoint, the last one cut off.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 0.0}\n{"step": 6, "lo')
+    lines, outcome = run(config, tmp_path)
+    assert outcome.step == 6 and any("resumed after step" in line for line in lines)
+    expected, got = rows(uninterrupted[0]), rows(tmp_path)
+    for step, row in expected.items():
+        common = row.keys() & got[step].keys()  # a save by SIGTERM is not evaluated
+        assert {k: got[step][k] for k in common} == {k: row[k] for k in common}
+        assert "loss" in common
+    assert [row["num_contexts"] for row in got.values()] == [row["num_contexts"] for row in expected.values()]
+    same_params(uninterrupted[0], tmp_path)
+
+
+def test_the_accuracy_switch_happened(uninterrupted):
+    ds = [row["num_contexts"] for row in rows(uninterrupted[0]).values()]
+    assert ds[0] == 1 and ds[-1] == 4, ds
+
+
+def test_a_finished_run_is_left_alone_and_can_be_extended(tmp_path):
+    run(tiny(train__steps=2), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    _, outcome = run(tiny(train__steps=2), tmp_path)
+    assert outcome.step == 2 and (tmp_path / "metrics.jsonl").read_text() == before
+    with pytest.raises(
+        UserError, match=r"train\.steps: 2 -> 4; train\.log_every: 1 -> 2.*--allow-change=train\.steps,"
+    ):
+        run(tiny(train__steps=4, train__log_every=2), tmp_path)
+    lines, outcome = run(tiny(train__steps=4), tmp_path, allow_changes=["train.steps"])
+    assert outcome.step == 4 and "config changed: train.steps: 2 -> 4" in lines
+    with pytest.raises(UserError, match=r"train\.steps must be at least the 4 that"):
+        run(tiny(train__steps=3), tmp_path, allow_changes=["train"])
+
+
+def test_a_non_finite_metric_stops_and_names_itself(tmp_path, monkeypatch):
+    """The loss turns NaN at step 4; the checkpoint of step 2 stays and step 4's is never written."""
+    make = loop.make_train_step
+
+    def poisoned(config, mesh):
+        step = make(config, mesh)
+
+        def call(state, batch, plan):
+            done, metrics = step(state, batch, plan)
+            bad = jnp.float32(jnp.nan) if poisoned.calls == 3 else metrics.loss
+            poisoned.calls += 1
+            return done, metrics.replace(loss=bad)
+
+        return call
+
+    poisoned.calls = 0
+    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    monkeypatch.setattr(loop, "_guards", contextlib.nullcontext)
+    with pytest.raises(NonFiniteError, match=r"step 4: loss is nan"):
+        run(tiny(), tmp_path)
+    assert load_params(tmp_path)[2] == 2
+    assert sorted(rows(tmp_path)) == [1, 2, 3]
+
+
+def test_a_diverging_run_never_saves_broken_parameters(tmp_path):
+    """A huge learning rate: whatever breaks first is named, and what is on disk is finite."""
+    with pytest.raises(NonFiniteError, match=r"step \d+: (loss|grad_norm|param_norm) is (nan|inf)"):
+        run(tiny(optimizer__learning_rate=1e38, optimizer__warmup_steps=0, train__checkpoint_every=1), tmp_path)
+    if (tmp_path / "checkpoints").exists() and any((tmp_path / "checkpoints").iterdir()):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)[1]))
+
+
+def test_the_loop_compiles_one_program_per_power_of_two(tmp_path, caplog):
+    config = tiny(
+        crossbatch__schedule={"kind": "random", "num_contexts": [1, 2, 3, 4]},
+        train__steps=12,
+        train__checkpoint_every=12,
+    )
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        run(config, tmp_path)
+    ds = {row["num_contexts"] for row in rows(tmp_path).values()}
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(train_step)")]
+    assert ds == {1, 2, 3, 4}
+    assert len(compiled) == 3, compiled
+
+
+def test_plain_training_needs_no_plan(tmp_path):
+    _, outcome = run(tiny(crossbatch={"plan": "off"}, train__steps=2), tmp_path)
+    assert outcome.step == 2
+
+
+def test_prefetch_gives_every_step_once_and_passes_errors_on():
+    loaded = []
+
+    def load(step):
+        loaded.append(step)
+        if step == 3:
+            raise ValueError("no batch 3")
+        return step * 10
+
+    with Prefetcher(load, stop=5) as batches:
+        assert [batches.take(step) for step in (0, 1, 2)] == [0, 10, 20]
+        with pytest.raises(ValueError, match="no batch 3"):
+            batches.take(3)
+    with Prefetcher(load, stop=2) as batches:
+        assert [batches.take(1)] == [10]
+    assert loaded == [0, 1, 2, 3, 1]
+
+
+def test_progress_line_and_speed(tmp_path, monkeypatch):
+    now = iter([100.0, 110.0])
+    monkeypatch.setattr("fot_jax.train.metrics.time.monotonic", lambda: next(now))
+    speed = Speed(tokens_per_step=1000, steps=45)
+    speed.start(5)
+    assert speed.report(25) == (2000.0, 10.0)
+    scalars = {"loss": 2.5, "accuracy": 0.25, "num_contexts": 4}
+    scalars |= {"tokens_per_second": 12345.0, "model_flops_utilisation": 0.412}
+    line = progress_line(120, scalars, steps=500, seconds_left=200)
+    assert line == "step 120/500  loss 2.5000  acc 0.250  d 4  12.3k tokens/s  ETA 3m20s  MFU 41.2%"
+    assert [duration(s) for s in (45, 200, 7500)] == ["45s", "3m20s", "2h05m"]
+    writer = MetricsWriter(tmp_path, step=0)
+    writer.write(1, {"loss": 0.1})
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.1}]  # flushed before close
+    writer.close()
