@@ -38,7 +38,7 @@ def get_config() -> config_dict.ConfigDict:
     config.crossbatch.plan = "packed"
     config.crossbatch.packing = 4
     config.crossbatch.previous_chunks = 3
-    config.crossbatch.schedule.num_contexts = (7,)
+    config.crossbatch.schedule.num_contexts = (5,)  # 3 own rows and 4 of the other document at most
 
     config.data.sources = ({"name": "stdlib", "kind": "stdlib"},)
     config.data.vocabulary.kind = "hf_tokenizer"

@@ -237,7 +237,8 @@ def load_params(
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{os.fspath(workdir)} holds no checkpoint yet. Train until the first one is saved.")
     with Checkpointer(workdir, config, read_only=True) as checkpoints:
-        number = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}.get(step, lambda: step)()
+        named = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}
+        number = named[step]() if isinstance(step, str) and step in named else step
         if number not in checkpoints.steps():
             raise UserError(
                 f"{os.fspath(workdir)} must hold the checkpoint asked for ({step!r}); it has {checkpoints.steps()}."

@@ -85,13 +85,13 @@ def param_shardings(boxed, mesh: Mesh):
 
 
 def _check_divides(name, shape, names, partition, mesh: Mesh) -> None:
-    for size, logical, axes in zip(shape, names, partition, strict=True):
-        axes = (axes,) if isinstance(axes, str) else axes or ()
+    for size, logical, entry in zip(shape, names, partition, strict=True):
+        axes: list[str] = [entry] if isinstance(entry, str) else list(entry or ())
         parts = int(np.prod([mesh.shape[axis] for axis in axes], initial=1))
         if size % parts:
             raise ConfigError(
                 f"parameter {name}: logical axis '{logical}' has {size} entries, which mesh axes {axes}"
-                f" split into {parts} parts unevenly. Choose mesh.{axes[0]} so that it divides {size}."
+                f" split into {parts} parts unevenly. Choose mesh.{axes[-1]} so that it divides {size}."
             )
 
 

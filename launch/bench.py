@@ -61,7 +61,9 @@ def prepare(config: ExperimentConfig, *, form: AttentionForm, contexts: int) -> 
     B, L = config.train.batch_rows, model.local_context
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (B, L), dtype=np.int32)
     segments = np.broadcast_to(np.arange(1, B + 1, dtype=np.int32)[:, None], (B, L))
-    batch = Batch(tokens=tokens, targets=np.roll(tokens, -1, 1), loss_mask=np.ones((B, L), np.float32), segments=segments)
+    batch = Batch(
+        tokens=tokens, targets=np.roll(tokens, -1, 1), loss_mask=np.ones((B, L), np.float32), segments=segments
+    )
     plan = None
     if contexts:
         ids = (np.arange(B)[:, None] + 1 + np.arange(contexts)) % B
@@ -69,7 +71,7 @@ def prepare(config: ExperimentConfig, *, form: AttentionForm, contexts: int) -> 
     params = nn.unbox(jax.jit(Decoder(model).init)(jax.random.key(0), jnp.asarray(tokens))["params"])
     gradient = jax.jit(lambda params, batch, plan: loss_gradient(params, batch, plan, config=config))
     compiled = gradient.lower(params, batch, plan).compile()
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     name = "plain" if not contexts else f"{form.value} d={contexts}"
     call = lambda: jax.block_until_ready(compiled(params, batch, plan))  # noqa: E731
     call()

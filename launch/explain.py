@@ -75,8 +75,8 @@ REASONS = {
     PlanKind.OFF: "Plain training: no row reads another.",
     PlanKind.TWO_PASS: "C_curr of stream i reads the previous chunks of streams i, i+1, ..., i+d-1 (modulo their "
     "number): its own first, as the positive. C_prev reads nothing: it is there to be read (sec. 3.2).",
-    PlanKind.PACKED: "A row reads its nearest earlier own rows (at most previous_chunks), then the nearest earlier "
-    "rows of other streams, d in all. Never a later row: two memory layers would carry its future back.",
+    PlanKind.PACKED: "A row reads its nearest earlier own rows (at most previous_chunks), then the d-1 nearest earlier "
+    "rows of other streams. Never a later row: two memory layers would carry its future back.",
     PlanKind.SEGMENTS: "The place in the pack fixes the counts (positives, negatives), as LongLLaMA trains (sec. 4).",
     PlanKind.CONSTANT_RANGE: "A row reads the rows just before it, as many as the authors' range and stepping allow.",
     PlanKind.OWN_PAST: "A row reads its own earlier rows alone (d = 1), as the Memorizing Transformer trains.",

@@ -38,7 +38,10 @@ def main(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--size must be an integer >= {SMALLEST} (the bytes and special ids), got {flags.size!r}.")
     config = cli.load_experiment(flags)
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    split_digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split_digits, byte_level = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split_digits, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(

@@ -38,7 +38,10 @@ def golden(request, capsys):
         if request.config.getoption("--update-golden"):
             old = path.read_text().splitlines() if path.exists() else []
             with capsys.disabled():
-                print(*difflib.unified_diff(old, text.splitlines(), f"{name} before", f"{name} now", n=0), sep="\n")
+                print(
+                    *difflib.unified_diff(old, text.splitlines(), f"{name} before", f"{name} now", n=0, lineterm=""),
+                    sep="\n",
+                )
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
         assert path.exists(), f"{path} is missing: run `make update-golden`, look at the difference and commit it."

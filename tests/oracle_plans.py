@@ -32,31 +32,31 @@ def two_pass(streams: int, w: int, d: int) -> Reads:
     return reads
 
 
-def nearest(rows: int, packing: int, positives: list[int], totals_or_negatives: list[int], *, totals: bool) -> Reads:
+def nearest(rows: int, packing: int, positives: list[int], negatives: list[int]) -> Reads:
     """Walks back from each row: up to `positives` rows of its pack, then rows of earlier packs, nearest first."""
     reads = []
     for row in range(rows):
         pack, place = divmod(row, packing)
         mine = [(other, True) for other in range(row - 1, -1, -1) if other // packing == pack][: positives[place]]
         others = [(other, False) for other in range(row - 1, -1, -1) if other // packing < pack]
-        wanted = totals_or_negatives[place] - (len(mine) if totals else 0)
+        wanted = negatives[place]
         reads.append(set(mine + others[: max(wanted, 0)]))
     return reads
 
 
 def packed(rows: int, packing: int, w: int, d: int) -> Reads:
-    """min(j, w) nearest own rows, then other streams' until d in all."""
-    return nearest(rows, packing, [w] * packing, [d] * packing, totals=True)
+    """min(j, w) nearest own rows, then the d - 1 nearest earlier rows of other streams."""
+    return nearest(rows, packing, [w] * packing, [d - 1] * packing)
 
 
 def own_past(rows: int, packing: int, w: int) -> Reads:
     """The w nearest own rows, nothing else."""
-    return nearest(rows, packing, [w] * packing, [0] * packing, totals=False)
+    return nearest(rows, packing, [w] * packing, [0] * packing)
 
 
 def segments(rows: int, packing: int, pairs: tuple[tuple[int, int], ...]) -> Reads:
     """LongLLaMA: place j of a pack reads (positives, negatives)."""
-    return nearest(rows, packing, [p for p, _ in pairs], [n for _, n in pairs], totals=False)
+    return nearest(rows, packing, [p for p, _ in pairs], [n for _, n in pairs])
 
 
 def constant_range(rows: int, packing: int, r: int, *, stepping: bool) -> Reads:

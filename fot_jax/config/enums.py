@@ -57,7 +57,7 @@ class PlanKind(enum.Enum):
 
     OFF = "off"  # plain training: no row reads another
     TWO_PASS = "two_pass"  # paper: (w, d), rows i .. i+d-1 of C_prev
-    PACKED = "packed"  # one pass: w nearest own rows, then nearest earlier rows of other documents
+    PACKED = "packed"  # one pass: w nearest own rows, then the d-1 nearest earlier rows of other documents
     SEGMENTS = "segments"  # LongLLaMA 3B/7B: (positives, negatives) per place in the pack
     CONSTANT_RANGE = "constant_range"  # authors' code: range r, optional stepping
     OWN_PAST = "own_past"  # d = 1: only the reader's own earlier chunks

@@ -65,7 +65,10 @@ def _bindings_of(kind: type) -> Callable[..., dict[str, Any]]:
 @functools.cache
 def _configurables() -> dict[Any, Callable[..., dict[str, Any]]]:
     """Registers every dataclass with gin, once in a process."""
-    return {k: gin.external_configurable(_bindings_of(k), name=k.__name__, module="fot_jax.config") for k in _KINDS}
+    registered: dict[Any, Any] = {}
+    for kind in _KINDS:
+        registered[kind] = gin.external_configurable(_bindings_of(kind), name=kind.__name__, module="fot_jax.config")
+    return registered
 
 
 def _resolve(kind: type) -> dict[str, Any]:

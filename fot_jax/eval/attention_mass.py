@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from fot_jax.config import Boundaries, ModelConfig, UserError
 from fot_jax.eval.reading import Subject
 from fot_jax.eval.targets import Documents, Target, choose_targets, gather
-from fot_jax.models.transformer import Decoder
+from fot_jax.models.transformer import run
 from fot_jax.ops.crossbatch import context_log_masses
 from fot_jax.types import Plan
 
@@ -71,11 +71,13 @@ def distraction_plan(documents: np.ndarray, *, num_contexts: int) -> Plan:
 def _shares(params, tokens, segments, plan: Plan, *, config: ModelConfig) -> Float[Array, "P R H"]:
     """r_d per memory layer, row and head, averaged over the row's queries."""
     options = {"segments": segments, "boundaries": Boundaries.MASKED}
-    output = Decoder(config).apply({"params": params}, tokens, plan=plan, capture=True, **options)
+    output = run(config, params, tokens, plan=plan, capture=True, **options)
+    assert output.queries is not None and output.keys is not None
     R = tokens.shape[0] // 2
 
     def one_layer(captured):
-        masses = context_log_masses(*captured, plan, **options)
+        queries, keys = captured
+        masses = context_log_masses(queries, keys, plan, **options)
         return own_share(masses[R:], plan.own_document[R:]).mean(axis=1)
 
     layers = np.asarray(config.memory_layers)

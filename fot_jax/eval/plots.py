@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -91,7 +91,7 @@ def _dress(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     points = sorted({value for curve in curves if not curve.reference for value in curve.x})
-    if panel.x_base and len(points) > 1:
+    if panel.x_base:
         if points[0] <= 0:
             axes.set_xscale("symlog", base=panel.x_base, linthresh=1, linscale=1)
             axes.set_xlim(points[0] - 0.25, points[-1] * 1.2)
@@ -100,8 +100,13 @@ def _dress(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
         axes.xaxis.set_major_locator(FixedLocator(points[:: max(1, len(points) // 10)]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.y_log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     if panel.y_range is not None:
         axes.set_ylim(*panel.y_range)
     axes.grid(True, which="major", color="0.9", linewidth=0.8)

@@ -100,7 +100,7 @@ def render_page(report: Report, *, origin: Mapping[str, str]) -> str:
     """The whole Markdown page of a report."""
     parts = [f"# {report.task}", report.method]
     parts += [render_markdown(table) for table in report.tables]
-    parts += [f"![{report.task}]({plot})" for plot in report.plots]
+    parts += [f"![{pathlib.Path(plot).stem}]({plot})" for plot in report.plots]
     parts.append(
         "\n".join(f"- {key}: `{text}`" if key == "command" else f"- {key}: {text}" for key, text in origin.items())
     )

@@ -90,12 +90,14 @@ def load_comparison(
             f"{workdirs[0]} must hold a model with memory layers, got none."
             " Evaluate a model without them as --baseline-workdir."
         )
+    count = len(workdirs)
+    both_named_alike = bool(baseline_workdirs) and first.name == loaded[count][0].name
     runs = []
     for folder, (config, params, at) in zip(folders, loaded, strict=True):
         model = lend_memory_layers(config.model, of=first.model)
-        subject = Subject(label=config.name, params=params, model=model, memory=memory)
+        label = pathlib.Path(folder).name if both_named_alike else config.name
+        subject = Subject(label=label, params=params, model=model, memory=memory)
         runs.append(Run(workdir=pathlib.Path(folder), config=config, step=at, subject=subject))
-    count = len(workdirs)
     return Comparison(runs=tuple(runs[:count]), baselines=tuple(runs[count:]), evaluation=evaluation, memory=memory)
 
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fot_jax.config import ModelConfig
-from fot_jax.models.transformer import Decoder
-from fot_jax.types import DecoderOutput, KeyValue, LocalCache, MemoryView
+from fot_jax.models.transformer import run
+from fot_jax.types import KeyValue, LocalCache, MemoryView
 
 
 def _apply(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view) -> tuple[jax.Array, LocalCache]:
-    output = Decoder(config).apply({"params": params}, tokens, token_counts=counts, cache=cache, memory=view)
-    assert isinstance(output, DecoderOutput) and output.cache is not None
+    output = run(config, params, tokens, token_counts=counts, cache=cache, memory=view)
+    assert output.cache is not None
     return jnp.asarray(output.logits), output.cache
 
 

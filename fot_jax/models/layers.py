@@ -28,7 +28,8 @@ def embedding_init(config: ModelConfig) -> nn.initializers.Initializer:
 
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> jax.Array:
     """A float32 parameter with logical axes."""
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return value  # pyright: ignore[reportReturnType]: linen unboxes it
 
 
 class Norm(nn.Module):

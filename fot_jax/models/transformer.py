@@ -58,7 +58,8 @@ class Attention(nn.Module):
         config = self.config
         H, D, E = config.num_heads, config.head_dim, config.embed_dim
         queries, keys, values = layers.Projections(config, name="projections")(x)
-        output = layers.weight(self, "output", (H, D, E), ("heads", "head_dim", "embed"), layers.residual_init(config, H * D))
+        init = layers.residual_init(config, H * D)
+        output = layers.weight(self, "output", (H, D, E), ("heads", "head_dim", "embed"), init)
         frequencies, factor = rope_frequencies(config.rope, D, config.local_context)
         turn = functools.partial(rotate, frequencies=frequencies, factor=factor)
         still = role.is_memory & (config.memory_positions is MemoryPositions.NOPE)
@@ -75,14 +76,15 @@ class Attention(nn.Module):
                 block=config.attention_block,
             )
         else:
-            cache = extend(cache, keys, values, call.lengths, call.token_counts)
+            assert call.lengths is not None
+            cache = cached_keys, cached_values = extend(cache, keys, values, call.lengths, call.token_counts)
             index = call.lengths[:, None] + jnp.arange(x.shape[1])[None]
             rotated = turn(queries, jnp.where(still, 0, index))
-            places = jnp.arange(cache[0].shape[1])[None]
+            places = jnp.arange(cached_keys.shape[1])[None]
             local = attention.partial_attention(
                 rotated,
-                turn(cache[0].astype(x.dtype), jnp.where(still, 0, places)),
-                cache[1].astype(x.dtype),
+                turn(cached_keys.astype(x.dtype), jnp.where(still, 0, places)),
+                cached_values.astype(x.dtype),
                 mask=places[:, None, :] <= index[:, :, None],
             )
         mixed = self._join(local, rotated, keys, values, call, role)
@@ -190,11 +192,13 @@ class Decoder(nn.Module):
             self, "embedding", (config.vocab_size, config.embed_dim), ("vocab", "embed"), layers.embedding_init(config)
         )
         x = constrain(jnp.take(embedding, tokens, axis=0).astype(dtype), "batch", "length", "activation_embed")
+        if token_counts is None:
+            token_counts = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
         call = Call(
             segments=jnp.ones_like(tokens) if segments is None else segments,
             plan=plan,
             lengths=None if cache is None else cache.lengths,
-            token_counts=jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32) if token_counts is None else token_counts,
+            token_counts=token_counts,
             memory=memory,
             boundaries=boundaries,
             capture=capture,
@@ -237,3 +241,10 @@ class Decoder(nn.Module):
             outputs.append(output)
         kept, captured = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
         return x, kept, captured
+
+
+def run(config: ModelConfig, params: Any, tokens: jax.Array, **inputs: Any) -> DecoderOutput:
+    """`Decoder(config)` on given parameters; `inputs` as `Decoder.__call__`."""
+    output = Decoder(config).apply({"params": params}, tokens, **inputs)
+    assert isinstance(output, DecoderOutput)
+    return output

@@ -49,9 +49,7 @@ def partial_attention(
     peak = jax.lax.stop_gradient(jnp.maximum(scores.max(axis=-1), LOWEST_PEAK))
     weights = jnp.exp(scores - peak[..., None])
     total = weights.sum(axis=-1)
-    weighted = jnp.einsum(
-        "BGRLS,BSGD->BLGRD", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-    )
+    weighted = jnp.einsum("BGRLS,BSGD->BLGRD", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     to_heads = functools.partial(jnp.einsum, "BGRL->BLGR")
     return Partial(
         weighted=weighted.reshape(B, L, H, D),
@@ -84,7 +82,7 @@ def merge(a: Partial, b: Partial) -> Partial:
 def normalise(partial: Partial) -> Float[Array, "B L H D"]:
     """weighted / total, and 0 where no key is visible."""
     seen = partial.total > 0
-    return partial.weighted * (seen / jnp.where(seen, partial.total, 1.0))[..., None]
+    return jnp.asarray(partial.weighted) * (seen / jnp.where(seen, partial.total, 1.0))[..., None]
 
 
 def local_mask(

@@ -202,7 +202,8 @@ def online_partial(
         plan = Plan(context_ids=jnp.zeros((B, 1), jnp.int32), own_document=jnp.ones((B, 1), bool))
     plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
     padded_segments = jnp.pad(segments, pad[:2])
-    weighted, peak, total = _online(rule, stacked, *rows, plan, segments, padded_segments)
+    parts: tuple = _online(rule, stacked, *rows, plan, segments, padded_segments)  # pyright: ignore[reportAssignmentType]
+    weighted, peak, total = parts
 
     def unstack(x, *tail):
         return jnp.moveaxis(x.reshape(B, G, H // G, L, *tail), 3, 1).reshape(B, L, H, *tail)

@@ -6,7 +6,6 @@ import jax
 from jaxtyping import Array, Float
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x: Float[Array, "B L ..."], weight: Float[Array, "..."], contracted: int = 1) -> Float[Array, "B L ..."]:
     """Contracts the last `contracted` axes of x with the first of the weight: [B, L, E]·[E, F] → [B, L, F].
 
@@ -19,12 +18,18 @@ def project(x: Float[Array, "B L ..."], weight: Float[Array, "..."], contracted:
       weight: in the compute dtype of x.
       contracted: number of contracted axes (2 for the output projection over H and D).
     """
-    return _product(x, weight, contracted)
+    result: Array = _project(x, weight, contracted)  # pyright: ignore[reportAssignmentType]
+    return result
 
 
 def _product(x, weight, contracted):
     left = tuple(range(x.ndim - contracted, x.ndim))
     return jax.lax.dot_general(x, weight, ((left, tuple(range(contracted))), ((), ())))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _project(x, weight, contracted):
+    return _product(x, weight, contracted)
 
 
 def _forward(x, weight, contracted):
@@ -40,4 +45,4 @@ def _backward(contracted, saved, g):
     return dx.astype(x.dtype), dw.astype(weight.dtype)
 
 
-project.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward)

@@ -90,9 +90,7 @@ def topk_memory_partial(
     def to_heads(x):
         return jnp.moveaxis(x, 3, 1).reshape(B, L, H)
 
-    return Partial(
-        weighted=weighted.reshape(B, L, H, D), peak=to_heads(peak), total=to_heads(weights.sum(axis=-1))
-    )
+    return Partial(weighted=weighted.reshape(B, L, H, D), peak=to_heads(peak), total=to_heads(weights.sum(axis=-1)))
 
 
 def neighbours_partial(

@@ -78,11 +78,11 @@ def train(
         checkpoints = stack.enter_context(checkpoint.Checkpointer(folder, config))
         start = checkpoints.latest_step() or 0
         if start > config.train.steps:
-            raise UserError(
-                f"train.steps must be at least the {start} that {folder} has done, got {config.train.steps}."
-            )
-        state, position = _restore(checkpoints, start, abstract) if start else (None, {"switch_step": None})
-        state = state or train_state.create_state(config, mesh)
+            raise UserError(f"train.steps must be at least the {start} done in {folder}, got {config.train.steps}.")
+        if start:
+            state, position = _restore(checkpoints, start, abstract)
+        else:
+            state, position = train_state.create_state(config, mesh), {"switch_step": None}
         say(train_state.parameter_table(config))
         say(f"resumed after step {start}" if start else f"new run in {folder}")
         recorder = stack.enter_context(
@@ -182,8 +182,8 @@ def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan 
             batch = _load(stream, mesh, index)
             with _guards():
                 sums = eval_step(params, batch, plan)
-            sums = jax.device_get(sums)  # one batch in flight: a CPU mesh deadlocks with many
-            totals += [float(sums.cross_entropy), float(sums.correct), float(sums.weight)]
+            # One batch in flight: a mesh of CPU devices may hang with many.
+            totals += jax.device_get((sums.cross_entropy, sums.correct, sums.weight))
         loss, correct, weight = totals
         return {"heldout_loss": loss / max(weight, 1.0), "heldout_accuracy": correct / max(weight, 1.0)}
 

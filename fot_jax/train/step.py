@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fot_jax.config import CrossbatchConfig, ExperimentConfig, PlanKind
-from fot_jax.models.transformer import Decoder
+from fot_jax.models.transformer import run
 from fot_jax.ops.losses import Losses, cross_entropy
 from fot_jax.sharding import batch_sharding, check_rows, constrain, replicated
 from fot_jax.train.optimizer import learning_rate, make_optimizer
@@ -66,8 +66,9 @@ def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: i
 
 def _losses(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig) -> Losses:
     """Sums over one micro-batch."""
-    output = Decoder(config.model).apply(
-        {"params": params},
+    output = run(
+        config.model,
+        params,
         batch.tokens,
         segments=batch.segments,
         plan=plan,

@@ -1,13 +1,14 @@
 """Tiny models and documents to measure."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import Family, MemoryConfig, MemoryPositions, ModelConfig, Retrieval
+from fot_jax.config import AttentionForm, Family, MemoryConfig, MemoryPositions, ModelConfig, Retrieval
 from fot_jax.eval.reading import Subject
 from fot_jax.models.transformer import Decoder
 
@@ -21,6 +22,7 @@ MODEL = ModelConfig(
     vocab_size=40,
     local_context=8,
     memory_layers=(1,),
+    attention=AttentionForm.REFERENCE,  # compiles fastest
 )
 # Every layer reads memory and none has positions: windows with memory are then plain causal attention.
 POSITIONLESS = dataclasses.replace(
@@ -28,10 +30,17 @@ POSITIONLESS = dataclasses.replace(
 )
 
 
+@functools.cache
+def random_params(model: ModelConfig):
+    """Parameters three times as large as a fresh model's, so that attention is far from uniform."""
+    fresh = jax.jit(lambda: nn.unbox(Decoder(model).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]))()
+    return jax.tree.map(lambda leaf: 3 * np.asarray(leaf), fresh)
+
+
 def subject(model: ModelConfig = MODEL, *, zeros: bool = False, memory: MemoryConfig | None = None) -> Subject:
     """A random model, or one of zeros (uniform over tokens and over keys); dense memory by default."""
-    params = nn.unbox(Decoder(model).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"])
-    params = jax.tree.map(lambda leaf: leaf * (0.0 if zeros else 3.0), params)
+    params = random_params(model)
+    params = jax.tree.map(np.zeros_like, params) if zeros else params
     memory = memory or MemoryConfig(retrieval=Retrieval.DENSE)
     return Subject(label="tiny", params=params, model=model, memory=memory)
 

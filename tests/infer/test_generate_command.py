@@ -14,6 +14,8 @@ import pytest
 from fot_jax.checkpoint import Checkpointer
 from fot_jax.config import ExperimentConfig
 from fot_jax.config.build import build, to_dict
+from fot_jax.data.vocabulary import ByteVocabulary
+from fot_jax.infer.generate import FINISHED
 from fot_jax.models.transformer import Decoder
 from launch import cli, generate
 
@@ -73,16 +75,20 @@ def test_generates_saves_reads_on_and_refuses_another_models_memory(tmp_path, ca
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(prompt.read_bytes())))
     call(*usual, "--prompt-file=-")
     assert capfd.readouterr().out == first.out
-    call(*usual, f"--prompt-file={prompt}", f"--prompt-file={prompt}", "--temperature=1.5", "--top-k=50", "--seed=3")
-    assert capfd.readouterr().out.count(f"== {prompt}\n") == 2
-    call(
-        *usual, f"--prompt-file={prompt}", f"--load-memory={tmp_path / 'memory'}", f"--save-memory={tmp_path / 'more'}"
-    )
+    load = f"--load-memory={tmp_path / 'memory'}"
+    call(*usual, f"--prompt-file={prompt}", load, f"--save-memory={tmp_path / 'more'}")
     lengths = [json.loads((tmp_path / name / "meta.json").read_text())["lengths"] for name in ("memory", "more")]
     assert lengths == [[62], [124]]
     other = make_run(tmp_path / "other", scale=1.01)
     message = fails(capfd, f"--workdir={other}", f"--prompt-file={prompt}", load)
     assert "must come from this model" in message
+
+
+def test_texts_of_several_prompts_are_told_apart(capfd):
+    vocabulary = ByteVocabulary()
+    rows = [vocabulary.encode("one") + [vocabulary.eos_id, FINISHED], vocabulary.encode("zwölf")[:5]]
+    generate.write_texts(iter(np.array(rows).T), vocabulary, ["a", "b"])
+    assert capfd.readouterr().out == "== a\none\n== b\nzwöl\n"
 
 
 def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):

@@ -35,12 +35,16 @@ def paper(**changes) -> ModelConfig:
 
 @functools.cache
 def params(model: ModelConfig) -> Any:
-    """Unboxed parameters away from their initial values: norms, biases and temperatures matter."""
-    boxed = jax.jit(Decoder(model).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-    leaves, tree = jax.tree.flatten(nn.unbox(boxed))
+    """Unboxed random parameters: norms, biases, temperatures and gates are away from where they do nothing."""
+    init = functools.partial(Decoder(model).init, jax.random.key(0))
+    shapes = nn.unbox(jax.eval_shape(init, jnp.zeros((1, 2), jnp.int32))["params"])
     rng = np.random.default_rng(1)
-    moved = [leaf + jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(tree, moved)
+
+    def draw(path, leaf):
+        middle = 1.0 if path[-1].key in ("scale", "log_temperature") else 0.0
+        return jnp.asarray(middle + 0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "boundaries", "capture"))

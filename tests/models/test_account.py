@@ -97,10 +97,10 @@ def test_parameter_count_of_every_switch(family, tie_embeddings, memory_gate):
 
 @pytest.mark.parametrize("family", list(Family))
 def test_flops_agree_with_the_compiler(family):
-    """XLA counts the reference form: all L x L local scores and all C·L context scores, plus what is elementwise."""
+    """XLA counts the reference form: all L x L local and all L x CL context scores, and what is elementwise."""
     model = ModelConfig(
-        family=family, num_layers=1, embed_dim=64, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=128, vocab_size=256,
-        local_context=64, memory_layers=(0,), attention=AttentionForm.REFERENCE, scan_layers=False,
+        family=family, num_layers=1, embed_dim=64, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=128,
+        vocab_size=256, local_context=64, memory_layers=(0,), attention=AttentionForm.REFERENCE, scan_layers=False,
     )  # fmt: skip
     rows, contexts = 4, 2
     crossbatch = CrossbatchConfig(plan=PlanKind.CONSTANT_RANGE, stepping=False)

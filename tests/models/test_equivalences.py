@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from tests import cases, jaxprs, oracles
 from tests.models import decoders
 
 LENGTH = decoders.LENGTH
+BASE = decoders.config()
 
 
 def loss(model, parameters, tokens, **arguments):
@@ -24,16 +26,25 @@ def loss(model, parameters, tokens, **arguments):
     return (decoders.call(model, parameters, tokens, **arguments).logits ** 2).mean()
 
 
-def values_and_gradients(model, parameters=None, **arguments) -> list[np.ndarray]:
-    """[loss, gradient leaves] in the hard case."""
-    parameters = decoders.params(model) if parameters is None else parameters
+@functools.cache
+def values_and_gradients(model) -> tuple[jax.Array, Any]:
+    """(loss, gradients) in the hard case, under the parameters of the scanned model of the same sizes."""
+    parameters = decoders.params(BASE)
     step = jax.jit(jax.value_and_grad(functools.partial(loss, model)))
-    value, gradients = step(parameters, jnp.asarray(decoders.tokens_for(6)), **(arguments or decoders.hard_case()))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves((value, gradients))]
+    parameters = parameters if model.scan_layers else unroll(parameters)
+    return step(parameters, jnp.asarray(decoders.tokens_for(6)), **decoders.hard_case())
 
 
-def assert_all_close(got, want, tolerance=cases.TOLERANCE):
-    cases.assert_close(got, want, [f"leaf {i}" for i in range(len(got))], tolerance=tolerance)
+def unroll(tree):
+    """Parameters or gradients of scanned layers as those of layers one by one."""
+    per_layer = {f"layer_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], tree["layers"]) for n in range(BASE.num_layers)}
+    return {**{key: value for key, value in tree.items() if key != "layers"}, **per_layer}
+
+
+def assert_same(got, want):
+    """Two (loss, gradients) agree leaf by leaf."""
+    (paths, leaves), wanted = zip(*jax.tree.leaves_with_path(got), strict=True), jax.tree.leaves(want)
+    cases.assert_close(leaves, wanted, [jax.tree_util.keystr(path) for path in paths])
 
 
 def test_exact_topk_of_all_entries_equals_dense_and_of_fewer_does_not():
@@ -88,46 +99,28 @@ def test_memory_off_equals_plain():
     assert oracles.relative_error(full, plain) > cases.FAR
 
 
-@pytest.mark.parametrize("block", [1, 3, 99])
-def test_blockwise_equals_reference_in_loss_and_every_gradient(block):
-    blockwise = decoders.config(attention_block=block)
-    reference = dataclasses.replace(blockwise, attention=AttentionForm.REFERENCE)
-    parameters = decoders.params(decoders.config())
-    assert_all_close(values_and_gradients(blockwise, parameters), values_and_gradients(reference, parameters))
+def test_blockwise_equals_reference_in_loss_and_every_gradient():
+    reference = dataclasses.replace(BASE, attention=AttentionForm.REFERENCE)
+    assert_same(values_and_gradients(BASE), values_and_gradients(reference))
 
 
 def test_scanned_layers_equal_unrolled_layers():
-    scanned = decoders.config()
-    unrolled = dataclasses.replace(scanned, scan_layers=False)
-    parameters = decoders.params(scanned)
-
-    def unroll(tree):
-        per_layer = {f"layer_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], tree["layers"]) for n in range(3)}
-        return {**{key: value for key, value in tree.items() if key != "layers"}, **per_layer}
-
-    arguments = decoders.hard_case()
-    tokens = jnp.asarray(decoders.tokens_for(6))
-    step = [jax.jit(jax.value_and_grad(functools.partial(loss, model))) for model in (scanned, unrolled)]
-    value, gradients = step[0](parameters, tokens, **arguments)
-    other_value, other_gradients = step[1](unroll(parameters), tokens, **arguments)
-    assert_all_close(jax.tree.leaves((other_value, other_gradients)), jax.tree.leaves((value, unroll(gradients))))
+    value, gradients = values_and_gradients(BASE)
+    unrolled = values_and_gradients(dataclasses.replace(BASE, scan_layers=False))
+    assert_same(unrolled, (value, unroll(gradients)))
 
 
-@pytest.mark.parametrize("remat", [Remat.DOTS, Remat.FULL])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(("remat", "scan"), [(Remat.DOTS, True), (Remat.FULL, True), (Remat.FULL, False)])
 def test_remat_equals_plain_and_does_rematerialise(remat, scan):
-    plain = decoders.config(scan_layers=scan)
+    plain = dataclasses.replace(BASE, scan_layers=scan)
     rematted = dataclasses.replace(plain, remat=remat)
-    parameters = decoders.params(plain)
-    assert_all_close(values_and_gradients(rematted, parameters), values_and_gradients(plain, parameters))
-    names = {}
+    assert_same(values_and_gradients(rematted), values_and_gradients(plain))
+    parameters = decoders.params(BASE) if scan else unroll(decoders.params(BASE))
+    marks, tokens = {"checkpoint", "remat", "remat2"}, jnp.asarray(decoders.tokens_for(6))
     for model in (plain, rematted):
         step = jax.value_and_grad(functools.partial(loss, model))
-        tokens = jnp.asarray(decoders.tokens_for(6))
-        names[model] = jaxprs.primitives(jax.make_jaxpr(step)(parameters, tokens, **decoders.hard_case()))
-    marks = {"checkpoint", "remat", "remat2"}
-    assert names[rematted] & marks
-    assert not names[plain] & marks
+        names = jaxprs.primitives(jax.make_jaxpr(step)(parameters, tokens, **decoders.hard_case()))
+        assert bool(names & marks) == (model is rematted)
 
 
 @pytest.mark.parametrize("model", [decoders.config(), decoders.paper()], ids=["llama", "paper"])

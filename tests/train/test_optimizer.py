@@ -43,9 +43,9 @@ def test_constant_and_cosine_after_warm_up():
 def test_weight_decay_shrinks_matrices_alone(scan):
     config = tiny(model__family="paper", model__memory_gate=True, model__scan_layers=scan)
     leaves = jax.tree_util.tree_leaves_with_path(decay_mask(nn.unbox(abstract_params(config))))
-    assert {path[-1].key for path, decays in leaves if decays} == set(
-        ["embedding", "unembedding", "query", "key", "value", "output", "up", "down"]
-    )
+    assert {path[-1].key for path, decays in leaves if decays} == {
+        *("embedding", "unembedding", "query", "key", "value", "output", "up", "down")
+    }
     assert {path[-1].key for path, decays in leaves if not decays} == {"scale", "bias", "log_temperature", "gate"}
 
 

@@ -79,7 +79,8 @@ def _report(found: dict[str, list[lookup.Lookup]], *, comparison: Comparison) ->
     for label, seeds in found.items():
         measured = _accuracies(seeds)
         for size, mean, low, high, answers in zip(evaluation.dictionary_tokens, *measured.values(), strict=True):
-            rows.append((label, size, mean, f"{low:.3f}–{high:.3f}", answers))
+            spread = f"{low:.3f}–{high:.3f}" if len(seeds) > 1 else "one"
+            rows.append((label, size, mean, spread, answers))
     method = (
         f"{evaluation.dictionary_episodes} dictionaries a size, the same for every model; definitions are read window"
         f" by window into memory ({comparison.retrieval}), then {config.question_tokens} question tokens are answered,"

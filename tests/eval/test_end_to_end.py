@@ -1,0 +1,144 @@
+"""launch.evaluate and launch.demo_report on a workdir with random parameters and a corpus of random text."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fot_jax.checkpoint import Checkpointer, write_config
+from fot_jax.config import ExperimentConfig
+from fot_jax.config.build import build
+from fot_jax.data.cache import fingerprint, open_or_build
+from launch import cli, demo_report, evaluate
+from tests.eval.subjects import random_params
+
+LENGTH = 16
+
+
+def experiment(folder, **model) -> ExperimentConfig:
+    """Bytes of text files; a model that can also be asked for dictionaries."""
+    return build(
+        ExperimentConfig,
+        {
+            "name": "tiny",
+            "model": {
+                "num_layers": 2,
+                "embed_dim": 16,
+                "num_heads": 2,
+                "num_kv_heads": 1,
+                "head_dim": 8,
+                "mlp_dim": 32,
+                "vocab_size": 259,
+                "local_context": LENGTH,
+                "memory_layers": [1],
+                "attention": "reference",
+                **model,
+            },
+            "data": {
+                "sources": [{"name": "text", "kind": "text", "path": str(folder / "corpus.txt")}],
+                "dictionary": {"definition_tokens": 10, "question_tokens": 10},
+                "heldout_fraction": 0.75,
+                "cache_dir": str(folder / "cache"),
+            },
+            "optimizer": {"learning_rate": 1e-3},
+            "train": {"steps": 1, "batch_rows": 4},
+            "memory": {"retrieval": "dense"},
+            "evaluation": {
+                "memory_contexts": [0, 16],
+                "documents": 3,
+                "target_chunks": 1,
+                "distraction_contexts": [1, 16],
+                "dictionary_tokens": [20],
+                "dictionary_episodes": 3,
+            },
+        },
+    )
+
+
+def write_run(workdir, config: ExperimentConfig) -> None:
+    """What training leaves: config, one checkpoint, metrics."""
+    workdir.mkdir()
+    write_config(workdir, config)
+    state = {"params": random_params(config.model), "optimizer": {"count": np.zeros(())}}
+    with Checkpointer(workdir, config) as checkpoints:
+        checkpoints.save(1, **state, data={"step": 1}, heldout_loss=None)
+    rows = [{"step": step, "loss": 5.0 / step, "heldout_loss": 5.5 / step} for step in (1, 2, 3)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(model's workdir, baseline's): four documents, three of them held out; the baseline has no memory layer."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "corpus.txt").write_text("unused: the token cache is written beforehand")
+    config = experiment(folder)
+    source = config.data.sources[0]
+    expected = fingerprint(source, data=config.data, seed=config.seed)
+    rng = np.random.default_rng(0)
+    documents = [(f"file {i}", rng.integers(3, 259, 18 * LENGTH + 1)) for i in range(4)]
+    cache = folder / "cache" / f"text-{expected}"
+    open_or_build(cache, lambda: documents, source="text", expected=expected, vocab_size=259)
+    write_run(folder / "fot", config)
+    write_run(folder / "plain", experiment(folder, memory_layers=[]))
+    return folder / "fot", folder / "plain"
+
+
+def run_evaluate(*arguments: str) -> None:
+    """The command, in this process."""
+    cli.run(evaluate.main, evaluate.make_parser(), arguments)
+
+
+def test_every_task_and_the_summary(runs, capsys):
+    fot, plain = runs
+    for task in ("perplexity", "distraction", "dictionary"):
+        run_evaluate(f"--workdir={fot}", f"--baseline-workdir={plain}", f"--task={task}")
+        assert (fot / "eval" / f"{task}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"![{task}]({task}.png)" in (fot / "eval" / f"{task}.md").read_text()
+        assert len((fot / "eval" / f"{task}_examples.jsonl").read_text().splitlines()) >= 12
+    found = json.loads((fot / "eval" / "perplexity.json").read_text())["results"]
+    ours, theirs = found["contexts"]
+    assert (ours["model"], theirs["model"]) == ("fot", "plain")  # both configs are named "tiny"
+    assert [point["size"] for point in ours["points"]] == [0, 16]
+    # The same parameters: without memory the baseline is the same model, with borrowed memory layers too.
+    assert ours["points"] == theirs["points"]
+    cli.run(demo_report.main, demo_report.make_parser(), [f"--workdir={fot}", f"--baseline-workdir={plain}"])
+    page = (fot / "summary.md").read_text()
+    assert all(
+        text in page for text in ("Held-out bits per byte", "Targets", "reached", "loss.png", "eval/distraction.png")
+    )
+    assert "r_16" in capsys.readouterr().out
+    assert (fot / "loss.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=nowhere", "--task=perplexity"], "--workdir must hold a run"),
+        (["--workdir=FOT", "--task=perplexity", "--step=7"], "must hold the checkpoint asked for (7); it has [1]"),
+        (["--workdir=PLAIN", "--task=distraction"], "must hold a model with memory layers"),
+        (["--workdir=FOT", "--task=distraction", "--memory.top_k=many"], "memory.top_k must be int, got 'many'"),
+        (
+            ["--workdir=FOT", "--task=distraction", "--evaluation.documents=0"],
+            "evaluation.documents must be >= 1, got 0",
+        ),
+        (["--workdir=FOT", "--task=distraction", "--evaluation.distraction_contexts=64"], "asks for 64 contexts"),
+        (["--workdir=FOT", "--task=perplexity", "--evaluation.memory_contexts=0,99"], "the longest has 289"),
+        (["--workdir=FOT", "--workdir=FOT", "--task=perplexity"], "for --task=dictionary only"),
+    ],
+)
+def test_a_user_error_is_one_line_and_exit_code_2(runs, capsys, arguments, message):
+    fot, plain = runs
+    filled = [argument.replace("FOT", str(fot)).replace("PLAIN", str(plain)) for argument in arguments]
+    with pytest.raises(SystemExit) as exit_:
+        run_evaluate(*filled)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_summary_asks_for_what_it_lacks(runs, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(demo_report.main, demo_report.make_parser(), [f"--workdir={runs[1]}"])
+    assert exit_.value.code == 2
+    assert "perplexity.json must exist. Run python -m launch.evaluate" in capsys.readouterr().err
