@@ -18,36 +18,40 @@ def get_config() -> config_dict.ConfigDict:
     config = template()
     config.name = "tiny_code"
     model = config.model
-    model.family = "llama"
-    model.num_layers = 4
+    model.family = "paper"
+    model.num_layers = 2
     model.embed_dim = 128
     model.num_heads = model.num_kv_heads = 4
     model.head_dim = 32
-    model.mlp_dim = 352
-    model.vocab_size = 264  # 259 used: bytes and three special ids
-    model.local_context = 128
-    model.memory_layers = (2,)
-    model.memory_positions = "rope0"
-    model.attention_block = 128
+    model.mlp_dim = 384
+    model.vocab_size = 1024
+    model.local_context = 64  # about 200 bytes
+    model.memory_layers = (1,)
+    model.memory_positions = "nope"
+    model.rope.theta = 30.0  # short context: sharp positions help the first layer look a few tokens back
 
     config.crossbatch.plan = "packed"
-    config.crossbatch.packing = 4
-    config.crossbatch.previous_chunks = 3
-    config.crossbatch.schedule.num_contexts = (8,)
+    config.crossbatch.packing = 8
+    config.crossbatch.previous_chunks = 7
+    config.crossbatch.schedule.kind = "switch_at_step"  # own past first: a large d from the start teaches
+    config.crossbatch.schedule.num_contexts = (1, 9)  # a model to ignore its previous context (app. B.3)
+    config.crossbatch.schedule.switch_step = 900
 
     config.data.sources = ({"name": "stdlib", "kind": "stdlib"},)
-    config.data.vocabulary.kind = "bytes"
+    config.data.vocabulary.kind = "hf_tokenizer"
+    config.data.vocabulary.path = "configs/tiny_code_bpe.json"  # made by launch.make_vocabulary
     config.data.document_end = "pack"
 
     config.optimizer.kind = "adamw"
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.min_learning_rate = 3e-4
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.min_learning_rate = 2e-4
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 30
+    config.optimizer.warmup_steps = 60
+    config.optimizer.beta2 = 0.98
 
-    config.train.steps = 300
-    config.train.batch_rows = 32  # eight documents, four chunks of each
-    config.train.log_every = 10
-    config.train.eval_every = 100
-    config.train.checkpoint_every = 100
+    config.train.steps = 1400
+    config.train.batch_rows = 16  # two documents, eight chunks of each
+    config.train.log_every = 50
+    config.train.eval_every = 350
+    config.train.checkpoint_every = 350
     return config

@@ -14,6 +14,7 @@ import numpy as np
 from tests import oracles
 
 Layer = dict[str, Any]
+UNIT_EPSILON = 1e-6  # keeps the gradient of |q| and |k| finite at 0
 
 
 def norm(x: np.ndarray, parameters: dict[str, np.ndarray], *, family: str, epsilon: float) -> np.ndarray:
@@ -45,8 +46,8 @@ def attention_layer(x: np.ndarray, layer: Layer, *, family: str, memory_layer: b
     if family == "llama":
         queries = queries / math.sqrt(queries.shape[-1])
     else:
-        queries = queries / np.sqrt((queries**2).sum(-1, keepdims=True)) * layer["temperature"][:, None]
-        keys = keys / np.sqrt((keys**2).sum(-1, keepdims=True))
+        queries, keys = (a / np.sqrt((a**2).sum(-1, keepdims=True) + UNIT_EPSILON) for a in (queries, keys))
+        queries = queries * layer["temperature"][:, None]
     turned, turned_keys = queries, keys
     if not (memory_layer and positions == "nope"):
         places = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])

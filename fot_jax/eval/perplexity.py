@@ -78,7 +78,7 @@ def measure_contexts(
     most_documents: int,
     per_document: int,
     seed: int,
-    batch: int = 32,
+    batch: int,
 ) -> Sweep:
     """Loss against memory size in local contexts, one document a memory.
 

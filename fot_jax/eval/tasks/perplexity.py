@@ -62,6 +62,7 @@ def _measure_contexts(comparison: Comparison, *, documents: Documents) -> Sweeps
                 most_documents=evaluation.documents,
                 per_document=evaluation.target_chunks,
                 seed=first.seed,
+                batch=evaluation.documents,  # the rows of `measure_documents`: most programs are compiled once
             ),
         )
         for run in comparison.firsts
