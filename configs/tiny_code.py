@@ -3,9 +3,10 @@
 Command:  python -m launch.train --config=configs/tiny_code.py
           python -m launch.evaluate --workdir=runs/tiny_code --task=perplexity
 Hardware: two CPU cores.
-Time:     minutes. <!-- FIGURE: tiny_code minutes -->
-Expected: held-out bits per byte at least 3 % lower with 16 local contexts of memory than with none;
-          r_d at d = 16 of at least 4/16. <!-- FIGURE: tiny_code bits per byte, r_16 -->
+Time:     1400 steps of 1,024 tokens at 5 k tokens/s, 5 minutes, on a two-core machine with other load (2026-11-22).
+Expected: 2.21 bits per byte held out; memory of one local context saves 0.6 %, 16 contexts save nothing and
+          r_16 is 0.061, no better than 1/16: 1.4 M tokens are too few for a focused memory layer (the targets
+          are 3 % and 4/16; configs/dictionary_cpu.py shows the effect in minutes). Measured 2026-11-22.
 """
 
 from ml_collections import config_dict
@@ -54,4 +55,6 @@ def get_config() -> config_dict.ConfigDict:
     config.train.log_every = 50
     config.train.eval_every = 350
     config.train.checkpoint_every = 350
+
+    config.memory.retrieval = "dense"
     return config

@@ -10,7 +10,7 @@ rename when it is whole, so a half-written one is never read.
 import json
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,6 +129,11 @@ class Checkpointer:
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:  # Orbax raises many kinds for a damaged folder
+            found = self._folder.iterdir() if self._folder.is_dir() else ()
+            steps = sorted(int(path.name) for path in found if path.name.isdigit())
+            broken = _unreadable_step(self._folder, steps)
+            if broken is not None:
+                raise _damaged(self._folder, broken, steps, reason=_one_line(error)) from error
             raise UserError(f"{self._folder} cannot be opened: {_one_line(error)}. Use another --workdir.") from error
 
     def __enter__(self) -> "Checkpointer":
@@ -194,7 +199,7 @@ class Checkpointer:
         }
         restored = self._read(step, items)
         if not isinstance(restored["data"], dict) or restored["data"].get("step") != step:
-            raise self._damaged(step, f"its data position is {restored['data']!r}")
+            raise _damaged(self._folder, step, self.steps(), reason=f"its data position is {restored['data']!r}")
         return restored["params"], restored["optimizer"], restored["data"]
 
     def restore_params(self, step: int, *, params: Any) -> Any:
@@ -205,15 +210,28 @@ class Checkpointer:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
-            raise self._damaged(step, _one_line(error)) from error
+            raise _damaged(self._folder, step, self.steps(), reason=_one_line(error)) from error
 
-    def _damaged(self, step: int, reason: str) -> UserError:
-        older = [s for s in self.steps() if s < step]
-        then = f"go on from step {older[-1]}" if older else "start again from step 0"
-        return UserError(
-            f"the checkpoint of step {step} cannot be read, it is truncated or damaged ({reason})."
-            f" Delete {self._folder / str(step)} to {then}, or use another --workdir."
-        )
+
+def _unreadable_step(folder: Path, steps: list[int]) -> int | None:
+    """The newest checkpoint with a metadata file that is no JSON, None where all can be parsed."""
+    for step in reversed(steps):
+        for file in (folder / str(step)).rglob("*"):
+            if file.is_file() and file.name in ("_CHECKPOINT_METADATA", "metrics", "_METADATA"):
+                try:
+                    json.loads(file.read_bytes())
+                except ValueError:
+                    return step
+    return None
+
+
+def _damaged(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> UserError:
+    older = [s for s in steps if s < step]
+    then = f"go on from step {older[-1]}" if older else "start again from step 0"
+    return UserError(
+        f"the checkpoint of step {step} cannot be read, it is truncated or damaged ({reason})."
+        f" Delete {folder / str(step)} to {then}, or use another --workdir."
+    )
 
 
 def _one_line(error: Exception) -> str:

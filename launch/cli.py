@@ -108,7 +108,12 @@ def _load_module(path: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config must name a Python file (.py), got {path!r}.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"{path} line {error.lineno}: {error.msg}.") from error
+    except ImportError as error:
+        raise ConfigError(f"{path}: {error}. Run from the repository root.") from error
     return module
 
 
@@ -191,5 +196,9 @@ def run(
         main(flags)
     except UserError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename!r} cannot be used: {error.strerror}.")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -41,8 +41,11 @@ class EvaluationConfig:
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a list is empty."""
-        check(len(self.memory_contexts) >= 1, f"{path}.memory_contexts", "not be empty", self.memory_contexts)
-        check(self.documents >= 1, f"{path}.documents", "be >= 1", self.documents)
+        for name in ("documents", "target_chunks", "dictionary_episodes"):
+            check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))
+        for name, least in (("memory_contexts", 0), ("distraction_contexts", 1), ("dictionary_tokens", 1)):
+            values = getattr(self, name)
+            check(min(values, default=-1) >= least, f"{path}.{name}", f"be integers >= {least}", values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

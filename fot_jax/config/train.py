@@ -59,7 +59,15 @@ class TrainConfig:
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range."""
-        for name in ("steps", "batch_rows", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "batch_rows",
+            "accumulation",
+            "log_every",
+            "eval_batches",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))
         check(self.eval_every >= 0, f"{path}.eval_every", "be >= 0", self.eval_every)
         check(self.z_loss >= 0, f"{path}.z_loss", "be >= 0", self.z_loss)

@@ -108,7 +108,7 @@ def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
         offsets = np.load(folder / "offsets.npy")
         if len(offsets) != meta["documents"] + 1 or offsets[-1] != meta["tokens"]:
             raise ValueError("offsets.npy does not match meta.json")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"'{folder}' must be a whole token cache, got a damaged one ({error}). Delete it.") from error
     return SourceCache(tokens=tokens, offsets=offsets, folder=folder)
 

@@ -35,7 +35,7 @@ def stdlib_files(root: pathlib.Path) -> list[pathlib.Path]:
     files = []
     for path in sorted(root.rglob("*.py")):
         folders = path.relative_to(root).parts[:-1]
-        if not any(part in SKIPPED_FOLDERS or part.startswith("config-") for part in folders):
+        if path.is_file() and not any(part in SKIPPED_FOLDERS or part.startswith("config-") for part in folders):
             files.append(path)
     return files
 

@@ -87,8 +87,9 @@ class Attention(nn.Module):
                 cached_values.astype(x.dtype),
                 mask=places[:, None, :] <= index[:, :, None],
             )
-        mixed = self._join(local, rotated, keys, values, call, role)
-        captured = (rotated, keys, values) if call.capture else None
+        far = rotated * factor if factor != 1.0 else rotated  # YARN scales keys too, those at position 0 as well
+        mixed = self._join(local, far, keys, values, call, role)
+        captured = (far, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
 
     def _join(self, local: Partial, queries, keys, values, call: Call, role: LayerRole) -> jax.Array:

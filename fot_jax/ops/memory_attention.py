@@ -79,7 +79,8 @@ def topk_memory_partial(
         grouped = queries.reshape(B, L, G, H // G, D)
         scores = jnp.einsum("BLGRD,BMGD->BGRLM", grouped, keys, preferred_element_type=jnp.float32)
         scores = jnp.where(valid[:, None, None, None, :], scores, attention.MASKED_SCORE)
-        best, index = jax.lax.top_k(scores, min(k, M))
+        best, index = jax.lax.top_k(scores.reshape(-1, M), min(k, M))  # flat: several times faster on CPUs
+        best, index = (x.reshape(*scores.shape[:-1], -1) for x in (best, index))
     take = jax.vmap(jax.vmap(lambda table, i: table[i]))  # over B and G
     neighbours = take(values.transpose(0, 2, 1, 3), index.reshape(B, G, -1))
     neighbours = neighbours.reshape(*index.shape, D)

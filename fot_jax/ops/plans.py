@@ -21,7 +21,7 @@ def make_plan(crossbatch: CrossbatchConfig, *, batch_rows: int, num_contexts: in
     Args:
       crossbatch: the variant and its parameters.
       batch_rows: B, all rows of the batch.
-      num_contexts: d (sec. 3.2): documents a row reads from, its own included. For
+      num_contexts: d (sec. 3.2): 1 + the chunks of other streams a row reads. For
         CONSTANT_RANGE the authors' range r; ignored by SEGMENTS, OWN_PAST and OFF.
     """
     k, w = crossbatch.packing, crossbatch.previous_chunks
@@ -72,7 +72,7 @@ def two_pass_plan(streams: int, *, w: int, d: int) -> Plan:
 def packed_plan(batch_rows: int, *, k: int, w: int, d: int) -> Plan:
     """One pass: the min(j, w) nearest own rows, then the nearest d−1 earlier rows of other streams.
 
-    d counts documents as in the two-pass form, the own one included: d = 1 is own past only.
+    d = 1 is own past only; d − 1 rows are those of ⌈(d−1)/k⌉ other documents.
     B = 4, k = 2, w = 1, d = 2 (row 3 is place j = 1 of stream 1):
 
         row 0   . .

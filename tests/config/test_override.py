@@ -27,7 +27,7 @@ def overridden(path, text):
         ("model.tie_embeddings", "true", True),
         ("model.tie_embeddings", "False", False),
         ("crossbatch.plan", "off", "off"),
-        ("model.memory_layers", "1,3", (1, 3)),
+        ("model.memory_layers", "0,1", (0, 1)),
         ("model.memory_layers", "(1,)", (1,)),
         ("crossbatch.segments", "[]", ()),
         ("data.sources[0].name", "other", "other"),

@@ -14,7 +14,7 @@ SMALL: dict[str, Any] = {
         "num_kv_heads": 2,
         "head_dim": 8,
         "mlp_dim": 32,
-        "vocab_size": 64,
+        "vocab_size": 8,
         "local_context": 24,
         "memory_layers": [1],
     },
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
     "data": {
         "sources": [{"name": "lookup", "kind": "dictionary"}],
         "vocabulary": {"kind": "symbols"},
-        "dictionary": {"definition_tokens": 24, "question_tokens": 24},
+        "dictionary": {"num_symbols": 4, "definition_tokens": 24, "question_tokens": 24},
     },
     "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
     "train": {"steps": 6, "batch_rows": 8, "log_every": 1, "checkpoint_every": 2},
