@@ -134,7 +134,7 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "heads of another group": ("ops.attention", "queries.reshape(B, L, G, H // G, D)",
                                "queries.reshape(B, L, H // G, G, D).swapaxes(2, 3)", contexts(REFERENCE)),
     "the k smallest": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",
-                       "(lambda best: (-best[0], best[1]))(jax.lax.top_k(-scores.reshape(-1, M), min(k, M)))", equation_1),
+                       "(lambda x: (-x[0], x[1]))(jax.lax.top_k(-scores.reshape(-1, M), min(k, M)))", equation_1),
     "k one too small": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",
                         "jax.lax.top_k(scores.reshape(-1, M), min(k - 1, M))", equation_1),
     "gate the wrong way round": ("ops.memory_attention", "jax.nn.sigmoid(gate_bias)", "jax.nn.sigmoid(-gate_bias)",
