@@ -29,14 +29,14 @@ def get_config() -> config_dict.ConfigDict:
     model.local_context = 64  # about 200 bytes
     model.memory_layers = (1,)
     model.memory_positions = "nope"
+    model.smear_keys = True  # without these two, copying does not form within the demo's minutes
+    model.init = "copying"
     model.rope.theta = 30.0  # short context: sharp positions help the first layer look a few tokens back
 
     config.crossbatch.plan = "packed"
-    config.crossbatch.packing = 8
-    config.crossbatch.previous_chunks = 7
-    config.crossbatch.schedule.kind = "switch_at_step"  # own past first: a large d from the start teaches
-    config.crossbatch.schedule.num_contexts = (1, 9)  # a model to ignore its previous context (app. B.3)
-    config.crossbatch.schedule.switch_step = 900
+    config.crossbatch.packing = 4
+    config.crossbatch.previous_chunks = 3
+    config.crossbatch.schedule.num_contexts = (13,)  # 12 rows of three other documents, from the first step on
 
     config.data.sources = ({"name": "stdlib", "kind": "stdlib"},)
     config.data.vocabulary.kind = "hf_tokenizer"
@@ -51,7 +51,7 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.beta2 = 0.98
 
     config.train.steps = 1400
-    config.train.batch_rows = 16  # two documents, eight chunks of each
+    config.train.batch_rows = 16  # four documents, four chunks of each
     config.train.log_every = 50
     config.train.eval_every = 350
     config.train.checkpoint_every = 350

@@ -1,6 +1,5 @@
-"""A run's folder on disk: resolved config, and Orbax checkpoints of state and data position.
+"""Orbax checkpoints of state and data position in a run's folder.
 
-    WORKDIR/config.json            the resolved experiment, written before the first step
     WORKDIR/checkpoints/N/         after N optimizer steps: params, optimizer, data, config, metrics
 
 The only module that touches Orbax. Saving is asynchronous: a checkpoint appears under its number in one
@@ -8,9 +7,11 @@ rename when it is whole, so a half-written one is never read.
 """
 
 import json
+import logging
 import math
 import os
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,75 +22,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from fot_jax.config import ExperimentConfig, TrainConfig, UserError
-from fot_jax.config.build import build, difference, to_dict
+from fot_jax.config.build import to_dict
 from fot_jax.models.transformer import Decoder
+from fot_jax.workdir import read_config
 
 METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller is better
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that it is either the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
-    """The resolved experiment of a run.
-
-    Raises:
-      UserError: the folder holds no run, or its config.json cannot be read.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise UserError(f"--workdir must hold a run (a config.json), got {os.fspath(workdir)!r}. Train it first.")
-    try:
-        return build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint beside it,"
-            " or use another --workdir."
-        ) from error
-
-
-def write_config(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:
-    """Writes the resolved experiment; makes the folder if missing."""
-    write_atomically(Path(workdir) / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
-
-
-def compare_config(
-    workdir: str | os.PathLike[str], config: ExperimentConfig, *, allow_changes: Collection[str] = ()
-) -> list[str]:
-    """Compares an experiment with the one saved in a folder, if there is one.
-
-    Args:
-      workdir: the run's folder; it may be missing.
-      config: the experiment asked for.
-      allow_changes: config paths that may differ ("train.steps"); a section's name allows all of it ("train").
-
-    Returns:
-      The allowed differences, one line each.
-
-    Raises:
-      UserError: the folder belongs to a run whose config differs elsewhere.
-    """
-    if not (Path(workdir) / "config.json").exists():
-        return []
-    differences = difference(read_config(workdir), config)
-    refused = [d for d in differences if not any(_allows(name, d.path) for name in allow_changes)]
-    if refused:
-        listed = "; ".join(str(d) for d in refused)
-        names = ",".join(d.path for d in refused)
-        raise UserError(
-            f"{os.fspath(workdir)} holds a run of another config (saved -> asked for): {listed}."
-            f" Use another --workdir, or go on with --allow-change={names}"
-        )
-    return [str(d) for d in differences]
-
-
-def _allows(name: str, path: str) -> bool:
-    return path == name or path.startswith((name + ".", name + "["))
 
 
 def _policy(train: TrainConfig) -> policies.PreservationPolicy:
@@ -126,7 +63,10 @@ class Checkpointer:
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
         )
+        absl, level = logging.getLogger("absl"), logging.getLogger("absl").level
         try:
+            if read_only:
+                absl.setLevel(logging.ERROR)  # Orbax warns that a folder opened to be read is read only
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:  # Orbax raises many kinds for a damaged folder
             found = self._folder.iterdir() if self._folder.is_dir() else ()
@@ -135,6 +75,8 @@ class Checkpointer:
             if broken is not None:
                 raise _damaged(self._folder, broken, steps, reason=_one_line(error)) from error
             raise UserError(f"{self._folder} cannot be opened: {_one_line(error)}. Use another --workdir.") from error
+        finally:
+            absl.setLevel(level)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -202,6 +144,10 @@ class Checkpointer:
             raise _damaged(self._folder, step, self.steps(), reason=f"its data position is {restored['data']!r}")
         return restored["params"], restored["optimizer"], restored["data"]
 
+    def read_data(self, step: int) -> dict[str, Any]:
+        """The data position alone; see `restore`."""
+        return self._read(step, {"data": ocp.args.JsonRestore()})["data"]
+
     def restore_params(self, step: int, *, params: Any) -> Any:
         """The parameters alone; see `restore`."""
         return self._read(step, {"params": ocp.args.StandardRestore(params)})["params"]
@@ -210,7 +156,23 @@ class Checkpointer:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
+            _silence_pending_reads()
             raise _damaged(self._folder, step, self.steps(), reason=_one_line(error)) from error
+
+
+def _silence_pending_reads() -> None:
+    """After a failed restore TensorStore's other reads report to an event loop that Orbax has closed.
+
+    The failure itself is raised as one UserError; what they would print around it is dropped here.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # "Future exception was never retrieved"
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _unreadable_step(folder: Path, steps: list[int]) -> int | None:
@@ -237,6 +199,16 @@ def _damaged(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> U
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def trained_documents(workdir: str | os.PathLike[str], config: ExperimentConfig, step: int) -> dict[str, str]:
+    """Per source, the digest of the tokens that a checkpoint was trained on; empty where nothing is known.
+
+    Raises:
+      UserError: a damaged checkpoint.
+    """
+    with Checkpointer(workdir, config, read_only=True) as checkpoints:
+        return checkpoints.read_data(step).get("documents", {})
 
 
 def load_params(

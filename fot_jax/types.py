@@ -89,11 +89,14 @@ class LocalCache:
       keys: [N, B, W, G, D], W the local context in tokens.
       values: [N, B, W, G, D].
       lengths: int32 [B].
+      products: [N, B, G, D], of each row's newest token before its key was smeared; None unless
+        `smear_keys`.
     """
 
     keys: Array
     values: Array
     lengths: Array
+    products: Array | None = None
 
 
 @flax.struct.dataclass

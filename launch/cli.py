@@ -54,15 +54,16 @@ OVERRIDES_HELP = (
 )
 
 
-def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
-    """`--config` with its overrides, `--gin_file`, `--gin_bindings` and `--workdir`."""
+def add_experiment_flags(parser: argparse.ArgumentParser, *, workdir: bool = False) -> None:
+    """`--config` with its overrides, `--gin_file`, `--gin_bindings`; `--workdir` for commands that use one."""
     group = parser.add_argument_group("experiment, from --config or from gin", OVERRIDES_HELP)
     group.add_argument("--config", metavar="FILE", help="a config file: plain Python with get_config(), see configs/")
     group.set_defaults(overrides=[])
     group.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be repeated")
     bindings_help = "'TrainConfig.steps = 100'; may be repeated"
     group.add_argument("--gin_bindings", action="append", default=[], metavar="BINDING", help=bindings_help)
-    add_workdir_flag(group)
+    if workdir:
+        add_workdir_flag(group)
 
 
 def add_workdir_flag(parser: Any, *, required: bool = False) -> None:
@@ -70,6 +71,20 @@ def add_workdir_flag(parser: Any, *, required: bool = False) -> None:
     default = "" if required else "; default: runs/NAME of the config"
     text = "the run's folder (config, checkpoints, metrics)" + default
     parser.add_argument("--workdir", metavar="DIR", required=required, help=text)
+
+
+def add_step_flag(parser: Any) -> None:
+    """`--step`, the checkpoint to load: a number, "latest" or "best"."""
+    text = "the checkpoint to load: a number, 'latest' (default) or 'best' (smallest held-out loss)"
+    parser.add_argument("--step", type=_step, default="latest", metavar="N", help=text)
+
+
+def _step(text: str) -> int | str:
+    if text in ("latest", "best"):
+        return text
+    if text.isdigit():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a number, 'latest' or 'best', got {text!r}")
 
 
 def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a run without crossbatch, measured beside",
     )
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint to load; default: the latest")
+    cli.add_step_flag(parser)
     parser.add_argument("--out", metavar="DIR", help="where to write; default: WORKDIR/eval")
     add_section_flags(parser)
     return parser

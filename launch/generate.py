@@ -23,6 +23,7 @@ from launch import cli
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command's flags; memory flags default to the run's own config."""
     cli.add_workdir_flag(parser, required=True)
+    cli.add_step_flag(parser)
     prompt_help = "UTF-8 text; '-': stdin; may be repeated"
     parser.add_argument("--prompt-file", action="append", required=True, metavar="FILE", help=prompt_help)
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default 256")
@@ -123,8 +124,9 @@ def main(flags: argparse.Namespace) -> None:
     from fot_jax.infer.windows import read
     from fot_jax.memory import files
     from fot_jax.memory.fingerprint import fingerprint
+    from fot_jax.workdir import read_config
 
-    config = checkpoint.read_config(flags.workdir)
+    config = read_config(flags.workdir)
     memory = memory_config(config, flags)
     if (flags.load_memory or flags.save_memory) and not config.model.memory_layers:
         raise UserError(f"--load-memory and --save-memory need a model with memory layers; {flags.workdir} has none.")
@@ -132,7 +134,7 @@ def main(flags: argparse.Namespace) -> None:
         files.check_writable(flags.save_memory)
     vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
     prompts = encode_prompts(vocabulary, flags.prompt_file)
-    config, params, _ = checkpoint.load_params(flags.workdir)
+    config, params, _ = checkpoint.load_params(flags.workdir, step=flags.step)
     identity = fingerprint(params, config.model)
     store = None
     if flags.load_memory:
@@ -143,7 +145,7 @@ def main(flags: argparse.Namespace) -> None:
         params,
         config.model,
         reading,
-        sampling=sampling,
+        sampling=dataclasses.replace(sampling, vocab_limit=vocabulary.size),
         max_new_tokens=flags.max_new_tokens,
         eos_id=vocabulary.eos_id,
     )
@@ -154,7 +156,12 @@ def main(flags: argparse.Namespace) -> None:
         print(f"memory of {reading.store.bytes() / 2**20:,.1f} MiB saved to {flags.save_memory}", file=sys.stderr)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = cli.make_parser(__doc__)
+    add_flags(parser)
+    return parser
+
+
 if __name__ == "__main__":
-    command = cli.make_parser(__doc__)
-    add_flags(command)
-    cli.run(main, command)
+    cli.run(main, make_parser())

@@ -34,9 +34,10 @@ def main(flags: argparse.Namespace) -> None:
         sys.exit(NON_FINITE)
 
 
-if __name__ == "__main__":
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = cli.make_parser(__doc__)
-    cli.add_experiment_flags(parser)
+    cli.add_experiment_flags(parser, workdir=True)
     parser.add_argument(
         "--allow-change",
         action="append",
@@ -44,4 +45,8 @@ if __name__ == "__main__":
         metavar="PATH,PATH",
         help="config paths that may differ from the run already in the folder, e.g. train.steps,train.log_every",
     )
-    cli.run(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

@@ -2,7 +2,7 @@
 
 Parameters: {"embed" [V,E], "layers": [{...}], "final": norm, "head" [E,V]}; a layer holds "attention_norm",
 "mlp_norm" (dicts with "scale" and, in the paper's family, "bias"), "q" [E,H,D], "k" and "v" [E,G,D],
-"o" [H,D,E], "temperature" [H] (paper), and "gate" [E,F] (LLaMA), "up" [E,F], "down" [F,E].
+"o" [H,D,E], "temperature" [H] (paper), "smear" [G] (smeared keys), and "gate" [E,F] (LLaMA), "up" [E,F], "down" [F,E].
 """
 
 import math
@@ -35,14 +35,20 @@ def gelu_mlp(x: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
 
 
 def attention_layer(x: np.ndarray, layer: Layer, *, family: str, memory_layer: bool, positions: str,
-                    frequencies: np.ndarray, visible: Callable, memory) -> np.ndarray:  # fmt: skip
+                    frequencies: np.ndarray, visible: Callable, memory, follows=None) -> np.ndarray:  # fmt: skip
     """One attention: a local source, and in memory layers the contexts and the memory, in one softmax.
 
+    `layer["smear"]` [G], if there, is the share of the key before in each key, where `follows` [B, L].
     `positions`: "rope0" or "nope", what memory layers do; `memory` is (keys, values) [B, M, G, D] or None.
     """
     queries = np.einsum("ble,ehd->blhd", x, layer["q"])
     keys = np.einsum("ble,egd->blgd", x, layer["k"])
     values = np.einsum("ble,egd->blgd", x, layer["v"])
+    if "smear" in layer:
+        bare = keys.copy()
+        for b, t in zip(*np.nonzero(follows), strict=True):
+            for g, share in enumerate(layer["smear"]):
+                keys[b, t, g] = (1 - share) * bare[b, t, g] + share * bare[b, t - 1, g]
     if family == "llama":
         queries = queries / math.sqrt(queries.shape[-1])
     else:
@@ -66,6 +72,9 @@ def decoder(parameters: dict[str, Any], tokens: np.ndarray, *, family: str, segm
     """Logits [B, L, V]; `memory`: {layer: (keys, values)}."""
     x = parameters["embed"][tokens]
     local = oracles.local_visible(segments, boundaries=boundaries)
+    follows = np.zeros(segments.shape, bool)
+    for b, t in np.ndindex(*segments.shape):
+        follows[b, t] = t > 0 and (boundaries == "joined" or segments[b, t] == segments[b, t - 1])
     for index, layer in enumerate(parameters["layers"]):
         is_memory, visible, entries = index in memory_layers, local, (memory or {}).get(index)
         if is_memory and context_ids is not None:
@@ -75,7 +84,7 @@ def decoder(parameters: dict[str, Any], tokens: np.ndarray, *, family: str, segm
         normed = norm(x, layer["attention_norm"], family=family, epsilon=epsilon)
         x = x + attention_layer(
             normed, layer, family=family, memory_layer=is_memory, positions=positions, frequencies=frequencies,
-            visible=visible, memory=entries,
+            visible=visible, memory=entries, follows=follows,
         )  # fmt: skip
         normed = norm(x, layer["mlp_norm"], family=family, epsilon=epsilon)
         if family == "llama":

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fot_jax.checkpoint import Checkpointer, compare_config, load_params, read_config, write_config
+from fot_jax.checkpoint import Checkpointer, load_params
 from fot_jax.config import MeshConfig, UserError
 from fot_jax.sharding import make_mesh
 from fot_jax.train.state import abstract_state, create_state
+from fot_jax.workdir import compare_config, read_config, write_config
 from tests.train.tiny import tiny
 
 

@@ -20,6 +20,13 @@ class MemoryPositions(enum.Enum):
     ROPE0 = "rope0"
 
 
+class Init(enum.Enum):
+    """NORMAL: independent random weights. COPYING: memory layers start as copying heads (models/init.py)."""
+
+    NORMAL = "normal"
+    COPYING = "copying"
+
+
 class RopeScaling(enum.Enum):
     """Hugging Face `rope_scaling` kinds."""
 

@@ -1,6 +1,7 @@
 """A whole experiment, its inference and evaluation, and the checks between sections."""
 
 import dataclasses
+import re
 
 from fot_jax.config.crossbatch import CrossbatchConfig
 from fot_jax.config.data import DataConfig
@@ -26,6 +27,9 @@ class MemoryConfig:
         check(self.top_k >= 1, f"{path}.top_k", "be >= 1", self.top_k)
         check(self.budget >= 0, f"{path}.budget", "be >= 0 (0: unbounded)", self.budget)
         check(self.last_context_length >= 0, f"{path}.last_context_length", "be >= 0", self.last_context_length)
+        below, fraction = self.scann_brute_force_below, self.scann_leaves_fraction
+        check(below >= 0, f"{path}.scann_brute_force_below", "be >= 0 (0: always a tree)", below)
+        check(0 < fraction <= 1, f"{path}.scann_leaves_fraction", "lie in (0, 1]", fraction)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,13 @@ class ExperimentConfig:
 
     def validate(self) -> None:
         """Checks every section, then what must hold between sections."""
+        check(
+            bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name)),
+            "name",
+            "be letters, digits, '_', '-' and '.', as it names the run's folder",
+            self.name,
+        )
+        check(self.seed >= 0, "seed", "be >= 0", self.seed)
         sections = ("model", "crossbatch", "data", "optimizer", "train", "mesh", "memory", "evaluation")
         for section in sections:
             getattr(self, section).validate(section)

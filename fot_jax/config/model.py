@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fot_jax.config.enums import AttentionForm, Dtype, Family, MemoryPositions, Remat, RopeScaling
+from fot_jax.config.enums import AttentionForm, Dtype, Family, Init, MemoryPositions, Remat, RopeScaling
 from fot_jax.config.errors import check
 
 
@@ -26,6 +26,11 @@ class RopeConfig:
         """Raises ConfigError where a value is out of range."""
         check(self.theta > 0, f"{path}.theta", "be > 0", self.theta)
         check(self.factor >= 1, f"{path}.factor", "be >= 1", self.factor)
+        check(self.original_context >= 1, f"{path}.original_context", "be >= 1", self.original_context)
+        low, high = (self.low_freq_factor, self.high_freq_factor)
+        check(0 < low < high, f"{path}.low_freq_factor", f"lie between 0 and high_freq_factor={high}", low)
+        slow, fast = (self.beta_slow, self.beta_fast)
+        check(0 < slow < fast, f"{path}.beta_slow", f"lie between 0 and beta_fast={fast}", slow)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,8 @@ class ModelConfig:
     memory_layers: tuple[int, ...] = ()
     memory_positions: MemoryPositions = MemoryPositions.ROPE0
     memory_gate: bool = False  # the Memorizing Transformer's gate, for the baseline
+    smear_keys: bool = False  # each key mixes in the one before it: copying needs one layer, not two
+    init: Init = Init.NORMAL
     rope: RopeConfig = RopeConfig()
     tie_embeddings: bool = False
     norm_epsilon: float = 1e-6

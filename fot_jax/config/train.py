@@ -36,6 +36,9 @@ class OptimizerConfig:
         check(self.warmup_steps >= 0, f"{path}.warmup_steps", "be >= 0", self.warmup_steps)
         check(self.clip_norm >= 0, f"{path}.clip_norm", "be >= 0 (0: no clipping)", self.clip_norm)
         check(self.weight_decay >= 0, f"{path}.weight_decay", "be >= 0", self.weight_decay)
+        for name in ("beta1", "beta2"):
+            check(0 <= getattr(self, name) < 1, f"{path}.{name}", "lie in [0, 1)", getattr(self, name))
+        check(self.epsilon > 0, f"{path}.epsilon", "be > 0", self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class TrainConfig:
             check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))
         check(self.eval_every >= 0, f"{path}.eval_every", "be >= 0", self.eval_every)
         check(self.z_loss >= 0, f"{path}.z_loss", "be >= 0", self.z_loss)
+        check(self.peak_tflops >= 0, f"{path}.peak_tflops", "be >= 0 (0: unknown)", self.peak_tflops)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,15 @@ PAD_TOKEN = 0
 
 
 class Stream(Protocol):
-    """Anything that gives the batch of a step."""
+    """Anything that gives the batch of a step.
+
+    Attributes:
+      num_streams: documents read side by side.
+      digests: per source of text, the digest of its tokens; empty for what is generated.
+    """
 
     num_streams: int
+    digests: dict[str, str]
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """The rows of the global batch of a step (all, or one host's share), numpy arrays."""
@@ -59,7 +65,9 @@ class BatchStream:
     """Batches of the documents of a split; a document stays in its stream's rows to its end.
 
     `targets` are the next tokens of the same stream; `loss_mask` is 0 at padding and before it,
-    and, unless boundaries are JOINED, where the next token belongs to another document.
+    unless boundaries are JOINED where the next token belongs to another document, and throughout a
+    document that a batch holds twice (small corpora, epoch borders): one copy's keys hold the
+    other's answers.
     """
 
     def __init__(
@@ -73,6 +81,14 @@ class BatchStream:
         seed: int,
     ):
         self.num_streams = check_rows(rows, crossbatch)
+        found = len(documents.lengths)
+        if crossbatch.plan is not PlanKind.OFF and found < self.num_streams:
+            raise ConfigError(
+                f"data must give each split at least {self.num_streams} documents, one a stream"
+                f" (train.batch_rows={rows}, {crossbatch.rows_per_stream} rows a stream), got {found}."
+                " Lower train.batch_rows, raise crossbatch.packing, or give more documents."
+            )
+        self.digests = documents.digests
         self._documents = documents
         self._crossbatch = crossbatch
         self._rows = rows
@@ -85,6 +101,7 @@ class BatchStream:
         """See Stream: int32 [B, L] tokens, targets, segments; float32 [B, L] loss_mask."""
         wanted = range(self._rows)[rows or slice(None)]
         shape = (len(wanted), self._length)
+        repeated = self._repeated(step)
         tokens, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
         loss_mask = np.zeros(shape, np.float32)
         for place, row in enumerate(wanted):
@@ -93,8 +110,22 @@ class BatchStream:
             tokens[place], targets[place], segments[place] = read[:-1], read[1:], ids[:-1]
             if bears_loss(row, rows=self._rows, crossbatch=self._crossbatch):
                 joined = self._crossbatch.boundaries is Boundaries.JOINED
-                loss_mask[place] = (ids[:-1] > 0) & (ids[1:] > 0) & (joined | (draws[:-1] == draws[1:]))
+                here = (ids[:-1] > 0) & (ids[1:] > 0) & (joined | (draws[:-1] == draws[1:]))
+                loss_mask[place] = here & ~np.isin(ids[:-1], repeated)
         return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, segments=segments)
+
+    def _repeated(self, step: int) -> np.ndarray:
+        """Segments of the documents that a batch reads in two draws, where rows can see each other."""
+        if self._crossbatch.plan is PlanKind.OFF:
+            return np.empty(0, np.int64)
+        places = [row_chunk(row, step=step, rows=self._rows, crossbatch=self._crossbatch) for row in range(self._rows)]
+        live = set()
+        for stream in range(self.num_streams):
+            chunks = [chunk for owner, chunk in places if owner == stream]
+            spans = self._timeline.spans(stream, min(chunks) * self._length, (max(chunks) + 1) * self._length)
+            live |= {(stream, draw, document) for draw, document, _, _ in spans}
+        documents, counts = np.unique([document for _, _, document in live], return_counts=True)
+        return self._documents.segment_ids[documents[counts > 1]]
 
     def _read(self, stream: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, segments and draws of tokens start..stop-1 of a stream; padding is token 0, segment 0."""

@@ -4,7 +4,7 @@
       tokens.bin    uint16 or uint32, all documents one after another
       offsets.npy   int64 [documents + 1], where each document starts in tokens.bin
       names.json    the documents' names
-      meta.json     fingerprint, dtype and counts
+      meta.json     fingerprint, dtype, counts and a digest of tokens.bin
 
 A build writes into a temporary folder and renames it: a folder under the final name is always
 whole. A file lock lets one process build while others wait; the lock falls with its process.
@@ -29,7 +29,7 @@ from fot_jax.data import stdlib_source
 from fot_jax.data.readers import source_files
 from fot_jax.data.vocabulary import existing_file
 
-CACHE_VERSION = 1  # raise it whenever the same files would give other tokens
+CACHE_VERSION = 2  # raise it whenever the same files would give other tokens or files
 PROGRESS_SECONDS = 5.0
 
 
@@ -75,11 +75,13 @@ class SourceCache:
       tokens: uint16 or uint32, memory-mapped.
       offsets: int64 [documents + 1].
       folder: where it lies.
+      digest: of the tokens, 32 hex digits: what a run was trained on, wherever the files lay.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     folder: pathlib.Path
+    digest: str = ""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -102,7 +104,7 @@ def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
         dtype = np.dtype(meta["dtype"])
         size = (folder / "tokens.bin").stat().st_size
-        if meta["fingerprint"] != expected or size != meta["tokens"] * dtype.itemsize:
+        if meta["fingerprint"] != expected or "digest" not in meta or size != meta["tokens"] * dtype.itemsize:
             raise ValueError("its meta.json does not match it")
         tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r") if size else np.zeros(0, dtype)
         offsets = np.load(folder / "offsets.npy")
@@ -110,7 +112,7 @@ def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
             raise ValueError("offsets.npy does not match meta.json")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"'{folder}' must be a whole token cache, got a damaged one ({error}). Delete it.") from error
-    return SourceCache(tokens=tokens, offsets=offsets, folder=folder)
+    return SourceCache(tokens=tokens, offsets=offsets, folder=folder, digest=meta["digest"])
 
 
 def open_or_build(
@@ -165,12 +167,13 @@ def _write_cache(
     building.mkdir()
     try:
         dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        names, lengths = _write_tokens(building / "tokens.bin", documents, source=source, dtype=dtype)
+        names, lengths, digest = _write_tokens(building / "tokens.bin", documents, source=source, dtype=dtype)
         if not names:
             raise UserError(f"data.sources['{source}'] must hold at least one document with text, got none.")
         np.save(building / "offsets.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
         (building / "names.json").write_text(json.dumps(names), "utf-8")
-        meta = {"fingerprint": expected, "dtype": dtype.name, "documents": len(names), "tokens": int(sum(lengths))}
+        counts = {"documents": len(names), "tokens": int(sum(lengths))}
+        meta = {"fingerprint": expected, "dtype": dtype.name, **counts, "digest": digest}
         (building / "meta.json").write_text(json.dumps(meta), "utf-8")
         for path in building.iterdir():
             _sync(path)
@@ -190,11 +193,12 @@ def _sync(path: pathlib.Path) -> None:
 
 def _write_tokens(
     path: pathlib.Path, documents: Iterable[tuple[str, np.ndarray]], *, source: str, dtype: np.dtype
-) -> tuple[list[str], list[int]]:
+) -> tuple[list[str], list[int], str]:
     names: list[str] = []
     lengths: list[int] = []
     started = shown = time.monotonic()
     total = 0
+    digest = hashlib.blake2b(digest_size=16)
 
     def progress(end: str) -> None:
         speed = total / max(time.monotonic() - started, 1e-9) / 1e6
@@ -203,7 +207,9 @@ def _write_tokens(
 
     with open(path, "wb") as file:
         for name, tokens in documents:
-            tokens.astype(dtype).tofile(file)
+            written = tokens.astype(dtype).tobytes()
+            file.write(written)
+            digest.update(written)
             names.append(name)
             lengths.append(len(tokens))
             total += len(tokens)
@@ -211,4 +217,4 @@ def _write_tokens(
                 shown = time.monotonic()
                 progress(" ...")
     progress("")
-    return names, lengths
+    return names, lengths, digest.hexdigest()

@@ -22,6 +22,7 @@ class DictionaryStream:
 
     def __init__(self, config: DictionaryConfig, *, crossbatch: CrossbatchConfig, rows: int, length: int, seed: int):
         self.num_streams = check_rows(rows, crossbatch)
+        self.digests: dict[str, str] = {}  # made from the config alone
         tokens = config.definition_tokens + config.question_tokens
         self._chunks = tokens // length
         if tokens % length:

@@ -48,6 +48,11 @@ class DocumentSet:
         return len(self.lengths)
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Per source, the digest of its tokens."""
+        return {source: cache.digest for source, cache in zip(self.sources, self.caches, strict=True)}
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Documents per component."""
         return tuple(len(ids) for ids in self.local_ids)

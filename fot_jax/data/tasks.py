@@ -1,6 +1,6 @@
 """seqio tasks and the mixture of a config: source -> text -> tokens -> end-of-document token.
 
-The only importer of seqio and TensorFlow; imported only while a token cache is built, so that
+The only importer of seqio, and with readers.py of TensorFlow; imported only while a token cache is built, so that
 training from an existing cache starts without them.
 """
 
@@ -8,13 +8,14 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: it logs an error where no GPU is
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before TensorFlow is imported: it logs an error where no GPU is
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from fot_jax.config import DataConfig, SourceConfig, UserError, VocabularyConfig, VocabularyKind
+from fot_jax.config import DataConfig, SourceConfig, VocabularyConfig, VocabularyKind
 from fot_jax.data.readers import read_source
 from fot_jax.data.vocabulary import Vocabulary, existing_file, load_vocabulary
 
@@ -74,13 +75,15 @@ def seqio_vocabulary(config: VocabularyConfig) -> seqio.Vocabulary:
 class _Records:
     """The documents of a source as a tf.data.Dataset that remembers the error which ended it.
 
-    TensorFlow turns an exception of a generator into an error of its own; users need ours.
+    TensorFlow turns an exception of a generator into an error of its own and prints its traceback;
+    users need ours alone. With `keep_error` the dataset ends there, and `documents` raises it.
     """
 
     def __init__(self, source: SourceConfig, *, vocabulary: Vocabulary, seed: int, max_documents: int):
         self._arguments = {"vocabulary": vocabulary, "seed": seed, "max_documents": max_documents}
         self._source = source
         self.error: Exception | None = None
+        self.keep_error = False
 
     def _examples(self) -> Iterator[dict[str, object]]:
         try:
@@ -88,7 +91,8 @@ class _Records:
                 yield {"name": name.encode("utf-8", "backslashreplace"), FEATURE: text.encode("utf-8")}
         except Exception as error:
             self.error = error
-            raise
+            if not self.keep_error:
+                raise
 
     def dataset(self, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         """The dataset function of a `seqio.FunctionDataSource`; the order is always the reader's."""
@@ -116,14 +120,12 @@ class SourceTask:
 
         Raises UserError where the source cannot be read.
         """
+        self.records.keep_error = True
         dataset = self.task.get_dataset(sequence_length=None, split="train", shuffle=False)
-        try:
-            for example in dataset.as_numpy_iterator():
-                yield example["name"].decode("utf-8"), example[FEATURE]
-        except tf.errors.OpError as error:
-            if isinstance(self.records.error, UserError):
-                raise self.records.error from error
-            raise
+        for example in dataset.as_numpy_iterator():
+            yield example["name"].decode("utf-8"), example[FEATURE]
+        if self.records.error is not None:
+            raise self.records.error
 
 
 def register_task(source: SourceConfig, *, data: DataConfig, seed: int) -> SourceTask:

@@ -156,8 +156,11 @@ class HuggingFaceVocabulary:
         names = list(END_OF_TEXT_NAMES)
         beside = pathlib.Path(self.path).with_name("tokenizer_config.json")
         if beside.is_file():
-            named = json.loads(beside.read_text("utf-8")).get("eos_token")
-            named = named["content"] if isinstance(named, dict) else named
+            try:
+                named = json.loads(beside.read_text("utf-8")).get("eos_token")
+                named = named["content"] if isinstance(named, dict) else named
+            except (ValueError, KeyError, AttributeError) as error:
+                raise UserError(f"'{beside}' must be a Hugging Face tokenizer_config.json, got {error!r}.") from error
             names = [named] if named else names
         found = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not found:

@@ -1,16 +1,20 @@
 """From workdirs to what the measurements take: subjects, held-out documents, token bytes."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-from fot_jax.checkpoint import load_params
+from fot_jax.checkpoint import load_params, trained_documents
 from fot_jax.config import EvaluationConfig, ExperimentConfig, MemoryConfig, Retrieval, SourceKind, UserError
 from fot_jax.data.documents import DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval.reading import Subject, lend_memory_layers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ def load_comparison(
     workdirs: Sequence[pathlib.Path],
     *,
     baseline_workdirs: Sequence[pathlib.Path],
-    step: int | None,
+    step: int | Literal["latest", "best"],
     memory_changes: dict[str, object],
     evaluation_changes: dict[str, object],
 ) -> Comparison:
@@ -71,7 +75,7 @@ def load_comparison(
     Args:
       workdirs: of the model.
       baseline_workdirs: of the model trained without crossbatch.
-      step: the checkpoint to load; None: the latest.
+      step: the checkpoint to load, see `checkpoint.load_params`.
       memory_changes: fields of MemoryConfig to set.
       evaluation_changes: fields of EvaluationConfig to set.
 
@@ -79,7 +83,7 @@ def load_comparison(
       UserError: a workdir holds no such checkpoint, or a changed field is out of range.
     """
     folders = (*workdirs, *baseline_workdirs)
-    loaded = [load_params(folder, step="latest" if step is None else step) for folder in folders]
+    loaded = [load_params(folder, step=step) for folder in folders]
     first = loaded[0][0]
     memory = dataclasses.replace(first.memory, **memory_changes)
     evaluation = dataclasses.replace(first.evaluation, **evaluation_changes)
@@ -129,7 +133,18 @@ def heldout_documents(comparison: Comparison) -> DocumentSet:
                     f"{run.workdir} must have the same {name} as {comparison.runs[0].workdir}, so that both are scored"
                     f" on the same held-out chunks; got {theirs!r} and {ours!r}."
                 )
-    return build_store(first.data, seed=first.seed).split("heldout")
+    documents = build_store(first.data, seed=first.seed).split("heldout")
+    for run in comparison.firsts:
+        trained = trained_documents(run.workdir, run.config, run.step)
+        changed = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
+        if changed:
+            logger.warning(
+                "data.sources %s: not the tokens that %s was trained on (files or the vocabulary changed);"
+                " what is held out now may have been trained on.",
+                changed,
+                run.workdir,
+            )
+    return documents
 
 
 def token_bytes(config: ExperimentConfig) -> np.ndarray:

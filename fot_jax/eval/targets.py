@@ -34,7 +34,9 @@ class Target:
 def choose_targets(
     documents: Documents, *, length: int, history: int, most: int, per_document: int, seed: int
 ) -> list[Target]:
-    """Chunks with at least `history` chunks before them, spread evenly over each document.
+    """Chunks with at least `history` chunks before them: the middles of equal parts of each document.
+
+    One target is a document's middle, not its beginning, where most of a text is still to come.
 
     Args:
       documents: the held-out documents.
@@ -62,8 +64,9 @@ def choose_targets(
     places: dict[int, list[int]] = {}
     for document in chosen:
         last = (int(documents.lengths[document]) - 1) // length - 1
-        spread = np.linspace(history, last, min(per_document, last - history + 1))
-        places[document] = np.round(spread).astype(int).tolist()
+        count = min(per_document, last - history + 1)
+        middles = (np.arange(count) + 0.5) / count * (last - history + 1)
+        places[document] = (history + middles.astype(int)).tolist()
     return [
         Target(document=document, chunk=places[document][place])
         for place in range(per_document)

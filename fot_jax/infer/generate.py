@@ -9,6 +9,7 @@ the other layers forget them. What remains moves to the front, in every layer.
 Differs: LongLLaMA moves the whole cache at once and leaves the other layers without any context.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,6 @@ from fot_jax.infer.sampling import SamplingConfig, sample
 from fot_jax.infer.steps import advance, memory_entries
 from fot_jax.infer.windows import Reading
 from fot_jax.models import cache as local_cache
-from fot_jax.types import LocalCache
 
 FINISHED = -1  # what a row that has ended yields instead of a token
 
@@ -47,7 +47,7 @@ def push_local(config: ModelConfig, reading: Reading) -> None:
     """Pushes what is left in the local cache to memory too, at the end of a text; the cache is empty then."""
     reading.remember(memory_entries(config, reading.cache), reading.lengths)
     cache = reading.cache
-    reading.cache = LocalCache(keys=cache.keys, values=cache.values, lengths=jnp.zeros_like(cache.lengths))
+    reading.cache = dataclasses.replace(cache, lengths=jnp.zeros_like(cache.lengths))
     reading.lengths = np.zeros_like(reading.lengths)
 
 

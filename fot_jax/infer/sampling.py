@@ -11,17 +11,23 @@ from fot_jax.config import check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing off; both may be set."""
+    """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing off; both may be set.
+
+    `vocab_limit`: ids from here on are never chosen (a model may have more rows than its vocabulary
+    has tokens); 0: none is left out.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    vocab_limit: int = 0
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range."""
         check(self.temperature >= 0, f"{path}.temperature", "be >= 0 (0: greedy)", self.temperature)
         check(self.top_k >= 0, f"{path}.top_k", "be >= 0 (0: all tokens)", self.top_k)
+        check(self.vocab_limit >= 0, f"{path}.vocab_limit", "be >= 0 (0: all ids)", self.vocab_limit)
         check(0 < self.top_p <= 1, f"{path}.top_p", "lie in (0, 1]", self.top_p)
 
 
@@ -66,6 +72,8 @@ def sample(logits: Float[Array, "B V"], config: SamplingConfig, *, step: int) ->
       config: how to choose, and the seed.
       step: number of the generated token: each draws with its own key.
     """
+    if config.vocab_limit:
+        logits = jnp.where(jnp.arange(logits.shape[-1])[None] < config.vocab_limit, logits, -jnp.inf)
     if config.temperature == 0:
         return _most_probable(logits)
     key = jax.random.fold_in(jax.random.key(config.seed), step)

@@ -138,10 +138,36 @@ def _read_meta(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"memory '{path}' is damaged: meta.json cannot be read. Write it again.") from error
     if not known:
         raise UserError(f"memory '{path}' must have format {FORMAT!r}, got {meta['format']!r}. Write it again.")
-    wanted = {"fingerprint", "memory_layers", "kv_heads", "head_dim", "dtype", "lengths", "checksums"}
-    if not wanted <= set(meta):
-        raise UserError(f"memory '{path}' is damaged: meta.json lacks {sorted(wanted - set(meta))}. Write it again.")
+    _check_meta(path, meta)
     return meta
+
+
+def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
+    """Raises UserError where a field that `save` writes is missing or of another kind."""
+
+    def whole(value: Any, least: int = 0) -> bool:
+        return isinstance(value, int) and value >= least
+
+    def wholes(value: Any) -> bool:
+        return isinstance(value, list) and all(map(whole, value))
+
+    def sums(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            isinstance(one, dict) and {"keys", "values"} <= set(one) for one in value
+        )
+
+    rules = {
+        "fingerprint": lambda value: isinstance(value, str),
+        "memory_layers": wholes,
+        "kv_heads": lambda value: whole(value, 1),
+        "head_dim": lambda value: whole(value, 1),
+        "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
+        "lengths": wholes,
+        "checksums": lambda value: sums(value) and wholes(meta.get("lengths")) and len(value) == len(meta["lengths"]),
+    }
+    wrong = [name for name, rule in rules.items() if name not in meta or not rule(meta[name])]
+    if wrong:
+        raise UserError(f"memory '{path}' is damaged: meta.json lacks a valid {', '.join(wrong)}. Write it again.")
 
 
 def _read(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> np.ndarray:

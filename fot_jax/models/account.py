@@ -27,7 +27,7 @@ class Parameters:
       attention: N·(E·H·D + 2·E·G·D + H·D·E).
       feed_forward: N·3·E·F (LLAMA) or N·2·E·F (PAPER).
       norms: (2·N + 1)·E (LLAMA) or twice that (PAPER: scale and bias).
-      per_head: N·H temperatures (PAPER), N·H gates (memory_gate).
+      per_head: N·H temperatures (PAPER), N·H gates (memory_gate), N·G shares (smear_keys).
     """
 
     embedding: int
@@ -59,7 +59,7 @@ def count_parameters(model: ModelConfig) -> Parameters:
         attention=N * (2 * E * H * D + 2 * E * G * D),
         feed_forward=N * (2 if paper else 3) * E * F,
         norms=(2 * N + 1) * E * (2 if paper else 1),
-        per_head=N * H * (int(paper) + int(model.memory_gate)),
+        per_head=N * H * (int(paper) + int(model.memory_gate)) + N * G * int(model.smear_keys),
     )
 
 

@@ -12,7 +12,15 @@ def init_cache(config: ModelConfig, batch: int) -> LocalCache:
     """An empty cache of `local_context` tokens for `batch` rows, in the compute dtype."""
     shape = (config.num_layers, batch, config.local_context, config.num_kv_heads, config.head_dim)
     zeros = jnp.zeros(shape, DTYPES[config.dtype])
-    return LocalCache(keys=zeros, values=zeros, lengths=jnp.zeros((batch,), jnp.int32))
+    products = zeros[:, :, 0] if config.smear_keys else None
+    return LocalCache(keys=zeros, values=zeros, lengths=jnp.zeros((batch,), jnp.int32), products=products)
+
+
+def newest(products: jax.Array, token_counts: jax.Array, before: jax.Array) -> jax.Array:
+    """The last counting one of products [B, T, G, D] of each row; `before` [B, G, D] where none counts."""
+    last = jnp.clip(token_counts - 1, 0, products.shape[1] - 1)[:, None, None, None]
+    picked = jnp.take_along_axis(products, last, axis=1)[:, 0].astype(before.dtype)
+    return jnp.where((token_counts > 0)[:, None, None], picked, before)
 
 
 def extend(layer_cache, keys: jax.Array, values: jax.Array, lengths: jax.Array, token_counts: jax.Array):
@@ -59,5 +67,6 @@ def slide(config: ModelConfig, cache: LocalCache, counts: jax.Array) -> tuple[Lo
         keys=jnp.take_along_axis(cache.keys, source, axis=2),
         values=jnp.take_along_axis(cache.values, source, axis=2),
         lengths=cache.lengths - counts,
+        products=cache.products,
     )
     return moved, leaving

@@ -77,29 +77,61 @@ class Projections(nn.Module):
     """Queries, keys and values of a chunk; queries come out scaled for a plain inner product.
 
     LLAMA: q / sqrt(D). PAPER: q and k are L2-normalised and q is multiplied by a learnable
-    temperature per head, stored as its logarithm (FoT app. B.1).
+    temperature per head, stored as its logarithm (FoT app. B.1). `smear_keys`: see `smear`.
     """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, L, E] -> queries [B, L, H, D], keys [B, L, G, D], values [B, L, G, D], none rotated."""
+    def __call__(
+        self, x: jax.Array, *, follows: jax.Array, before: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Projects a chunk.
+
+        Args:
+          x: [B, L, E].
+          follows: bool [B, L], whether the token before is known and of the same text.
+          before: [B, G, D], product of the token before the first one; None: there is none.
+
+        Returns:
+          queries [B, L, H, D], keys [B, L, G, D], values [B, L, G, D], none rotated; and the bare
+          products of the keys [B, L, G, D], for `before`.
+        """
         config = self.config
         E, H, G, D = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         wq = weight(self, "query", (E, H, D), ("embed", "heads", "head_dim"), scaled_normal(E))
         wk = weight(self, "key", (E, G, D), ("embed", "kv_heads", "head_dim"), scaled_normal(E))
         wv = weight(self, "value", (E, G, D), ("embed", "kv_heads", "head_dim"), scaled_normal(E))
         queries = project(x, wq.astype(x.dtype))
-        keys = project(x, wk.astype(x.dtype))
+        keys = products = project(x, wk.astype(x.dtype))
         values = project(x, wv.astype(x.dtype))
+        if config.smear_keys:
+            share = jax.nn.sigmoid(weight(self, "smear", (G,), ("kv_heads",), nn.initializers.zeros))
+            keys = smear(products, share=share, follows=follows, before=before)
         if config.family is Family.LLAMA:
-            return queries * D**-0.5, keys, values
+            return queries * D**-0.5, keys, values, products
         log_temperature = weight(
             self, "log_temperature", (H,), ("heads",), nn.initializers.constant(float(np.log(D**0.5)))
         )
         temperature = jnp.exp(log_temperature)[None, None, :, None].astype(x.dtype)
-        return _unit(queries) * temperature, _unit(keys), values
+        return _unit(queries) * temperature, _unit(keys), values, products
+
+
+def smear(keys: jax.Array, *, share: jax.Array, follows: jax.Array, before: jax.Array | None) -> jax.Array:
+    """k_t ← (1 − a) k_t + a k_{t−1}: a query for what a token is also finds what came after it.
+
+    Args:
+      keys: [B, L, G, D].
+      share: a [G].
+      follows: bool [B, L]; where False, k_t stays.
+      before: k_{−1} [B, G, D], or None.
+
+    Source: Olsson et al. 2022, "In-context learning and induction heads" (smeared keys).
+    """
+    first = keys[:, :1] if before is None else before[:, None].astype(keys.dtype)
+    previous = jnp.concatenate([first, keys[:, :-1]], axis=1)
+    mixed = share.astype(keys.dtype)[None, None, :, None] * (previous - keys)
+    return keys + jnp.where(follows[:, :, None, None], mixed, 0)
 
 
 def _unit(x: jax.Array) -> jax.Array:

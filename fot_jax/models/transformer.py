@@ -17,7 +17,7 @@ import numpy as np
 
 from fot_jax.config import Boundaries, MemoryPositions, ModelConfig, Remat
 from fot_jax.models import layers
-from fot_jax.models.cache import extend
+from fot_jax.models.cache import extend, newest
 from fot_jax.ops import attention, crossbatch
 from fot_jax.ops.linear import project
 from fot_jax.ops.memory_attention import gated_merge
@@ -31,6 +31,7 @@ class Call:
     """What every layer of one call shares (see `Decoder.__call__`)."""
 
     segments: jax.Array
+    follows: jax.Array
     plan: Plan | None
     lengths: jax.Array | None
     token_counts: jax.Array | None
@@ -54,15 +55,19 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, call: Call, role: LayerRole, cache):
-        """x [B, L, E] -> ([B, L, E], (keys, values) of the cache or None, (q, k, v) captured or None)."""
+        """x [B, L, E] -> ([B, L, E], (keys, values, products) of the cache or None, (q, k, v) captured or None)."""
         config = self.config
         H, D, E = config.num_heads, config.head_dim, config.embed_dim
-        queries, keys, values = layers.Projections(config, name="projections")(x)
+        before = None if cache is None else cache[2]
+        projections = layers.Projections(config, name="projections")
+        queries, keys, values, products = projections(x, follows=call.follows, before=before)
         init = layers.residual_init(config, H * D)
         output = layers.weight(self, "output", (H, D, E), ("heads", "head_dim", "embed"), init)
         frequencies, factor = rope_frequencies(config.rope, D, config.local_context)
-        turn = functools.partial(rotate, frequencies=frequencies, factor=factor)
         still = role.is_memory & (config.memory_positions is MemoryPositions.NOPE)
+        if factor != 1.0:  # YARN's; nothing is rotated where there are no positions
+            factor = jnp.where(still, 1.0, factor)
+        turn = functools.partial(rotate, frequencies=frequencies, factor=factor)
         if cache is None:
             index = jnp.arange(x.shape[1])[None]
             rotated = turn(queries, jnp.where(still, 0, index))
@@ -77,7 +82,9 @@ class Attention(nn.Module):
             )
         else:
             assert call.lengths is not None
-            cache = cached_keys, cached_values = extend(cache, keys, values, call.lengths, call.token_counts)
+            cached_keys, cached_values = extend(cache[:2], keys, values, call.lengths, call.token_counts)
+            kept = None if before is None else newest(products, call.token_counts, before)
+            cache = cached_keys, cached_values, kept
             index = call.lengths[:, None] + jnp.arange(x.shape[1])[None]
             rotated = turn(queries, jnp.where(still, 0, index))
             places = jnp.arange(cached_keys.shape[1])[None]
@@ -87,7 +94,8 @@ class Attention(nn.Module):
                 cached_values.astype(x.dtype),
                 mask=places[:, None, :] <= index[:, :, None],
             )
-        far = rotated * factor if factor != 1.0 else rotated  # YARN scales keys too, those at position 0 as well
+        # Far keys are unrotated, as if at position 0; YARN's factor, which they lack, goes to the queries.
+        far = rotated if isinstance(factor, float) else (rotated * factor).astype(x.dtype)
         mixed = self._join(local, far, keys, values, call, role)
         captured = (far, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
@@ -142,6 +150,13 @@ class Block(nn.Module):
         return x, (cache, captured)
 
 
+def _follows(segments: jax.Array, boundaries: Boundaries, lengths: jax.Array | None) -> jax.Array:
+    """Whether the token before each one is known and of the same text (any, where JOINED), bool [B, L]."""
+    first = jnp.zeros_like(segments[:, :1], bool) if lengths is None else (lengths > 0)[:, None]
+    same = (segments[:, 1:] == segments[:, :-1]) | (boundaries is Boundaries.JOINED)
+    return jnp.concatenate([first, same], axis=1)
+
+
 def _block_class(config: ModelConfig) -> type[nn.Module]:
     if config.remat is Remat.NONE:
         return Block
@@ -183,10 +198,12 @@ class Decoder(nn.Module):
           capture: also return queries, keys and values of every layer.
 
         Raises:
-          ValueError: both a plan and a memory or cache were given.
+          ValueError: both a plan and a memory or cache were given, or a plan without segments.
         """
         if plan is not None and (memory is not None or cache is not None):
             raise ValueError("a crossbatch plan excludes memory and cache: contexts come from the batch itself")
+        if plan is not None and segments is None:
+            raise ValueError("a crossbatch plan needs segments: without them every row is one document to the others")
         config = self.config
         dtype = layers.DTYPES[config.dtype]
         embedding = layers.weight(
@@ -195,8 +212,11 @@ class Decoder(nn.Module):
         x = constrain(jnp.take(embedding, tokens, axis=0).astype(dtype), "batch", "length", "activation_embed")
         if token_counts is None:
             token_counts = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+        if segments is None:
+            segments = jnp.ones_like(tokens)
         call = Call(
-            segments=jnp.ones_like(tokens) if segments is None else segments,
+            segments=segments,
+            follows=_follows(segments, boundaries, None if cache is None else cache.lengths),
             plan=plan,
             lengths=None if cache is None else cache.lengths,
             token_counts=token_counts,
@@ -204,7 +224,8 @@ class Decoder(nn.Module):
             boundaries=boundaries,
             capture=capture,
         )
-        x, kept, captured = self._stack(x, call, None if cache is None else (cache.keys, cache.values))
+        stored = None if cache is None else (cache.keys, cache.values, cache.products)
+        x, kept, captured = self._stack(x, call, stored)
         x = layers.Norm(config, name="final_norm")(x)
         if config.tie_embeddings:
             logits = jnp.einsum("BLE,VE->BLV", x, embedding.astype(dtype), preferred_element_type=jnp.float32)
@@ -214,7 +235,9 @@ class Decoder(nn.Module):
             logits = jnp.einsum("BLE,EV->BLV", x, unembedding.astype(dtype), preferred_element_type=jnp.float32)
         new_cache = None
         if cache is not None:
-            new_cache = LocalCache(keys=kept[0], values=kept[1], lengths=cache.lengths + call.token_counts)
+            keys, values, products = kept
+            lengths = cache.lengths + call.token_counts
+            new_cache = LocalCache(keys=keys, values=values, lengths=lengths, products=products)
         queries, keys, values = captured if capture else (None, None, None)
         return DecoderOutput(logits=logits, cache=new_cache, queries=queries, keys=keys, values=values)
 

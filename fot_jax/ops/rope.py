@@ -62,7 +62,7 @@ def rotate(
     x: Float[Array, "B L H D"],
     positions: Int[Array, "#B L"],
     frequencies: np.ndarray,
-    factor: float = 1.0,
+    factor: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "B L H D"]:
     """Rotates each pair (i, i + D/2) by position · f_i; position 0 leaves x as it is (factor 1).
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fot_jax import checkpoint
+from fot_jax import workdir as run_folder
 from fot_jax.config import ExperimentConfig, PlanKind, UserError
 from fot_jax.data.streams import make_stream
 from fot_jax.models import account
@@ -56,7 +57,8 @@ def train(
       say: prints one line of progress.
 
     Raises:
-      UserError: another config's folder, an unreadable checkpoint, an indivisible mesh, unusable data.
+      UserError: another config's folder, one that another process trains in, an unreadable checkpoint,
+        an indivisible mesh, unusable or changed data.
       NonFiniteError: a metric became NaN or infinite; the last good checkpoint stays.
     """
     folder = Path(workdir)
@@ -64,16 +66,16 @@ def train(
     rows = config.train.batch_rows // config.train.accumulation
     check_rows(rows, mesh)
     abstract = train_state.abstract_state(config, mesh)
-    for line in checkpoint.compare_config(folder, config, allow_changes=allow_changes):
+    for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
         say(f"config changed: {line}")
     stream = make_stream(config, "train")
     evaluate = _make_evaluate(config, mesh) if config.train.eval_every else None
     schedule = ContextSchedule(config.crossbatch.schedule, config.seed)
     plans = functools.cache(functools.partial(_plan, config, mesh, rows))
     train_step = make_train_step(config, mesh)
-    checkpoint.write_config(folder, config)  # everything else the config asks for is there
-
     with contextlib.ExitStack() as stack:
+        stack.enter_context(run_folder.only_writer(folder))
+        run_folder.write_config(folder, config)  # everything else the config asks for is there
         stop = stack.enter_context(StopSignal())
         checkpoints = stack.enter_context(checkpoint.Checkpointer(folder, config))
         start = checkpoints.latest_step() or 0
@@ -81,6 +83,8 @@ def train(
             raise UserError(f"train.steps must be at least the {start} done in {folder}, got {config.train.steps}.")
         if start:
             state, position = _restore(checkpoints, start, abstract)
+            for line in _changed_documents(position, stream.digests, folder, allow_changes):
+                say(line)
         else:
             state, position = train_state.create_state(config, mesh), {"switch_step": None}
         say(train_state.parameter_table(config))
@@ -107,7 +111,12 @@ def train(
                 done,
                 params=state.params,
                 optimizer=state.opt_state,
-                data={"step": done, "seed": config.seed, "switch_step": recorder.switch_step},
+                data={
+                    "step": done,
+                    "seed": config.seed,
+                    "switch_step": recorder.switch_step,
+                    "documents": stream.digests,
+                },
                 heldout_loss=heldout["heldout_loss"] if heldout else None,
             )
 
@@ -144,6 +153,21 @@ def _restore(checkpoints: checkpoint.Checkpointer, step: int, abstract: train_st
     params, opt_state, data = checkpoints.restore(step, params=abstract.params, optimizer=abstract.opt_state)
     number = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
     return train_state.TrainState(step=number, params=params, opt_state=opt_state), data
+
+
+def _changed_documents(
+    position: dict, digests: dict[str, str], folder: Path, allow_changes: Collection[str]
+) -> list[str]:
+    """A line for each source whose tokens are not those trained on so far. Raises UserError unless allowed."""
+    saved = position.get("documents", {})
+    changed = [name for name, digest in digests.items() if saved.get(name, digest) != digest]
+    if changed and run_folder.DOCUMENTS not in allow_changes:
+        raise UserError(
+            f"data.sources {changed} must give the tokens that {folder} was trained on, got others: files or the"
+            " vocabulary changed. Put them back, use another --workdir,"
+            f" or go on with --allow-change={run_folder.DOCUMENTS}"
+        )
+    return [f"documents changed: {name}" for name in changed]
 
 
 @contextlib.contextmanager

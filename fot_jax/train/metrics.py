@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tensorboardX
 
-from fot_jax.checkpoint import write_atomically
+from fot_jax.workdir import write_atomically
 
 
 class MetricsWriter:

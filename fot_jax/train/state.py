@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from fot_jax.config import ExperimentConfig
-from fot_jax.models.transformer import Decoder
+from fot_jax.models.init import init_params
 from fot_jax.sharding import param_shardings, replicated
 from fot_jax.train.optimizer import make_optimizer
 
@@ -33,8 +33,7 @@ class TrainState:
 
 def _boxed_params(config: ExperimentConfig, seed: int) -> Any:
     """Fresh parameters in boxes that carry their logical axes."""
-    tokens = jnp.zeros((1, min(config.model.local_context, 8)), jnp.int32)
-    return Decoder(config.model).init(jax.random.key(seed), tokens)["params"]
+    return init_params(config.model, jax.random.key(seed))
 
 
 def abstract_params(config: ExperimentConfig) -> Any:

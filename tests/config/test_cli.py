@@ -10,7 +10,8 @@ TINY = "--config=configs/tiny_code.py"
 
 def parser():
     made = cli.make_parser("A command.")
-    cli.add_experiment_flags(made)
+    cli.add_experiment_flags(made, workdir=True)
+    cli.add_step_flag(made)
     return made
 
 
@@ -36,9 +37,15 @@ def test_gin_and_workdir():
     assert str(cli.workdir_of(flags, config)) == "runs/tiny_code"
 
 
+def test_the_checkpoint_to_load():
+    steps = [cli.parse_flags(parser(), arguments).step for arguments in ([], ["--step=best"], ["--step=250"])]
+    assert steps == ["latest", "best", 250]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([TINY, "--step=first"], "must be a number, 'latest' or 'best', got 'first'"),
         ([], "Name one of --config=configs/NAME.py and --gin_file=FILE, got neither."),
         ([TINY, "--gin_file=configs/tiny_code.gin"], "got both."),
         (["--config=nope.py"], "--config must name an existing file, got 'nope.py'."),

@@ -105,18 +105,18 @@ def test_two_pass_w1_rereads_the_previous_chunk(abcd):
         tokens=[[11, 12, 13, 14], [21, 22, 1, 41], [1, 31, 32, 33], [1, 21, 22, 1]],  # C_prev of 0, 1; C_curr of 0, 1
         targets=[[12, 13, 14, 1], [22, 1, 41, 1], [31, 32, 33, 34], [21, 22, 1, 41]],
         segments=[[1, 1, 1, 1], [2, 2, 2, 4], [1, 3, 3, 3], [4, 2, 2, 2]],
-        loss_mask=[[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 0]],
+        loss_mask=[[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]],  # B comes twice in stream 1
     )
     np.testing.assert_array_equal(stream.batch(1).tokens[:2], stream.batch(0).tokens[2:])
     both = make(abcd, rows=4, plan=PlanKind.TWO_PASS, loss_on_previous=True)
-    np.testing.assert_array_equal(both.batch(0).loss_mask[:2], [[1, 1, 1, 1], [1, 1, 0, 1]])
+    np.testing.assert_array_equal(both.batch(0).loss_mask[:2], [[1, 1, 1, 1], [0, 0, 0, 1]])
 
 
 def test_two_pass_w2_stacks_oldest_first(abcd):
     batch = make(abcd, rows=6, plan=PlanKind.TWO_PASS, previous_chunks=2).batch(0)
     expected = [[11, 12, 13, 14], [21, 22, 1, 41], [1, 31, 32, 33], [1, 21, 22, 1], [34, 35, 36, 1], [41, 1, 21, 22]]
     np.testing.assert_array_equal(batch.tokens, expected)
-    np.testing.assert_array_equal(batch.loss_mask.any(axis=1), [0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(batch.loss_mask.any(axis=1), [0, 0, 0, 0, 1, 0])  # B, D twice
 
 
 def test_segments_are_global_document_ids(make_documents):
@@ -184,6 +184,39 @@ def test_a_single_document_is_read_again_without_loss_across_its_end(make_docume
     batch = make(make_documents({"a": (1.0, [A])}), rows=1, length=10).batch(0)
     np.testing.assert_array_equal(batch.tokens, [A + A])
     np.testing.assert_array_equal(batch.loss_mask, [[1, 1, 1, 1, 0, 1, 1, 1, 1, 0]])
+
+
+@pytest.mark.parametrize("boundaries", list(Boundaries))
+def test_a_document_read_twice_in_one_batch_bears_no_loss(abcd, boundaries):
+    stream = make(abcd, rows=8, plan=PlanKind.PACKED, packing=4, boundaries=boundaries)
+    batch = stream.batch(0)  # stream 0 reads A C A(4 of 5), stream 1 reads B D B D B D B(1 of 3)
+    np.testing.assert_array_equal(batch.segments[:4].ravel(), [1] * 5 + [3] * 7 + [1] * 4)
+    of_c = np.array([0] * 5 + [1] * 6 + [boundaries is Boundaries.JOINED] + [0] * 4)
+    np.testing.assert_array_equal(batch.loss_mask[:4].ravel(), of_c)
+    np.testing.assert_array_equal(batch.loss_mask[4:], 0)
+
+
+@pytest.mark.parametrize("layout", [{"plan": PlanKind.PACKED, "packing": 2}, {"plan": PlanKind.TWO_PASS}])
+def test_a_document_live_in_two_streams_bears_no_loss(make_documents, monkeypatch, layout):
+    monkeypatch.setattr(
+        DrawOrder, "documents", lambda self, start, stop: np.array([0, 1, 2, 0])[np.arange(start, stop) % 4]
+    )
+    long = [[10 * (i + 1) + j % 10 for j in range(16)] for i in range(3)]  # streams read 0 2 0 2 ..., 1 0 1 0 ...
+    stream = make(make_documents({"a": (1.0, long)}), rows=4, **layout)
+    for step in range(12):
+        batch = stream.batch(step)
+        owners = np.array([0, 0, 1, 1] if layout["plan"] is PlanKind.PACKED else [0, 1, 0, 1])
+        both = set(batch.segments[owners == 0].ravel()) & set(batch.segments[owners == 1].ravel())
+        assert not batch.loss_mask[np.isin(batch.segments, list(both))].any()
+        alone = ~np.isin(batch.segments, list(both))
+        alone[:, :-1] &= batch.segments[:, :-1] == batch.segments[:, 1:]
+        if layout["plan"] is PlanKind.PACKED:
+            assert batch.loss_mask[:, :-1][alone[:, :-1]].all()
+
+
+def test_fewer_documents_than_streams_are_refused(make_documents):
+    with pytest.raises(ConfigError, match=r"at least 2 documents, one a stream.*got 1"):
+        make(make_documents({"a": (1.0, [C])}), rows=4, plan=PlanKind.PACKED, packing=2)
 
 
 def test_rows_must_hold_whole_streams(abcd):

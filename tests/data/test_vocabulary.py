@@ -47,6 +47,10 @@ def test_a_tokenizer_names_its_end(vocabulary_files, tmp_path):
     config = VocabularyConfig(kind=VocabularyKind.HF_TOKENIZER, path=str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="must hold an end-of-text token"):
         load_vocabulary(config)
+    for broken in ('{"eos_token":', "[]", '{"eos_token": {"text": "<fin>"}}'):
+        (tmp_path / "tokenizer_config.json").write_text(broken, "utf-8")
+        with pytest.raises(UserError, match="must be a Hugging Face tokenizer_config"):
+            load_vocabulary(config)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<fin>"}}), "utf-8")
     assert load_vocabulary(config).eos_id == 0
 

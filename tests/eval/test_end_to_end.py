@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from fot_jax.checkpoint import Checkpointer, write_config
+from fot_jax.checkpoint import Checkpointer
 from fot_jax.config import ExperimentConfig
 from fot_jax.config.build import build
 from fot_jax.data.cache import fingerprint, open_or_build
+from fot_jax.workdir import write_config
 from launch import cli, demo_report, evaluate
 from tests.eval.subjects import random_params
 

@@ -36,10 +36,12 @@ def test_a_uniform_model_has_perplexity_v():
 
 def test_targets_are_shared_spread_and_have_their_history():
     targets = choose_targets(DOCUMENTS, length=LENGTH, history=4, most=4, per_document=2, seed=0)
-    assert [(t.document, t.chunk) for t in targets] == [(0, 4), (1, 4), (3, 4), (0, 10), (3, 6)]
+    assert [(t.document, t.chunk) for t in targets] == [(0, 5), (1, 4), (3, 4), (0, 9), (3, 6)]
     past, window = gather(DOCUMENTS, targets=targets, length=LENGTH, history=4)
     assert past.shape == (5, 32)
-    assert np.array_equal(np.r_[past[3], window[3]], DOCUMENTS.tokens(0)[6 * LENGTH : 11 * LENGTH + 1])
+    assert np.array_equal(np.r_[past[3], window[3]], DOCUMENTS.tokens(0)[5 * LENGTH : 10 * LENGTH + 1])
+    single = choose_targets(DOCUMENTS, length=LENGTH, history=4, most=4, per_document=1, seed=0)
+    assert [(t.document, t.chunk) for t in single] == [(0, 7), (1, 4), (3, 5)]  # middles, not beginnings
     with pytest.raises(UserError, match=r"after 12 others \(105 tokens\), but the longest has 90"):
         choose_targets(DOCUMENTS, length=LENGTH, history=12, most=4, per_document=2, seed=0)
 

@@ -70,6 +70,15 @@ def test_temperature_zero_is_greedy():
     assert np.asarray(greedy).tolist() == [1, 3]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_ids_beyond_the_vocabulary_are_never_chosen(temperature):
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((64, 9)), jnp.float32).at[:, 6:].add(5.0)
+    free = sample(logits, SamplingConfig(temperature=temperature), step=0)
+    limited = sample(logits, SamplingConfig(temperature=temperature, vocab_limit=6), step=0)
+    assert (np.asarray(free) >= 6).any()
+    assert (np.asarray(limited) < 6).all()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -49,7 +49,9 @@ def params(model: ModelConfig) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("model", "boundaries", "capture"))
 def call(model: ModelConfig, parameters, tokens, boundaries=Boundaries.MASKED, capture=False, **arguments):
-    """The decoder's output, jitted once per model and set of arguments."""
+    """The decoder's output, jitted once per model and set of arguments; all rows are one document unless told."""
+    if arguments.get("plan") is not None:
+        arguments.setdefault("segments", jnp.ones_like(tokens))
     return Decoder(model).apply({"params": parameters}, tokens, boundaries=boundaries, capture=capture, **arguments)
 
 
@@ -99,10 +101,11 @@ def oracle_parameters(model: ModelConfig, parameters) -> dict[str, Any]:
     for n in range(model.num_layers):
         layer = jax.tree.map(lambda leaf, n=n: leaf[n], numbers["layers"])
         projections, attention = layer["attention"]["projections"], layer["attention"]
+        smear = {"smear": 1 / (1 + np.exp(-projections["smear"]))} if model.smear_keys else {}
         layers.append({
             "attention_norm": layer["attention_norm"], "mlp_norm": layer["feed_forward_norm"],
             "q": projections["query"], "k": projections["key"], "v": projections["value"], "o": attention["output"],
-            "temperature": np.exp(projections.get("log_temperature", 0.0)), **layer["feed_forward"],
+            "temperature": np.exp(projections.get("log_temperature", 0.0)), **layer["feed_forward"], **smear,
         })  # fmt: skip
     head = numbers["embedding"].T if model.tie_embeddings else numbers["unembedding"]
     return {"embed": numbers["embedding"], "layers": layers, "final": numbers["final_norm"], "head": head}

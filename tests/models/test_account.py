@@ -71,7 +71,7 @@ def test_every_config_builds_counts_and_gives_logits(name):
     B, L = config.crossbatch.rows_per_stream * 2, config.model.local_context
     plan = make_plan(config.crossbatch, batch_rows=B, num_contexts=2)
     tokens = jax.ShapeDtypeStruct((B, L), jnp.int32)
-    init = functools.partial(Decoder(config.model).init_with_output, plan=plan)
+    init = functools.partial(Decoder(config.model).init_with_output, segments=jnp.ones((B, L), jnp.int32), plan=plan)
     output, variables = jax.eval_shape(init, jax.random.key(0), tokens)
     assert output.logits.shape == (B, L, config.model.vocab_size)
     assert output.logits.dtype == jnp.float32
@@ -108,7 +108,7 @@ def test_flops_agree_with_the_compiler(family):
     tokens = jax.ShapeDtypeStruct((rows, model.local_context), jnp.int32)
 
     def forward(params, tokens, plan):
-        return Decoder(model).apply({"params": params}, tokens, plan=plan).logits
+        return Decoder(model).apply({"params": params}, tokens, segments=jnp.ones_like(tokens), plan=plan).logits
 
     compiled = jax.jit(forward).lower(shapes(model), tokens, plan).compile()
     flops = account.flops_per_token(model, contexts_per_row=plan.context_ids.shape[1])  # empty slots are computed too

@@ -123,7 +123,11 @@ def test_remat_equals_plain_and_does_rematerialise(remat, scan):
         assert bool(names & marks) == (model is rematted)
 
 
-@pytest.mark.parametrize("model", [decoders.config(), decoders.paper()], ids=["llama", "paper"])
+@pytest.mark.parametrize(
+    "model",
+    [decoders.config(), decoders.paper(), decoders.paper(smear_keys=True)],
+    ids=["llama", "paper", "paper smeared"],
+)
 def test_prefill_in_chunks_of_any_size_equals_one_shot(model):
     """Rows of different lengths, padded chunks, one token at a time: all give the logits of the whole row."""
     tokens = decoders.tokens_for(3)
@@ -139,8 +143,9 @@ def test_prefill_in_chunks_of_any_size_equals_one_shot(model):
         assert cache.lengths.tolist() == [LENGTH] * 3
 
 
-def test_rows_of_different_lengths_extend_one_cache_each_at_its_own_end():
-    model, tokens = decoders.config(), decoders.tokens_for(3)
+@pytest.mark.parametrize("smear", [False, True])
+def test_rows_of_different_lengths_extend_one_cache_each_at_its_own_end(smear):
+    model, tokens = decoders.config(smear_keys=smear), decoders.tokens_for(3)
     want = decoders.logits(model, tokens)
     counts = [jnp.array([1, 2, 3]), jnp.array([3, 3, 2]), jnp.array([1, 0, 0])]
     cache, seen = init_cache(model, 3), np.zeros(3, int)

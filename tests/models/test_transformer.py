@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.config import AttentionForm, Boundaries, Family, MemoryPositions
+from fot_jax.config import AttentionForm, Boundaries, Family, MemoryPositions, RopeConfig, RopeScaling
 from fot_jax.models.cache import init_cache
 from fot_jax.models.transformer import Decoder
 from tests import cases, oracles
@@ -16,11 +16,15 @@ MODELS = {
     "llama nope, tied": decoders.config(memory_positions=MemoryPositions.NOPE, tie_embeddings=True),
     "paper": decoders.paper(),
     "paper rope0, reference form": decoders.config(family=Family.PAPER, attention=AttentionForm.REFERENCE),
+    "llama smeared": decoders.config(smear_keys=True),
+    "paper smeared": decoders.paper(smear_keys=True),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "boundaries"), [(name, Boundaries.MASKED) for name in MODELS] + [("llama rope0", Boundaries.JOINED)]
+    ("name", "boundaries"),
+    [(name, Boundaries.MASKED) for name in MODELS]
+    + [("llama rope0", Boundaries.JOINED), ("llama smeared", Boundaries.JOINED)],
 )
 def test_crossbatch_decoder_is_the_oracle(name, boundaries):
     model, tokens, case = MODELS[name], decoders.tokens_for(6), decoders.hard_case()
@@ -39,7 +43,7 @@ def test_decoder_with_memory_is_the_oracle(name):
     cases.assert_close([got], [want], ["logits"])
 
 
-@pytest.mark.parametrize("name", ["llama rope0", "paper"])
+@pytest.mark.parametrize("name", ["llama rope0", "paper", "paper smeared"])
 def test_gradient_of_every_parameter_is_the_oracle_along_random_directions(name):
     model, tokens = MODELS[name], decoders.tokens_for(6)
     case, parameters = decoders.hard_case(), decoders.params(MODELS[name])
@@ -79,6 +83,9 @@ def test_mutants_of_the_decoder_are_far_from_it():
     far(model, segments=np.ones_like(case["segments"]))
     far(model, boundaries=Boundaries.JOINED)
     far(decoders.config(memory_positions=MemoryPositions.NOPE))
+    smeared = jax.tree.map(lambda leaf: leaf, parameters)
+    smeared["layers"]["attention"]["projections"]["smear"] = np.zeros((3, 2))
+    far(decoders.config(smear_keys=True), smeared)
     far(decoders.config(memory_layers=(1,)))
     far(decoders.config(memory_layers=(0,)))
     hotter = jax.tree.map(lambda leaf: leaf, parameters)
@@ -99,12 +106,31 @@ def test_captured_arrays_are_what_memory_needs():
     assert oracles.relative_error(same.queries[0, 0, 0], same.queries[0, 0, -1]) > cases.FAR  # rotated under rope0
 
 
+@pytest.mark.parametrize("positions", list(MemoryPositions))
+def test_yarn_scales_far_scores_as_local_ones_and_nothing_without_positions(positions):
+    """At position 0 rotation is the identity: local scores carry factor² (queries and keys), so far queries must."""
+    yarn = RopeConfig(theta=100.0, scaling=RopeScaling.YARN, factor=8.0, original_context=64)
+    plain, scaled = (decoders.config(memory_positions=positions, rope=rope) for rope in (RopeConfig(theta=100.0), yarn))
+    tokens, factor = jnp.asarray(decoders.tokens_for(2)), 0.1 * np.log(8.0) + 1.0
+    want, got = (
+        decoders.call(model, decoders.params(plain), tokens, capture=True).queries for model in (plain, scaled)
+    )
+    expected = factor**2 if positions is MemoryPositions.ROPE0 else 1.0
+    np.testing.assert_allclose(got[0, :, 0], expected * want[0, :, 0], rtol=1e-5)  # layer 0 holds memory
+
+
 def test_a_plan_excludes_memory_and_cache():
     model, tokens = decoders.config(), jnp.asarray(decoders.tokens_for(6))
     variables, case = {"params": decoders.params(model)}, decoders.hard_case()
     for other in ({"memory": decoders.memory_for(model, 6, 3)}, {"cache": init_cache(model, 6)}):
         with pytest.raises(ValueError, match="plan excludes memory and cache"):
             Decoder(model).apply(variables, tokens, plan=case["plan"], **other)
+
+
+def test_a_plan_needs_segments():
+    model, case = decoders.config(), decoders.hard_case()
+    with pytest.raises(ValueError, match="plan needs segments"):
+        Decoder(model).apply({"params": decoders.params(model)}, decoders.tokens_for(6), plan=case["plan"])
 
 
 def test_gate_of_the_memorizing_transformer_is_trained_and_read():

@@ -1,10 +1,13 @@
 """The loop: resume, stop, divergence, cadences; every run in this process, on one device."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +171,50 @@ def test_the_loop_compiles_one_program_per_power_of_two(tmp_path, caplog):
     compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling jit(train_step)")]
     assert ds == {1, 2, 3, 4}
     assert len(compiled) == 3, compiled
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    hold = f"""
+import sys, time
+from fot_jax.workdir import only_writer
+with only_writer({str(tmp_path)!r}):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match="is being trained by another process"):
+                run(tiny(train__steps=2), tmp_path)
+        finally:
+            other.kill()
+    assert run(tiny(train__steps=2), tmp_path)[1].step == 2
+
+
+def text(folder, **changes):
+    """`tiny` on a text file of two documents a stream."""
+    source = {"name": "notes", "kind": "text", "path": str(folder / "*.txt")}
+    data = {"sources": [source], "cache_dir": str(folder / "cache"), "heldout_fraction": 0.0}
+    return tiny(data=data, model__vocab_size=300, train__steps=2, **changes)
+
+
+def test_changed_documents_are_noticed_on_resume(tmp_path):
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text(f"{number} " * 400)
+    run(text(tmp_path), tmp_path / "run")
+    (tmp_path / "8.txt").write_text("other " * 400)
+    more = dataclasses.replace(text(tmp_path), train=dataclasses.replace(text(tmp_path).train, steps=3))
+    with pytest.raises(
+        UserError, match=r"data.sources \['notes'\] must give the tokens .*--allow-change=data.documents"
+    ):
+        run(more, tmp_path / "run", allow_changes=["train.steps"])
+    lines, outcome = run(more, tmp_path / "run", allow_changes=["train.steps", "data.documents"])
+    assert outcome.step == 3 and "documents changed: notes" in lines
+
+
+def test_unknown_names_of_allowed_changes_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"must name config paths, got 'train.step'. Did you mean 'train.steps'\?"):
+        run(tiny(), tmp_path, allow_changes=["train.step"])
 
 
 def test_plain_training_needs_no_plan(tmp_path):

@@ -1,0 +1,124 @@
+"""A run's folder on disk apart from its checkpoints: the resolved config, the lock of the process that trains.
+
+WORKDIR/config.json            the resolved experiment, written before the first step
+WORKDIR/.lock                  held while a process trains
+"""
+
+import contextlib
+import difflib
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fot_jax.config import ExperimentConfig, UserError
+from fot_jax.config.build import build, difference, to_dict
+
+DOCUMENTS = "data.documents"  # the name under which changed tokens are allowed
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that it is either the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds WORKDIR/.lock while a run trains there; the lock falls with its process.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    if jax.process_index():
+        yield  # the first process of a run holds it for all
+        return
+    path = Path(workdir) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = (
+                f"{os.fspath(workdir)} is being trained by another process. Wait for it, or use another --workdir."
+            )
+            raise UserError(message) from error
+        yield
+
+
+def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
+    """The resolved experiment of a run.
+
+    Raises:
+      UserError: the folder holds no run, or its config.json cannot be read.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"--workdir must hold a run (a config.json), got {os.fspath(workdir)!r}. Train it first.")
+    try:
+        return build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint beside it,"
+            " or use another --workdir."
+        ) from error
+
+
+def write_config(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:
+    """Writes the resolved experiment; makes the folder if missing."""
+    write_atomically(Path(workdir) / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+
+
+def compare_config(
+    workdir: str | os.PathLike[str], config: ExperimentConfig, *, allow_changes: Collection[str] = ()
+) -> list[str]:
+    """Compares an experiment with the one saved in a folder, if there is one.
+
+    Args:
+      workdir: the run's folder; it may be missing.
+      config: the experiment asked for.
+      allow_changes: config paths that may differ ("train.steps"); a section's name allows all of it ("train").
+
+    Returns:
+      The allowed differences, one line each.
+
+    Raises:
+      UserError: the folder belongs to a run whose config differs elsewhere, or a name is none of the config's.
+    """
+    known = {DOCUMENTS, *_paths(to_dict(config))}
+    for name in allow_changes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"--allow-change must name config paths, got {name!r}.{hint}")
+    if not (Path(workdir) / "config.json").exists():
+        return []
+    differences = difference(read_config(workdir), config)
+    refused = [d for d in differences if not any(_allows(name, d.path) for name in allow_changes)]
+    if refused:
+        listed = "; ".join(str(d) for d in refused)
+        names = ",".join(d.path for d in refused)
+        raise UserError(
+            f"{os.fspath(workdir)} holds a run of another config (saved -> asked for): {listed}."
+            f" Use another --workdir, or go on with --allow-change={names}"
+        )
+    return [str(d) for d in differences]
+
+
+def _paths(values: Any, prefix: str = "") -> Iterator[str]:
+    """Every path of a nested config: sections, fields, items of lists."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        path = f"{prefix}[{key}]" if isinstance(key, int) else f"{prefix}.{key}" if prefix else str(key)
+        yield path
+        yield from _paths(value, path)
+
+
+def _allows(name: str, path: str) -> bool:
+    return path == name or path.startswith((name + ".", name + "["))
