@@ -4,8 +4,9 @@ Command:  python -m launch.train --config=configs/dictionary_cpu_plain.py
           python -m launch.evaluate --workdir=runs/dictionary_cpu --baseline-workdir=runs/dictionary_cpu_plain \
             --task=dictionary
 Hardware: two CPU cores.
-Time:     as dictionary_cpu, the same tokens a step.
-Expected: learns the dictionaries of training (60 tokens, in its context); fails on longer ones.
+Time:     1200 steps of 1,920 tokens, 5.5 minutes on one core (2026-11-22).
+Expected: fails. Got 2026-11-22, dictionaries of 60 / 240 / 960 / 3840 tokens: .443 / .099 / .029 / .029 of value
+          tokens from its context, .328 / .141 / .034 / .021 with the memory it was not trained for.
 """
 
 from ml_collections import config_dict

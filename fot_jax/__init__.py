@@ -28,7 +28,7 @@ From the paper (arXiv 2307.03170) to the code and its test:
     fig. 4, app. D       data.synthetic.episode                      tests/data/test_synthetic.py
     fig. 4, accuracy     eval.lookup.measure                         tests/eval/test_lookup.py
     fig. 5, multi-doc    eval.perplexity.measure_documents           tests/eval/test_perplexity.py
-    fig. 1, passkey      data.synthetic.passkey                      tests/data/test_synthetic.py
+    fig. 1, passkey      eval.passkey.measure                        tests/eval/test_passkey.py
 
 Importing this package imports nothing else; JAX comes with the first part that computes.
 """

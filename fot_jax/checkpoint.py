@@ -54,19 +54,19 @@ class Checkpointer:
         """
         self._folder = (Path(workdir) / "checkpoints").absolute()
         self._config = config
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy(config.train),
-            best_fn=_rank,
-            best_mode="min",
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=not read_only,
-        )
         absl, level = logging.getLogger("absl"), logging.getLogger("absl").level
         try:
             if read_only:
                 absl.setLevel(logging.ERROR)  # Orbax warns that a folder opened to be read is read only
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=_policy(config.train),
+                best_fn=_rank,
+                best_mode="min",
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=not read_only,
+            )
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:  # Orbax raises many kinds for a damaged folder
             found = self._folder.iterdir() if self._folder.is_dir() else ()
@@ -140,17 +140,20 @@ class Checkpointer:
             "data": ocp.args.JsonRestore(),
         }
         restored = self._read(step, items)
-        if not isinstance(restored["data"], dict) or restored["data"].get("step") != step:
-            raise _damaged(self._folder, step, self.steps(), reason=f"its data position is {restored['data']!r}")
-        return restored["params"], restored["optimizer"], restored["data"]
+        return restored["params"], restored["optimizer"], self._checked(step, restored["data"])
 
     def read_data(self, step: int) -> dict[str, Any]:
         """The data position alone; see `restore`."""
-        return self._read(step, {"data": ocp.args.JsonRestore()})["data"]
+        return self._checked(step, self._read(step, {"data": ocp.args.JsonRestore()})["data"])
 
     def restore_params(self, step: int, *, params: Any) -> Any:
         """The parameters alone; see `restore`."""
         return self._read(step, {"params": ocp.args.StandardRestore(params)})["params"]
+
+    def _checked(self, step: int, data: Any) -> dict[str, Any]:
+        if not isinstance(data, dict) or data.get("step") != step:
+            raise _damaged(self._folder, step, self.steps(), reason=f"its data position is {data!r}")
+        return data
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
         try:

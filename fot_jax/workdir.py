@@ -100,7 +100,7 @@ def compare_config(
     if not (Path(workdir) / "config.json").exists():
         return []
     differences = difference(read_config(workdir), config)
-    refused = [d for d in differences if not any(_allows(name, d.path) for name in allow_changes)]
+    refused = [d for d in differences if not any(allows(name, d.path) for name in allow_changes)]
     if refused:
         listed = "; ".join(str(d) for d in refused)
         names = ",".join(d.path for d in refused)
@@ -120,5 +120,6 @@ def _paths(values: Any, prefix: str = "") -> Iterator[str]:
         yield from _paths(value, path)
 
 
-def _allows(name: str, path: str) -> bool:
+def allows(name: str, path: str) -> bool:
+    """Whether a name of --allow-change covers a config path: the path itself, or a section around it."""
     return path == name or path.startswith((name + ".", name + "["))

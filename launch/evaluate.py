@@ -5,6 +5,7 @@
 Tasks: perplexity   loss of held-out documents against memory size, of one document and of several
        distraction  r_d, the share of attention on a document's own past among d contexts
        dictionary   accuracy of answers against dictionary size
+       passkey      keys repeated exactly against prompt length (figure 1)
 What is measured stands in the run's config; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
 Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl.
 """
@@ -80,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the run's folder; repeated: seeds (dictionary)",
     )
-    parser.add_argument("--task", required=True, choices=["perplexity", "distraction", "dictionary"])
+    parser.add_argument("--task", required=True, choices=["perplexity", "distraction", "dictionary", "passkey"])
     parser.add_argument(
         "--baseline-workdir",
         action="append",

@@ -3,11 +3,15 @@
 python -m launch.explain --config=configs/tiny_code.py
 python -m launch.explain --config=configs/dictionary.py --contexts=8 --rows=40
 python -m launch.explain --config=configs/paper_184m.py --step=460000
+python -m launch.explain --retrieval-layers --checkpoint=runs/smollm2 --length=1024
+
+The last measures a trained model: which layers and heads attend to a fact that is asked for. Memory belongs there.
 """
 
 import argparse
+from pathlib import Path
 
-from fot_jax.config import ConfigError, CrossbatchConfig, ExperimentConfig, PlanKind, ScheduleKind
+from fot_jax.config import ConfigError, CrossbatchConfig, ExperimentConfig, PlanKind, ScheduleKind, check
 from launch import cli
 
 GIGA = 1e9
@@ -163,8 +167,34 @@ def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> 
     return "\n".join(lines)
 
 
+def explain_retrieval(flags: argparse.Namespace) -> None:
+    """Measures the retrieval layers of a run; writes table, JSON and heat map beside it."""
+    if not flags.checkpoint:
+        raise ConfigError("--retrieval-layers needs --checkpoint=DIR, the folder of a run.")
+    check(flags.length >= 1, "--length", "be >= 1", flags.length)
+    check(flags.trials >= 1, "--trials", "be >= 1", flags.trials)
+    from fot_jax.eval.report import render_terminal, write_report
+    from fot_jax.eval.tasks.retrieval import retrieval_report
+
+    directory = Path(flags.checkpoint) / "eval"
+    report = retrieval_report(
+        Path(flags.checkpoint),
+        step="latest",
+        length=flags.length,
+        trials=flags.trials,
+        least=flags.least,
+        directory=directory,
+    )
+    write_report(report, directory=directory)
+    print("\n\n".join([*map(render_terminal, report.tables), report.method]))
+    print(f"\nwritten to {directory}: {report.task}.md, .json and .png")
+
+
 def main(flags: argparse.Namespace) -> None:
     """Prints the explanation."""
+    if flags.retrieval_layers:
+        explain_retrieval(flags)
+        return
     config = cli.load_experiment(flags)
     print(explain(config, num_contexts=contexts_at(config, flags), shown_rows=flags.rows))
 
@@ -178,6 +208,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--contexts", type=int, metavar="D", help="draw the plan at this d instead")
     parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows to draw at most (default 32)")
+    group = parser.add_argument_group("retrieval layers of a trained model")
+    group.add_argument("--retrieval-layers", action="store_true", help="measure them instead")
+    group.add_argument("--checkpoint", metavar="DIR", help="the run's folder")
+    group.add_argument("--length", type=int, default=512, metavar="N", help="tokens of the prompts (default 512)")
+    group.add_argument("--trials", type=int, default=10, metavar="N", help="prompts (default 10)")
+    group.add_argument("--least", type=float, default=0.5, metavar="M", help="mass of a proposed layer (default 0.5)")
     return parser
 
 

@@ -12,6 +12,7 @@ the local context included.
 
 import argparse
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,21 @@ def encode_prompts(vocabulary: Any, paths: list[str]) -> list[Any]:
     return prompts
 
 
-def show_progress(progress: Any) -> None:
-    """One line on stderr, rewritten on a terminal."""
+PROGRESS_SECONDS = 5.0  # between lines where stderr is no terminal
+
+
+def show_progress(progress: Any, shown: list[float]) -> None:
+    """One line on stderr, rewritten on a terminal; elsewhere one every few seconds. `shown`: when the last was."""
+    more = progress.tokens_read < progress.tokens_total
+    if more and not sys.stderr.isatty() and progress.seconds - shown[0] < PROGRESS_SECONDS:
+        return
+    shown[0] = progress.seconds
     rate = progress.tokens_read / max(progress.seconds, 1e-9)
     line = (
         f"read {progress.tokens_read:,} of {progress.tokens_total:,} tokens, {rate:,.0f} tokens/s, "
         f"memory {progress.memory_bytes / 2**20:,.1f} MiB"
     )
     rewrite = sys.stderr.isatty()
-    more = progress.tokens_read < progress.tokens_total
     print("\r" * rewrite + line, end="" if rewrite and more else "\n", file=sys.stderr, flush=True)
 
 
@@ -140,7 +147,14 @@ def main(flags: argparse.Namespace) -> None:
     if flags.load_memory:
         store = files.load(flags.load_memory, fingerprint=identity, budget=memory.budget)
 
-    reading = read(params, config.model, prompts, memory=memory, store=store, progress=show_progress)
+    reading = read(
+        params,
+        config.model,
+        prompts,
+        memory=memory,
+        store=store,
+        progress=functools.partial(show_progress, shown=[0.0]),
+    )
     steps = generate(
         params,
         config.model,

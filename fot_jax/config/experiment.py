@@ -42,12 +42,20 @@ class EvaluationConfig:
     distraction_contexts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     dictionary_tokens: tuple[int, ...] = (256, 1024, 4096)
     dictionary_episodes: int = 8
+    passkey_tokens: tuple[int, ...] = (1024, 4096, 16384)  # prompt lengths
+    passkey_trials: int = 20  # prompts a length
+    passkey_batch: int = 4  # prompts read side by side
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a list is empty."""
-        for name in ("documents", "target_chunks", "dictionary_episodes"):
+        for name in ("documents", "target_chunks", "dictionary_episodes", "passkey_trials", "passkey_batch"):
             check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))
-        for name, least in (("memory_contexts", 0), ("distraction_contexts", 1), ("dictionary_tokens", 1)):
+        for name, least in (
+            ("memory_contexts", 0),
+            ("distraction_contexts", 1),
+            ("dictionary_tokens", 1),
+            ("passkey_tokens", 1),
+        ):
             values = getattr(self, name)
             check(min(values, default=-1) >= least, f"{path}.{name}", f"be integers >= {least}", values)
 

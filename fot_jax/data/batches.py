@@ -65,9 +65,9 @@ class BatchStream:
     """Batches of the documents of a split; a document stays in its stream's rows to its end.
 
     `targets` are the next tokens of the same stream; `loss_mask` is 0 at padding and before it,
-    unless boundaries are JOINED where the next token belongs to another document, and throughout a
-    document that a batch holds twice (small corpora, epoch borders): one copy's keys hold the
-    other's answers.
+    unless boundaries are JOINED where the next token belongs to another document, and in copies: of a
+    document that a batch holds twice (small corpora, epoch borders) one copy's keys hold the
+    other's answers. The first of copies within one stream keeps its loss, as rows read earlier rows.
     """
 
     def __init__(
@@ -79,14 +79,16 @@ class BatchStream:
         rows: int,
         length: int,
         seed: int,
+        split: str = "train",
     ):
         self.num_streams = check_rows(rows, crossbatch)
         found = len(documents.lengths)
         if crossbatch.plan is not PlanKind.OFF and found < self.num_streams:
             raise ConfigError(
-                f"data must give each split at least {self.num_streams} documents, one a stream"
+                f"data must give the {split} split at least {self.num_streams} documents, one a stream"
                 f" (train.batch_rows={rows}, {crossbatch.rows_per_stream} rows a stream), got {found}."
-                " Lower train.batch_rows, raise crossbatch.packing, or give more documents."
+                " Lower train.batch_rows, raise crossbatch.packing, or give more documents"
+                + ("." if split == "train" else ", or raise data.heldout_fraction, or set train.eval_every=0.")
             )
         self.digests = documents.digests
         self._documents = documents
@@ -101,7 +103,7 @@ class BatchStream:
         """See Stream: int32 [B, L] tokens, targets, segments; float32 [B, L] loss_mask."""
         wanted = range(self._rows)[rows or slice(None)]
         shape = (len(wanted), self._length)
-        repeated = self._repeated(step)
+        copies = self._copies(step)
         tokens, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
         loss_mask = np.zeros(shape, np.float32)
         for place, row in enumerate(wanted):
@@ -111,21 +113,25 @@ class BatchStream:
             if bears_loss(row, rows=self._rows, crossbatch=self._crossbatch):
                 joined = self._crossbatch.boundaries is Boundaries.JOINED
                 here = (ids[:-1] > 0) & (ids[1:] > 0) & (joined | (draws[:-1] == draws[1:]))
-                loss_mask[place] = here & ~np.isin(ids[:-1], repeated)
+                loss_mask[place] = here & ~np.isin(draws[:-1], [draw for owner, draw in copies if owner == stream])
         return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, segments=segments)
 
-    def _repeated(self, step: int) -> np.ndarray:
-        """Segments of the documents that a batch reads in two draws, where rows can see each other."""
+    def _copies(self, step: int) -> set[tuple[int, int]]:
+        """The (stream, draw) of a batch whose answers stand in keys that it may reach through other rows."""
         if self._crossbatch.plan is PlanKind.OFF:
-            return np.empty(0, np.int64)
+            return set()
         places = [row_chunk(row, step=step, rows=self._rows, crossbatch=self._crossbatch) for row in range(self._rows)]
-        live = set()
+        holders: dict[int, set[tuple[int, int]]] = {}  # of each document
         for stream in range(self.num_streams):
             chunks = [chunk for owner, chunk in places if owner == stream]
             spans = self._timeline.spans(stream, min(chunks) * self._length, (max(chunks) + 1) * self._length)
-            live |= {(stream, draw, document) for draw, document, _, _ in spans}
-        documents, counts = np.unique([document for _, _, document in live], return_counts=True)
-        return self._documents.segment_ids[documents[counts > 1]]
+            for draw, document, _, _ in spans:
+                holders.setdefault(document, set()).add((stream, draw))
+        copies: set[tuple[int, int]] = set()
+        for held in holders.values():
+            in_one_stream = len({stream for stream, _ in held}) == 1
+            copies |= held - {min(held)} if in_one_stream else held
+        return copies
 
     def _read(self, stream: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens, segments and draws of tokens start..stop-1 of a stream; padding is token 0, segment 0."""

@@ -64,4 +64,5 @@ def make_stream(config: ExperimentConfig, split: str) -> Stream:
         rows=rows,
         length=length,
         seed=seed,
+        split=split,
     )

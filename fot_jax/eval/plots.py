@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -61,6 +62,24 @@ def plot_curves(path: pathlib.Path, *, curves: Sequence[Curve], panel: Panel) ->
         _draw(axes, curve=curve, index=measured)
         measured += 1
     _dress(axes, curves=curves, panel=panel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_map(path: pathlib.Path, *, values: np.ndarray, panel: Panel) -> None:
+    """Draws values [rows, columns] in 0..1 as a heat map, row 0 at the top (PNG, 150 dots per inch)."""
+    rows, columns = values.shape
+    figure, axes = plt.subplots(
+        figsize=(max(4.0, 0.3 * columns + 2.0), max(3.0, 0.22 * rows + 1.2)), layout="constrained"
+    )
+    image = axes.imshow(values, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
+    figure.colorbar(image, ax=axes)
+    axes.set_title(panel.title + (f"\n{panel.subtitle}" if panel.subtitle else ""), fontsize=11, loc="left")
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    axes.set_xticks(range(0, columns, max(1, columns // 16)))
+    axes.set_yticks(range(0, rows, max(1, rows // 32)))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

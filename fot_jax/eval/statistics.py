@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -88,6 +89,30 @@ def paired_bootstrap(
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(differences, [tail, 100.0 - tail])
     return Interval(estimate=float(treated.sum() / control.sum() - 1.0), low=float(low), high=float(high))
+
+
+def wilson(successes: int, *, trials: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a share: honest at 0 and 1 and for few trials.
+
+        (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)
+
+    Args:
+      successes: 0..trials.
+      trials: n, at least 1.
+      confidence: mass between `low` and `high`.
+
+    Raises:
+      ValueError: successes outside 0..trials, or no trial.
+
+    Source: Wilson 1927.
+    """
+    if not (trials >= 1 and 0 <= successes <= trials):
+        raise ValueError(f"wilson needs 0 <= successes <= trials >= 1, got {successes} of {trials}")
+    z, share = NormalDist().inv_cdf(0.5 + confidence / 2), successes / trials
+    middle = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return Interval(estimate=share, low=max(0.0, (middle - half) / scale), high=min(1.0, (middle + half) / scale))
 
 
 def min_max(values: Sequence[float]) -> Interval:

@@ -21,8 +21,9 @@ def make_plan(crossbatch: CrossbatchConfig, *, batch_rows: int, num_contexts: in
     Args:
       crossbatch: the variant and its parameters.
       batch_rows: B, all rows of the batch.
-      num_contexts: d (sec. 3.2): 1 + the chunks of other streams a row reads. For
-        CONSTANT_RANGE the authors' range r; ignored by SEGMENTS, OWN_PAST and OFF.
+      num_contexts: d (sec. 3.2): for TWO_PASS the streams a row reads, its own included; for PACKED
+        1 + the rows of other streams; for CONSTANT_RANGE the authors' range r; ignored by
+        SEGMENTS, OWN_PAST and OFF.
     """
     k, w = crossbatch.packing, crossbatch.previous_chunks
     if crossbatch.plan is PlanKind.OFF:

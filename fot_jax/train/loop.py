@@ -66,8 +66,7 @@ def train(
     rows = config.train.batch_rows // config.train.accumulation
     check_rows(rows, mesh)
     abstract = train_state.abstract_state(config, mesh)
-    for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
-        say(f"config changed: {line}")
+    run_folder.compare_config(folder, config, allow_changes=allow_changes)  # before minutes go into data
     stream = make_stream(config, "train")
     evaluate = _make_evaluate(config, mesh) if config.train.eval_every else None
     schedule = ContextSchedule(config.crossbatch.schedule, config.seed)
@@ -75,7 +74,8 @@ def train(
     train_step = make_train_step(config, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_folder.only_writer(folder))
-        run_folder.write_config(folder, config)  # everything else the config asks for is there
+        for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
+            say(f"config changed: {line}")
         stop = stack.enter_context(StopSignal())
         checkpoints = stack.enter_context(checkpoint.Checkpointer(folder, config))
         start = checkpoints.latest_step() or 0
@@ -87,6 +87,7 @@ def train(
                 say(line)
         else:
             state, position = train_state.create_state(config, mesh), {"switch_step": None}
+        run_folder.write_config(folder, config)  # everything the config asks for is there
         say(train_state.parameter_table(config))
         say(f"resumed after step {start}" if start else f"new run in {folder}")
         recorder = stack.enter_context(
@@ -161,7 +162,7 @@ def _changed_documents(
     """A line for each source whose tokens are not those trained on so far. Raises UserError unless allowed."""
     saved = position.get("documents", {})
     changed = [name for name, digest in digests.items() if saved.get(name, digest) != digest]
-    if changed and run_folder.DOCUMENTS not in allow_changes:
+    if changed and not any(run_folder.allows(name, run_folder.DOCUMENTS) for name in allow_changes):
         raise UserError(
             f"data.sources {changed} must give the tokens that {folder} was trained on, got others: files or the"
             " vocabulary changed. Put them back, use another --workdir,"
@@ -209,6 +210,12 @@ def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan 
             # One batch in flight: a mesh of CPU devices may hang with many.
             totals += jax.device_get((sums.cross_entropy, sums.correct, sums.weight))
         loss, correct, weight = totals
-        return {"heldout_loss": loss / max(weight, 1.0), "heldout_accuracy": correct / max(weight, 1.0)}
+        if not weight:
+            raise UserError(
+                "train.eval_batches must hold tokens that bear loss, got none: the held-out documents are so few that"
+                " every batch reads each of them twice. Give more documents, raise data.heldout_fraction, lower"
+                " train.batch_rows or crossbatch.packing, or set train.eval_every=0."
+            )
+        return {"heldout_loss": loss / weight, "heldout_accuracy": correct / weight}
 
     return evaluate

@@ -1,5 +1,6 @@
 """What becomes of a step's metrics: checked, remembered, written, printed."""
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from fot_jax.config import ExperimentConfig
 from fot_jax.train.context_schedule import ContextSchedule
 from fot_jax.train.metrics import MetricsWriter, Speed, progress_line
 from fot_jax.train.step import StepMetrics
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(ArithmeticError):
@@ -90,6 +93,8 @@ class Recorder:
                     f"step {step}: {name} is {value}. Training stopped; no checkpoint was written after the last"
                     " good one. Lower optimizer.learning_rate or optimizer.clip_norm, or look at the data of this step."
                 )
+        if not scalars["loss_tokens"]:
+            logger.warning("step %d: no token bore loss, every document of the batch stood in it twice", step)
         self.switch_step = self._schedule.observe(self.switch_step, step=step - 1, accuracy=scalars["accuracy"])
         self._speed.start(step)
         if heldout or step % self._train.log_every == 0 or step == self._train.steps:

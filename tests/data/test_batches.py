@@ -109,7 +109,7 @@ def test_two_pass_w1_rereads_the_previous_chunk(abcd):
     )
     np.testing.assert_array_equal(stream.batch(1).tokens[:2], stream.batch(0).tokens[2:])
     both = make(abcd, rows=4, plan=PlanKind.TWO_PASS, loss_on_previous=True)
-    np.testing.assert_array_equal(both.batch(0).loss_mask[:2], [[1, 1, 1, 1], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(both.batch(0).loss_mask[:2], [[1, 1, 1, 1], [1, 1, 0, 1]])
 
 
 def test_two_pass_w2_stacks_oldest_first(abcd):
@@ -187,13 +187,13 @@ def test_a_single_document_is_read_again_without_loss_across_its_end(make_docume
 
 
 @pytest.mark.parametrize("boundaries", list(Boundaries))
-def test_a_document_read_twice_in_one_batch_bears_no_loss(abcd, boundaries):
+def test_later_copies_in_one_stream_bear_no_loss(abcd, boundaries):
     stream = make(abcd, rows=8, plan=PlanKind.PACKED, packing=4, boundaries=boundaries)
     batch = stream.batch(0)  # stream 0 reads A C A(4 of 5), stream 1 reads B D B D B D B(1 of 3)
     np.testing.assert_array_equal(batch.segments[:4].ravel(), [1] * 5 + [3] * 7 + [1] * 4)
-    of_c = np.array([0] * 5 + [1] * 6 + [boundaries is Boundaries.JOINED] + [0] * 4)
-    np.testing.assert_array_equal(batch.loss_mask[:4].ravel(), of_c)
-    np.testing.assert_array_equal(batch.loss_mask[4:], 0)
+    end = int(boundaries is Boundaries.JOINED)  # a document's last token, which predicts the next document
+    np.testing.assert_array_equal(batch.loss_mask[:4].ravel(), [1] * 4 + [end] + [1] * 6 + [end] + [0] * 4)
+    np.testing.assert_array_equal(batch.loss_mask[4:].ravel(), [1, 1, end, 1, end] + [0] * 11)
 
 
 @pytest.mark.parametrize("layout", [{"plan": PlanKind.PACKED, "packing": 2}, {"plan": PlanKind.TWO_PASS}])
@@ -215,7 +215,7 @@ def test_a_document_live_in_two_streams_bears_no_loss(make_documents, monkeypatc
 
 
 def test_fewer_documents_than_streams_are_refused(make_documents):
-    with pytest.raises(ConfigError, match=r"at least 2 documents, one a stream.*got 1"):
+    with pytest.raises(ConfigError, match=r"the train split at least 2 documents, one a stream.*got 1"):
         make(make_documents({"a": (1.0, [C])}), rows=4, plan=PlanKind.PACKED, packing=2)
 
 

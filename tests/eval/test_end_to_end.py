@@ -91,8 +91,9 @@ def run_evaluate(*arguments: str) -> None:
 
 def test_every_task_and_the_summary(runs, capsys):
     fot, plain = runs
-    for task in ("perplexity", "distraction", "dictionary"):
-        run_evaluate(f"--workdir={fot}", f"--baseline-workdir={plain}", f"--task={task}")
+    few = ("--evaluation.passkey_tokens=400,600", "--evaluation.passkey_trials=2")
+    for task in ("perplexity", "distraction", "dictionary", "passkey"):
+        run_evaluate(f"--workdir={fot}", f"--baseline-workdir={plain}", f"--task={task}", *few)
         assert (fot / "eval" / f"{task}.png").read_bytes().startswith(b"\x89PNG")
         assert f"![{task}]({task}.png)" in (fot / "eval" / f"{task}.md").read_text()
         assert len((fot / "eval" / f"{task}_examples.jsonl").read_text().splitlines()) >= 12

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fot_jax.eval.statistics import Score, min_max, paired_bootstrap
+from fot_jax.eval.statistics import Score, min_max, paired_bootstrap, wilson
 
 
 def test_score_of_a_uniform_guess():
@@ -16,6 +16,17 @@ def test_score_of_a_uniform_guess():
     assert score.nats_per_token == pytest.approx(math.log(256))
     assert score.bits_per_byte == pytest.approx(4.0)
     assert Score(nats=nats, tokens=10, num_bytes=10).bits_per_byte == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0), (19, 20, 0.7639, 0.9911), (5, 10, 0.2366, 0.7634)],
+)
+def test_wilson_intervals_of_the_textbook(successes, trials, low, high):
+    found = wilson(successes, trials=trials)
+    assert (found.estimate, found.low, found.high) == pytest.approx((successes / trials, low, high), abs=1e-4)
+    with pytest.raises(ValueError, match="wilson needs"):
+        wilson(trials + 1, trials=trials)
 
 
 def test_bootstrap_of_a_constant_ratio_has_no_width():

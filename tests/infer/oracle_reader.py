@@ -35,6 +35,7 @@ class Reader:
         self.depth = params["layers"]["attention"]["output"].shape[0]
         self.local: list[list] = [[] for _ in range(self.depth)]
         self.memory: list[list] = [[] for _ in range(self.depth)]
+        self.before: list = [None] * self.depth  # the newest key before it was smeared
 
     def norm(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return x / math.sqrt(np.mean(x * x) + self.epsilon) * scale
@@ -55,6 +56,11 @@ class Reader:
         query, key, value = (
             np.einsum("e,ehd->hd", x, weights["projections"][name][n]) for name in ("query", "key", "value")
         )
+        bare = key
+        if "smear" in weights["projections"] and self.local[n]:
+            share = 1 / (1 + np.exp(-weights["projections"]["smear"][n]))[:, None]
+            key = (1 - share) * key + share * self.before[n]
+        self.before[n] = bare
         self.local[n].append((key, value))
         heads, dim = query.shape
         theta = self.theta if n not in self.memory_layers or self.rotate_memory_layers else math.inf

@@ -81,11 +81,14 @@ def oracle_reading(
             MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5),
             3,
         ),
+        (dataclasses.replace(MODEL, smear_keys=True), DENSE, None),
     ],
-    ids=["rope0-dense", "nope-top3"],
+    ids=["rope0-dense", "nope-top3", "smeared"],
 )
 def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
     """Two rows of 45 and 18 tokens (6 and 3 windows), then 12 new tokens, which overflow the cache."""
+    if model.smear_keys:
+        params = smeared(params)
     reading = read(params, model, TEXTS, memory=memory)
     cuts = ([8, 8, 8, 8, 8, 5], [8, 5, 5])
     oracles = [oracle_reading(params, text, model, cut, top_k=top_k) for text, cut in zip(TEXTS, cuts, strict=True)]
@@ -110,8 +113,16 @@ def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
             np.testing.assert_allclose(values[p].swapaxes(0, 1), [v for _, v in held], rtol=1e-5, atol=2e-5)
 
 
-def continue_greedily(params, reading: Reading, *, eos_id: int | None = None) -> np.ndarray:
-    return np.stack(list(generate(params, MODEL, reading, sampling=GREEDY, max_new_tokens=10, eos_id=eos_id)), axis=1)
+def smeared(params):
+    """The parameters with shares of the key before, each head its own."""
+    attention = params["layers"]["attention"]
+    shares = np.random.default_rng(8).normal(0.5, 1.0, (3, 2)).astype(np.float32)
+    projections = {**attention["projections"], "smear": shares}
+    return {**params, "layers": {**params["layers"], "attention": {**attention, "projections": projections}}}
+
+
+def continue_greedily(params, reading: Reading, *, eos_id: int | None = None, model=MODEL) -> np.ndarray:
+    return np.stack(list(generate(params, model, reading, sampling=GREEDY, max_new_tokens=10, eos_id=eos_id)), axis=1)
 
 
 def test_a_row_does_not_depend_on_its_neighbour(params):
@@ -132,14 +143,19 @@ def test_a_row_does_not_depend_on_its_neighbour(params):
     assert ended[0].tolist()[:until] == kept[:until]
 
 
-def test_pieces_change_nothing(params):
+@pytest.mark.parametrize("smear", [False, True])
+def test_pieces_change_nothing(params, smear):
     """Prefill in pieces of three tokens equals one call a window, and greedy generation after it."""
-    whole, pieces = (read(params, MODEL, TEXTS, memory=DENSE, piece=piece) for piece in (0, 3))
+    model, params = dataclasses.replace(MODEL, smear_keys=smear), smeared(params) if smear else params
+    whole, pieces = (read(params, model, TEXTS, memory=DENSE, piece=piece) for piece in (0, 3))
     np.testing.assert_allclose(pieces.logits, whole.logits, rtol=1e-5, atol=1e-5)
     for row in range(2):
         for a, b in zip(*(r.store.take(row, r.store.live(row)) for r in (whole, pieces)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    assert continue_greedily(params, whole).tolist() == continue_greedily(params, pieces).tolist()
+    assert (
+        continue_greedily(params, whole, model=model).tolist()
+        == continue_greedily(params, pieces, model=model).tolist()
+    )
 
 
 def test_budget_bounds_the_memory_and_push_local_empties_the_cache(params):

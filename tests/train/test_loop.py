@@ -204,10 +204,12 @@ def test_changed_documents_are_noticed_on_resume(tmp_path):
     run(text(tmp_path), tmp_path / "run")
     (tmp_path / "8.txt").write_text("other " * 400)
     more = dataclasses.replace(text(tmp_path), train=dataclasses.replace(text(tmp_path).train, steps=3))
+    before = (tmp_path / "run" / "config.json").read_text()
     with pytest.raises(
         UserError, match=r"data.sources \['notes'\] must give the tokens .*--allow-change=data.documents"
     ):
         run(more, tmp_path / "run", allow_changes=["train.steps"])
+    assert (tmp_path / "run" / "config.json").read_text() == before
     lines, outcome = run(more, tmp_path / "run", allow_changes=["train.steps", "data.documents"])
     assert outcome.step == 3 and "documents changed: notes" in lines
 

@@ -1,0 +1,118 @@
+"""Passkey retrieval: a number hidden in filler of any length, to be repeated at its end.
+
+The prompt is read window by window into memory (`fot_jax/infer`), the answer is generated greedily.
+A trial is right when the first run of digits in what was generated is the key: models like to put a
+word before it, and what follows it does not matter.
+
+Source: FoT fig. 1; the prompt is the paper's (`fot_jax/data/synthetic.py`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fot_jax.data.seeds import generator
+from fot_jax.data.synthetic import Passkey, passkey
+from fot_jax.data.vocabulary import Vocabulary
+from fot_jax.eval.reading import Subject
+from fot_jax.infer.generate import FINISHED, generate
+from fot_jax.infer.sampling import SamplingConfig
+from fot_jax.infer.windows import read
+
+ANSWER_TOKENS = 12  # a key has at most five digits; byte vocabularies and a word before it fit too
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One prompt and what the model made of it.
+
+    Attributes:
+      length: tokens of the prompt.
+      place: where the key stands, as a share of the filler (0 start, 1 end).
+      key: the number, as text.
+      generated: the model's text.
+    """
+
+    length: int
+    place: float
+    key: str
+    generated: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the first digits generated are the key."""
+        found = re.search(r"\d+", self.generated)
+        return found is not None and found[0] == self.key
+
+
+def trials_of(vocabulary: Vocabulary, *, length: int, trials: int, seed: int) -> list[Passkey]:
+    """The prompts of a length; trial i of a length is the same whatever else is measured.
+
+    Raises:
+      UserError: the length leaves no room for the prompt.
+    """
+    return [
+        passkey(generator(seed, "passkey", length, trial), length_tokens=length, vocabulary=vocabulary)
+        for trial in range(trials)
+    ]
+
+
+def measure(
+    subject: Subject,
+    *,
+    vocabulary: Vocabulary,
+    lengths: Sequence[int],
+    trials: int,
+    batch: int,
+    seed: int,
+    progress: Callable[[int, int, int], None] = lambda length, done, right: None,
+) -> list[list[Trial]]:
+    """Generates the answers.
+
+    Args:
+      subject: the model and how its memory is read; without memory layers only the last window counts.
+      vocabulary: of the model.
+      lengths: tokens of the prompts.
+      trials: prompts of each length.
+      batch: prompts read side by side.
+      seed: of keys and places.
+      progress: called with (length, trials done, trials right) after each batch.
+
+    Returns:
+      Per length, the trials.
+
+    Raises:
+      UserError: a length leaves no room for the prompt.
+    """
+    found = []
+    for length in lengths:
+        prompts = trials_of(vocabulary, length=length, trials=trials, seed=seed)
+        done: list[Trial] = []
+        for start in range(0, trials, batch):
+            done += _answers(subject, prompts[start : start + batch], vocabulary)
+            progress(length, len(done), sum(trial.right for trial in done))
+        found.append(done)
+    return found
+
+
+def _answers(subject: Subject, prompts: Sequence[Passkey], vocabulary: Vocabulary) -> list[Trial]:
+    tokens = [np.asarray(prompt.tokens, np.int32) for prompt in prompts]
+    reading = read(subject.params, subject.model, tokens, memory=subject.memory)
+    sampling = SamplingConfig(vocab_limit=vocabulary.size)
+    steps = generate(
+        subject.params,
+        subject.model,
+        reading,
+        sampling=sampling,
+        max_new_tokens=ANSWER_TOKENS,
+        eos_id=vocabulary.eos_id,
+    )
+    columns = np.stack(list(steps), axis=1)
+    stop = (FINISHED, vocabulary.eos_id)
+    texts = [vocabulary.decode([int(token) for token in row if token not in stop]) for row in columns]
+    return [
+        Trial(length=len(prompt.tokens), place=prompt.place, key=prompt.answer.strip(), generated=text)
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]

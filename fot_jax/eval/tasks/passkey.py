@@ -1,0 +1,110 @@
+"""Task "passkey": table, plot (figure 1) and examples of `fot_jax/eval/passkey.py`."""
+
+import dataclasses
+import pathlib
+import sys
+
+from fot_jax.data.vocabulary import load_vocabulary
+from fot_jax.eval import passkey
+from fot_jax.eval.plots import Curve, Panel, plot_curves
+from fot_jax.eval.reading import Subject
+from fot_jax.eval.report import Cell, Report, Table
+from fot_jax.eval.runs import Comparison
+from fot_jax.eval.statistics import Interval, wilson
+
+PLOT = "passkey.png"
+Found = dict[str, list[list[passkey.Trial]]]
+
+
+def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+    """Share of keys repeated exactly against prompt length, with memory and without."""
+    evaluation, first = comparison.evaluation, comparison.runs[0].config
+    vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
+    found: Found = {}
+    for label, subject in _ways(comparison).items():
+
+        def progress(length: int, done: int, right: int, label: str = label) -> None:
+            line = f"{label}: {length:,} tokens, {right} of {done} keys right (of {evaluation.passkey_trials})"
+            print(line, file=sys.stderr, flush=True)
+
+        found[label] = passkey.measure(
+            subject,
+            vocabulary=vocabulary,
+            lengths=evaluation.passkey_tokens,
+            trials=evaluation.passkey_trials,
+            batch=evaluation.passkey_batch,
+            seed=first.seed,
+            progress=progress,
+        )
+    _plot(directory / PLOT, found=found, comparison=comparison)
+    return _report(found, comparison=comparison)
+
+
+def _ways(comparison: Comparison) -> dict[str, Subject]:
+    ways = {}
+    for run in comparison.firsts:
+        subject = run.subject
+        ways[f"{subject.label}, memory"] = subject
+        window = dataclasses.replace(subject.model, memory_layers=())
+        ways[f"{subject.label}, last window"] = dataclasses.replace(subject, model=window)
+    return ways
+
+
+def _share(trials: list[passkey.Trial]) -> Interval:
+    return wilson(sum(trial.right for trial in trials), trials=len(trials))
+
+
+def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
+    evaluation, window = comparison.evaluation, comparison.runs[0].subject.model.local_context
+    curves = []
+    for label, lengths in found.items():
+        shares = [_share(trials) for trials in lengths]
+        low, high = [share.low for share in shares], [share.high for share in shares]
+        y = [share.estimate for share in shares]
+        curves.append(Curve(label=label, x=evaluation.passkey_tokens, y=y, low=low, high=high))
+    panel = Panel(
+        title="Passkey retrieval",
+        subtitle=f"window {window} tokens, {evaluation.passkey_trials} trials a length, 95 % Wilson intervals",
+        x_label="prompt length (tokens)",
+        y_label="keys repeated exactly",
+        y_range=(-0.03, 1.03),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_curves(path, curves=curves, panel=panel)
+
+
+def _report(found: Found, *, comparison: Comparison) -> Report:
+    evaluation = comparison.evaluation
+    rows: list[tuple[Cell, ...]] = []
+    models = []
+    for label, lengths in found.items():
+        shares = [_share(trials) for trials in lengths]
+        models.append({"model": label, "shares": [dataclasses.asdict(share) for share in shares]})
+        for length, trials, share in zip(evaluation.passkey_tokens, lengths, shares, strict=True):
+            right = f"{sum(trial.right for trial in trials)}/{len(trials)}"
+            rows.append((label, length, right, share.estimate, f"{share.low:.3f}–{share.high:.3f}"))
+    method = (
+        f"{evaluation.passkey_trials} prompts a length, the same for every model: the paper's instruction, filler, a"
+        " key of up to five digits at a random place, more filler, the question. The prompt is read window by window"
+        f" into memory ({comparison.retrieval}), the answer generated greedily; right means that the first digits"
+        " generated are the key. 'Last window' is the same model without memory layers."
+    )
+    return Report(
+        task="passkey",
+        method=method,
+        tables=(
+            Table(
+                title="Passkey retrieval",
+                columns=("model", "tokens", "right", "share", "95 % Wilson"),
+                rows=tuple(rows),
+            ),
+        ),
+        results={"lengths": list(evaluation.passkey_tokens), "models": models},
+        examples=[
+            {"model": label, **dataclasses.asdict(trial), "right": trial.right}
+            for label, lengths in found.items()
+            for trials in lengths
+            for trial in trials
+        ],
+        plots=(PLOT,),
+    )
