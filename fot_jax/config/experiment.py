@@ -36,6 +36,7 @@ class MemoryConfig:
 class EvaluationConfig:
     """What `launch.evaluate` and the demo measure; lengths in tokens unless said."""
 
+    window: int = 0  # local context while measured; 0: the model's
     memory_contexts: tuple[int, ...] = (0, 1, 2, 4, 8, 16)  # memory size, in local contexts
     documents: int = 8
     target_chunks: int = 2  # scored chunks per document
@@ -47,7 +48,8 @@ class EvaluationConfig:
     passkey_batch: int = 4  # prompts read side by side
 
     def validate(self, path: str) -> None:
-        """Raises ConfigError where a list is empty."""
+        """Raises ConfigError where a value is out of range or a list is empty."""
+        check(self.window >= 0, f"{path}.window", "be >= 0 (0: the model's local_context)", self.window)
         for name in ("documents", "target_chunks", "dictionary_episodes", "passkey_trials", "passkey_batch"):
             check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))
         for name, least in (

@@ -51,6 +51,7 @@ class TrainConfig:
     steps: int
     batch_rows: int
     accumulation: int = 1
+    init_from: str = ""  # a run's folder whose newest parameters are the first ones; "": fresh ones
     z_loss: float = 0.0
     log_every: int = 10
     eval_every: int = 0

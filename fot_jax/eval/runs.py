@@ -99,6 +99,8 @@ def load_comparison(
     runs = []
     for folder, (config, params, at) in zip(folders, loaded, strict=True):
         model = lend_memory_layers(config.model, of=first.model)
+        if evaluation.window:
+            model = dataclasses.replace(model, local_context=evaluation.window)
         label = pathlib.Path(folder).name if both_named_alike else config.name
         subject = Subject(label=label, params=params, model=model, memory=memory)
         runs.append(Run(workdir=pathlib.Path(folder), config=config, step=at, subject=subject))

@@ -86,7 +86,9 @@ def train(
             for line in _changed_documents(position, stream.digests, folder, allow_changes):
                 say(line)
         else:
-            state, position = train_state.create_state(config, mesh), {"switch_step": None}
+            first = checkpoint.load_params(config.train.init_from)[1] if config.train.init_from else None
+            state, position = train_state.create_state(config, mesh, params=first), {"switch_step": None}
+            del first
         run_folder.write_config(folder, config)  # everything the config asks for is there
         say(train_state.parameter_table(config))
         say(f"resumed after step {start}" if start else f"new run in {folder}")

@@ -1,5 +1,6 @@
 """The state of training, made sharded from the start."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fot_jax.config import ExperimentConfig
+from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.models.init import init_params
 from fot_jax.sharding import param_shardings, replicated
 from fot_jax.train.optimizer import make_optimizer
@@ -41,8 +42,9 @@ def abstract_params(config: ExperimentConfig) -> Any:
     return jax.eval_shape(lambda: _boxed_params(config, config.seed))
 
 
-def _init(config: ExperimentConfig) -> TrainState:
-    params = nn.unbox(_boxed_params(config, config.seed))
+def _init(config: ExperimentConfig, params: Any = None) -> TrainState:
+    if params is None:
+        params = nn.unbox(_boxed_params(config, config.seed))
     opt_state = make_optimizer(config.optimizer, config.train).init(params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
 
@@ -85,13 +87,38 @@ def abstract_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
     )
 
 
-def create_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
+def create_state(config: ExperimentConfig, mesh: Mesh, *, params: Any = None) -> TrainState:
     """The state before the first step, a pure function of config and seed on every mesh.
+
+    Args:
+      config: the experiment.
+      mesh: where it lies.
+      params: unboxed parameters to start from; None: fresh ones.
 
     Raises:
       ConfigError: a parameter does not divide over the mesh.
+      UserError: `params` are not of this model.
     """
-    return jax.jit(lambda: _init(config), out_shardings=state_shardings(config, mesh))()
+    shardings = state_shardings(config, mesh)
+    if params is None:
+        return jax.jit(lambda: _init(config), out_shardings=shardings)()
+    _check_same(params, nn.unbox(abstract_params(config)), config=config)
+    params = jax.device_put(params, shardings.params)
+    return jax.jit(functools.partial(_init, config), out_shardings=shardings)(params)
+
+
+def _check_same(params: Any, wanted: Any, *, config: ExperimentConfig) -> None:
+    """Raises UserError where a parameter of `train.init_from` is missing, unknown or of another shape."""
+    got, expected = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (params, wanted)
+    )
+    for path in sorted(got.keys() | expected.keys()):
+        if got.get(path) != expected.get(path):
+            raise UserError(
+                f"train.init_from='{config.train.init_from}' must hold parameters of this model, but {path} has the"
+                f" shape {got.get(path)} there and {expected.get(path)} here. Give `model` the sizes of that run."
+            )
 
 
 def parameter_table(config: ExperimentConfig) -> str:

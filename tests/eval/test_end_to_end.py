@@ -89,6 +89,15 @@ def run_evaluate(*arguments: str) -> None:
     cli.run(evaluate.main, evaluate.make_parser(), arguments)
 
 
+def test_another_window_is_measured(runs):
+    fot, _ = runs
+    run_evaluate(f"--workdir={fot}", "--task=distraction", "--evaluation.window=8", f"--out={fot / 'narrow'}")
+    chunks = [json.loads(line) for line in (fot / "narrow" / "distraction_examples.jsonl").read_text().splitlines()]
+    run_evaluate(f"--workdir={fot}", "--task=distraction", f"--out={fot / 'wide'}")
+    wide = [json.loads(line) for line in (fot / "wide" / "distraction_examples.jsonl").read_text().splitlines()]
+    assert max(row["chunk"] for row in chunks) > max(row["chunk"] for row in wide)
+
+
 def test_every_task_and_the_summary(runs, capsys):
     fot, plain = runs
     few = ("--evaluation.passkey_tokens=400,600", "--evaluation.passkey_trials=2")

@@ -173,6 +173,20 @@ def test_the_loop_compiles_one_program_per_power_of_two(tmp_path, caplog):
     assert len(compiled) == 3, compiled
 
 
+def test_training_starts_from_the_parameters_of_another_run(tmp_path):
+    run(tiny(train__steps=3), tmp_path / "first")
+    params = load_params(tmp_path / "first")[1]
+    more = tiny(train__steps=1, train__init_from=str(tmp_path / "first"), optimizer__learning_rate=1e-12)
+    run(more, tmp_path / "second")
+    for a, b in zip(jax.tree.leaves(load_params(tmp_path / "second")[1]), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+    wider = tiny(train__init_from=str(tmp_path / "first"), model__mlp_dim=48)
+    with pytest.raises(UserError, match=r"train.init_from=.* must hold parameters of this model, but .*\(2, 32, 16\)"):
+        run(wider, tmp_path / "third")
+    with pytest.raises(UserError, match="must hold a run"):
+        run(tiny(train__init_from=str(tmp_path / "absent")), tmp_path / "third")
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     hold = f"""
 import sys, time

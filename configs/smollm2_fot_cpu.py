@@ -1,0 +1,24 @@
+"""SmolLM2-135M fine-tuned with crossbatch on the standard library, at a size for two CPU cores.
+
+Command:  make smollm2                                       # the published weights -> runs/smollm2
+          python -m launch.train --config=configs/smollm2_fot_cpu.py
+          python -m launch.evaluate --workdir=runs/smollm2_fot_cpu --task=passkey --evaluation.window=512
+Hardware: two CPU cores, 8 GiB of memory.
+"""
+
+from ml_collections import config_dict
+
+from configs import smollm2_135m
+
+
+def get_config() -> config_dict.ConfigDict:
+    """smollm2_135m from the imported weights, for two cores."""
+    config = smollm2_135m.get_config()
+    config.name = "smollm2_fot_cpu"
+    config.train.init_from = "runs/smollm2"
+    config.data.vocabulary.path = "runs/smollm2/tokenizer/tokenizer.json"
+    config.train.steps = 40
+    config.memory.retrieval = "dense"
+    config.evaluation.passkey_tokens = (1024, 2048, 4096)
+    config.evaluation.passkey_trials = 20
+    return config
