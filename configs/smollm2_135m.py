@@ -3,8 +3,8 @@
 Command:  python -m launch.train --config=configs/smollm2_135m.py --config.data.vocabulary.path=TOKENIZER.json
 Hardware: two CPU cores are enough to try it.
 Time:     20-35 s a step of 2,048 tokens on two CPU cores (0.27 GFLOP a token forward), 20-30 min in all.
-Expected: not measured with this config yet. Training starts from random weights: loading the
-          published ones is not part of this project yet.
+Expected: not measured from random weights, which this config starts from; configs/smollm2_fot_cpu.py starts
+          from the published ones.
 
 Memory layers are those in which the published model already attends from an answer to a passkey
 (0.65-0.86 of the largest head's mass): which layers get memory matters more than anything else tried.

@@ -4,6 +4,12 @@ Command:  make smollm2                                       # the published wei
           python -m launch.train --config=configs/smollm2_fot_cpu.py
           python -m launch.evaluate --workdir=runs/smollm2_fot_cpu --task=passkey --evaluation.window=512
 Hardware: two CPU cores, 8 GiB of memory.
+Time:     40 steps of 2,048 tokens at 75 tokens/s, 18 minutes on two shared cores (2026-11-22).
+Expected: passkeys repeated exactly (generated text, 10 prompts a length, read in windows of 512 tokens, dense memory)
+          at 1,024 / 2,048 / 4,096 tokens: 10 / 10 / 10 of 10. The imported model with the same memory and no
+          fine-tuning: 5 / 1 / 2 of 10, as with its last window alone (the keys that happen to stand there).
+          Measured 2026-11-22, one seed; the training text holds no passkeys. The loss on ordinary text was not
+          measured.
 """
 
 from ml_collections import config_dict

@@ -6,26 +6,28 @@ The only module that touches Orbax. Saving is asynchronous: a checkpoint appears
 rename when it is whole, so a half-written one is never read.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from fot_jax.config import ExperimentConfig, TrainConfig, UserError
+from fot_jax.config import Dtype, ExperimentConfig, TrainConfig, UserError
 from fot_jax.config.build import to_dict
-from fot_jax.models.transformer import Decoder
+from fot_jax.models.init import param_shapes
+from fot_jax.models.layers import DTYPES
 from fot_jax.workdir import read_config
 
+_CHUNK_BYTES = 2**23  # of arrays written in streams: a few chunks at a time are compressed
 METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller is better
 
 
@@ -46,8 +48,17 @@ def _rank(metrics: dict[str, float | None]) -> float:
 class Checkpointer:
     """Saves and restores one run; a context manager that waits for pending saves at its end."""
 
-    def __init__(self, workdir: str | os.PathLike[str], config: ExperimentConfig, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        config: ExperimentConfig,
+        *,
+        read_only: bool = False,
+        streaming: bool = False,
+    ) -> None:
         """Opens WORKDIR/checkpoints; unless `read_only`, makes it and removes what was left half-written.
+
+        With `streaming` a save returns when it is done and needs little memory (`_streaming_handlers`).
 
         Raises:
           UserError: what is there cannot be read.
@@ -65,9 +76,11 @@ class Checkpointer:
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
-                enable_async_checkpointing=not read_only,
+                enable_async_checkpointing=not (read_only or streaming),
             )
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_handlers=_streaming_handlers() if streaming else None
+            )
         except Exception as error:  # Orbax raises many kinds for a damaged folder
             found = self._folder.iterdir() if self._folder.is_dir() else ()
             steps = sorted(int(path.name) for path in found if path.name.isdigit())
@@ -104,6 +117,18 @@ class Checkpointer:
                 config=ocp.args.JsonSave(to_dict(self._config)),
             ),
             metrics={METRIC: heldout_loss},
+        )
+
+    def save_params(self, step: int, *, params: Any, data: dict[str, Any]) -> None:
+        """Saves parameters that no optimizer of ours has seen; see `save`."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params, _chunks(params)),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(to_dict(self._config)),
+            ),
+            metrics={METRIC: None},
         )
 
     def latest_step(self) -> int | None:
@@ -226,6 +251,19 @@ def load_params(
     Raises:
       UserError: no run, no such checkpoint, or a damaged one.
     """
+    with _opened(workdir, step) as (checkpoints, config, number):
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), param_shapes(config.model)
+        )
+        return config, checkpoints.restore_params(number, params=abstract), number
+
+
+@contextlib.contextmanager
+def _opened(
+    workdir: str | os.PathLike[str], step: int | Literal["latest", "best"]
+) -> Iterator[tuple[Checkpointer, ExperimentConfig, int]]:
+    """A run's checkpoints, its config, and the number of the checkpoint asked for; see `load_params`."""
     config = read_config(workdir)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{os.fspath(workdir)} holds no checkpoint yet. Train until the first one is saved.")
@@ -236,10 +274,72 @@ def load_params(
             raise UserError(
                 f"{os.fspath(workdir)} must hold the checkpoint asked for ({step!r}); it has {checkpoints.steps()}."
             )
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        boxed = jax.eval_shape(lambda: Decoder(config.model).init(jax.random.key(0), tokens)["params"])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), nn.unbox(boxed)
+        yield checkpoints, config, number
+
+
+def load_stored_params(
+    workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
+) -> tuple[Any, Dtype]:
+    """Parameters as numpy arrays in the dtype they are stored in, and that dtype; see `load_params`."""
+    with _opened(workdir, step) as (checkpoints, config, number):
+        dtype = Dtype(checkpoints.read_data(number).get("dtype", Dtype.FLOAT32.value))
+        like = jax.tree.map(
+            lambda leaf: np.broadcast_to(np.zeros((), DTYPES[dtype]), leaf.shape), param_shapes(config.model)
         )
-        return config, checkpoints.restore_params(number, params=abstract), number
+        return checkpoints.restore_params(number, params=like), dtype
+
+
+def save_imported(workdir: str | os.PathLike[str], config: ExperimentConfig, params: Any, *, dtype: Dtype) -> None:
+    """Writes parameters that come from elsewhere as checkpoint 0 of a new folder, without copying them.
+
+    Args:
+      workdir: the run's folder.
+      config: its experiment.
+      params: numpy arrays, all of one dtype.
+      dtype: that dtype.
+    """
+    with _uncopied(), Checkpointer(workdir, config, streaming=True) as checkpoints:
+        checkpoints.save_params(0, params=params, data={"step": 0, "documents": {}, "dtype": dtype.value})
+
+
+def write_bare_params(path: Path, params: Any) -> None:
+    """Writes numpy parameters as one Orbax item, for serving: `StandardCheckpointer().restore(path)` reads it."""
+    with _uncopied(), ocp.Checkpointer(_streaming_handlers()["params"]) as checkpointer:
+        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(params, _chunks(params)))
+
+
+def _streaming_handlers() -> dict[str, Any]:
+    """Orbax's handlers for a checkpoint that is written as it is compressed.
+
+    Without OCDBT, a database in few files that is held in memory until 2 GB of it are full: every chunk is
+    a file of its own.
+    """
+    json_handler = ocp.JsonCheckpointHandler
+    return {
+        "params": ocp.StandardCheckpointHandler(use_ocdbt=False),
+        "data": json_handler(),
+        "config": json_handler(),
+        "metrics": json_handler(),
+    }
+
+
+def _chunks(params: Any) -> Any:
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
+
+
+@contextlib.contextmanager
+def _uncopied() -> Iterator[None]:
+    """Lets Orbax write numpy arrays in place: it copies them first, as they could change while it saves.
+
+    What it warns of here (another handler for arrays, no OCDBT to merge) is wanted.
+    """
+    kinds = ocp.type_handlers
+    absl, level = logging.getLogger("absl"), logging.getLogger("absl").level
+    absl.setLevel(logging.ERROR)
+    before = kinds.get_type_handler(np.ndarray)
+    kinds.register_type_handler(np.ndarray, kinds.NumpyHandler(deepcopy_host_arrays=False), override=True)
+    try:
+        yield
+    finally:
+        kinds.register_type_handler(np.ndarray, before, override=True)
+        absl.setLevel(level)

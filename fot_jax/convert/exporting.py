@@ -1,0 +1,110 @@
+"""From a run's folder to a Hugging Face folder that stock transformers loads, or to bare Orbax parameters.
+
+hf       config.json (our settings under "fot_jax"), model.safetensors or shards with an index, tokenizer files
+orbax    params/ (one Orbax item), config.json (the experiment), tokenizer/
+"""
+
+import dataclasses
+import enum
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from fot_jax import checkpoint
+from fot_jax.config import Dtype, ExperimentConfig
+from fot_jax.convert import names
+from fot_jax.convert.folders import new_folder
+from fot_jax.convert.hf_config import check_exportable
+from fot_jax.convert.hf_config import write_config as hugging_face_config
+from fot_jax.convert.importing import SOURCE_CONFIG, TOKENIZER, VOCABULARIES
+from fot_jax.convert.safetensors_files import read_json, write_folder
+from fot_jax.convert.sources import copy_tokenizer
+from fot_jax.data.vocabulary import existing_file
+from fot_jax.workdir import read_config, write_config
+
+MAX_SHARD_BYTES = 5 * 10**9  # as transformers writes them
+
+
+class Format(enum.Enum):
+    """What an export writes."""
+
+    HF = "hf"
+    ORBAX = "orbax"
+
+
+def export_checkpoint(
+    workdir: str | Path,
+    folder: str | Path,
+    *,
+    form: Format = Format.HF,
+    step: int | Literal["latest", "best"] = "latest",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> list[str]:
+    """Writes a checkpoint of a run for others to load; tensors keep the dtype they are stored in.
+
+    Importing what HF wrote gives the same parameters, bit for bit.
+
+    Args:
+      workdir: the run's folder.
+      folder: a new folder. It appears when it is whole; after an error nothing is left of it.
+      form: the format.
+      step: a checkpoint's number, "latest", or "best".
+      max_shard_bytes: of one safetensors file; one tensor is never split.
+
+    Returns:
+      The names of what was written.
+
+    Raises:
+      UserError: no such checkpoint, or a model that transformers has no name for (HF).
+    """
+    config = read_config(workdir)
+    if form is Format.HF:
+        check_exportable(config.model)
+    with new_folder(Path(folder)) as target:
+        params, dtype = checkpoint.load_stored_params(workdir, step=step)
+        if form is Format.ORBAX:
+            checkpoint.write_bare_params(target / "params", params)
+            _write_experiment(target, Path(folder).absolute(), config)
+        else:
+            _write_hugging_face(target, Path(workdir), config, params, dtype, max_shard_bytes=max_shard_bytes)
+        return sorted(path.name for path in target.iterdir())
+
+
+def _copy_tokenizer(config: ExperimentConfig, target: Path) -> str | None:
+    """Copies the tokenizer's files; the name of the main one, None where the vocabulary is no file.
+
+    Raises:
+      UserError: the file that the config names is gone.
+    """
+    main = next((name for name, (kind, _) in VOCABULARIES.items() if kind is config.data.vocabulary.kind), None)
+    if main is None:
+        return None
+    path = Path(existing_file(config.data.vocabulary.path))
+    if path.name in VOCABULARIES:  # what lies beside it belongs to it
+        copy_tokenizer(path.parent, target)
+    shutil.copyfile(path, target / main)
+    return main
+
+
+def _write_experiment(target: Path, final: Path, config: ExperimentConfig) -> None:
+    """config.json, with the tokenizer in a folder beside it."""
+    (target / TOKENIZER).mkdir()
+    main = _copy_tokenizer(config, target / TOKENIZER)
+    if main is not None:
+        vocabulary = dataclasses.replace(config.data.vocabulary, path=str(final / TOKENIZER / main))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=vocabulary))
+    write_config(target, config)
+
+
+def _write_hugging_face(
+    target: Path, workdir: Path, config: ExperimentConfig, params: Any, dtype: Dtype, *, max_shard_bytes: int
+) -> None:
+    tensors = {name: names.view(params, slot) for name, slot in names.slots(config.model).items()}
+    write_folder(target, tensors, max_shard_bytes=max_shard_bytes)
+    origin = workdir / SOURCE_CONFIG
+    values = hugging_face_config(config, dtype=dtype, source_values=read_json(origin) if origin.is_file() else {})
+    (target / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    main, settings = _copy_tokenizer(config, target), target / "tokenizer_config.json"
+    if main == "tokenizer.json" and not settings.exists():  # without it transformers builds LLaMA's own around it
+        settings.write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n', encoding="utf-8")

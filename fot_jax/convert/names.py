@@ -1,0 +1,105 @@
+"""Where each Hugging Face LLaMA tensor lies in our parameters, and llama.cpp's names for the same.
+
+Hugging Face stores a linear map as [out, in], one tensor a layer; ours is [in, out] with heads apart and
+all layers stacked on axis 0. One rule covers every matrix: reshape our layer to [in, out], transpose.
+
+    model.embed_tokens.weight [V, E]                 embedding [V, E]
+    ...self_attn.q_proj.weight [H·D, E]              layers.attention.projections.query [N, E, H, D]
+    ...self_attn.{k,v}_proj.weight [G·D, E]          layers.attention.projections.{key,value} [N, E, G, D]
+    ...self_attn.o_proj.weight [E, H·D]              layers.attention.output [N, H, D, E]
+    ...mlp.{gate,up}_proj.weight [F, E]              layers.feed_forward.{gate,up} [N, E, F]
+    ...mlp.down_proj.weight [E, F]                   layers.feed_forward.down [N, F, E]
+    ...{input,post_attention}_layernorm.weight [E]   layers.{attention,feed_forward}_norm.scale [N, E]
+    model.norm.weight [E]                            final_norm.scale [E]
+    lm_head.weight [V, E]                            unembedding [E, V], absent where tied
+
+Both rotate dimension i with i + D/2, so rows keep their order.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from fot_jax.config import ModelConfig
+
+EMBEDDING, UNEMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+GGUF_GLOBAL = {"token_embd.weight": EMBEDDING, "output.weight": UNEMBEDDING, "output_norm.weight": FINAL_NORM}
+GGUF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slot:
+    """The place of one Hugging Face tensor: a parameter's path, its layer, and the tensor's own shape."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    layer: int | None = None
+    transposed: bool = False
+
+
+def slots(config: ModelConfig) -> dict[str, Slot]:
+    """Every tensor of a Hugging Face LLaMA of this shape, by its name, in the order they are usually written.
+
+    Args:
+      config: LLAMA family, scanned layers.
+    """
+    E, F, V = config.embed_dim, config.mlp_dim, config.vocab_size
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    places = {EMBEDDING: Slot(path=("embedding",), shape=(V, E))}
+    projections = ("layers", "attention", "projections")
+    matrices = {
+        "self_attn.q_proj": ((*projections, "query"), (heads, E)),
+        "self_attn.k_proj": ((*projections, "key"), (kv_heads, E)),
+        "self_attn.v_proj": ((*projections, "value"), (kv_heads, E)),
+        "self_attn.o_proj": (("layers", "attention", "output"), (E, heads)),
+        "mlp.gate_proj": (("layers", "feed_forward", "gate"), (F, E)),
+        "mlp.up_proj": (("layers", "feed_forward", "up"), (F, E)),
+        "mlp.down_proj": (("layers", "feed_forward", "down"), (E, F)),
+    }
+    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "feed_forward_norm"}
+    for n in range(config.num_layers):
+        for name, (path, shape) in matrices.items():
+            places[f"model.layers.{n}.{name}.weight"] = Slot(path=path, shape=shape, layer=n, transposed=True)
+        for name, norm in norms.items():
+            places[f"model.layers.{n}.{name}.weight"] = Slot(path=("layers", norm, "scale"), shape=(E,), layer=n)
+    places[FINAL_NORM] = Slot(path=("final_norm", "scale"), shape=(E,))
+    if not config.tie_embeddings:
+        places[UNEMBEDDING] = Slot(path=("unembedding",), shape=(V, E), transposed=True)
+    return places
+
+
+def is_ignored(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor may be there though nothing holds it: what is computed, or tied to another tensor."""
+    return name.endswith(".rotary_emb.inv_freq") or (config.tie_embeddings and name == UNEMBEDDING)
+
+
+def from_gguf(name: str) -> str | None:
+    """Hugging Face's name for one of llama.cpp's, None where there is none."""
+    if name in GGUF_GLOBAL:
+        return GGUF_GLOBAL[name]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    part = GGUF_LAYER.get(match[2]) if match else None
+    return f"model.layers.{match[1]}.{part}.weight" if match and part else None
+
+
+def view(params: Any, slot: Slot) -> np.ndarray:
+    """One Hugging Face tensor as a view of our numpy parameters: assigning to it fills them."""
+    leaf = params
+    for key in slot.path:
+        leaf = leaf[key]
+    if slot.layer is not None:
+        leaf = leaf[slot.layer]
+    return leaf.reshape(slot.shape[::-1]).T if slot.transposed else leaf

@@ -1,0 +1,84 @@
+"""A checkpoint to import, whatever its files: its config, its tensors by Hugging Face's names, its tokenizer."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fot_jax.config import UserError
+from fot_jax.convert.safetensors_files import SafetensorsFolder, read_json
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # by preference
+TOKENIZER_FILES = (
+    *TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+class Source(Protocol):
+    """Attributes as of GGUFFile; a context manager."""
+
+    path: Path
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    num_bytes: dict[str, int]
+
+    def __enter__(self) -> "Source": ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows, their values) of a tensor, in order."""
+        ...
+
+    def write_tokenizer(self, folder: Path) -> str | None:
+        """Writes the tokenizer's files; the name of the main one, None if there is none."""
+        ...
+
+
+class HuggingFaceFolder(SafetensorsFolder):
+    """config.json, safetensors and tokenizer files of one folder."""
+
+    def __init__(self, folder: Path):
+        self.config = read_json(folder / "config.json")
+        self.path = folder / "config.json"
+        super().__init__(folder)
+
+    def __enter__(self) -> "HuggingFaceFolder":
+        return self
+
+    def write_tokenizer(self, folder: Path) -> str | None:
+        """See Source."""
+        return copy_tokenizer(self.folder, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> str | None:
+    """Copies the tokenizer files that are there; the name of the main one, None if there is none."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    return next((name for name in TOKENIZERS if (source / name).is_file()), None)
+
+
+def open_source(path: Path) -> Source:
+    """A Hugging Face folder or a GGUF file.
+
+    Raises:
+      UserError: nothing is there, or what is there cannot be read.
+    """
+    from fot_jax.convert.gguf_file import GGUFFile
+
+    if path.is_dir():
+        return HuggingFaceFolder(path)
+    if path.is_file():
+        return GGUFFile(path)
+    raise UserError(f"--from must name a Hugging Face folder or a GGUF file, got {str(path)!r}, which does not exist.")

@@ -1,0 +1,141 @@
+"""Brings a LLaMA-family checkpoint in, and takes one out.
+
+python -m launch.convert import --from=DIR_OR_FILE --to=WORKDIR [--memory-layers=14,17] [--local-context=1024]
+    [--dtype=float32|bfloat16] [--tokenizer=FILE]
+python -m launch.convert export --workdir=DIR --to=DIR [--format=hf|orbax] [--step=N|latest|best]
+    [--max-shard-size=5GB]
+
+import reads a Hugging Face folder (config.json and safetensors; LLaMA 1, 2, 3 and LongLLaMA) or a GGUF file (F32, F16,
+BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K) and writes a run's folder: config.json, checkpoints/0, tokenizer/.
+export writes a folder that transformers loads as LlamaForCausalLM (hf), or bare parameters for serving (orbax).
+What is written appears whole or not at all. `python -m launch.convert import --help` lists the flags of import.
+"""
+
+import argparse
+import re
+import sys
+import time
+from typing import Any
+
+from fot_jax.config import Dtype, UserError
+from launch import cli
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers of a flag: "14,17" -> (14, 17), "" -> (). Raises argparse.ArgumentTypeError."""
+    parts = [part for part in text.split(",") if part]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"must be layers such as 14,17 (counted from 0), got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a flag: "5GB" -> 5 * 10**9. Raises argparse.ArgumentTypeError."""
+    match = re.fullmatch(r"(\d+)([A-Za-z]*)", text)
+    if not match or match[2] not in UNITS or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"must be a number and one of {', '.join(UNITS)[2:]}, got {text!r}")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def add_import(commands: Any) -> None:
+    """`import` and its flags."""
+    parser = commands.add_parser("import", help="a Hugging Face folder or a GGUF file -> a run's folder")
+    parser.set_defaults(command=run_import)
+    parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the folder or the .gguf file")
+    parser.add_argument("--to", required=True, metavar="DIR", help="the run's folder to write; must be new")
+    layers = "layers that get a memory, from 0, e.g. 14,17; default: the checkpoint's own (LongLLaMA), else none"
+    parser.add_argument("--memory-layers", type=parse_layers, metavar="N,N", help=layers)
+    context = "tokens of the local context (the window); default: the checkpoint's max_position_embeddings"
+    parser.add_argument("--local-context", type=int, metavar="N", help=context)
+    dtypes = [kind.value for kind in Dtype]
+    stored = "of the stored parameters (they compute as float32 either way); default float32"
+    parser.add_argument("--dtype", choices=dtypes, default=Dtype.FLOAT32.value, help=stored)
+    tokenizer = "a tokenizer.json or tokenizer.model in place of the checkpoint's own"
+    parser.add_argument("--tokenizer", metavar="FILE", help=tokenizer)
+
+
+def add_export(commands: Any) -> None:
+    """`export` and its flags."""
+    parser = commands.add_parser("export", help="a run's folder -> a Hugging Face folder or bare Orbax parameters")
+    parser.set_defaults(command=run_export)
+    cli.add_workdir_flag(parser, required=True)
+    parser.add_argument("--to", required=True, metavar="DIR", help="the folder to write; must be new")
+    parser.add_argument("--format", choices=["hf", "orbax"], default="hf", help="default hf")
+    cli.add_step_flag(parser)
+    size = "of one safetensors file, e.g. 500MB; default 5GB"
+    parser.add_argument("--max-shard-size", type=parse_size, default=parse_size("5GB"), metavar="SIZE", help=size)
+
+
+def make_progress() -> Any:
+    """Prints a line on stderr at most every second, and the last one."""
+    shown = 0.0
+
+    def show(progress: Any) -> None:
+        nonlocal shown
+        done = progress.tensors == progress.tensors_total
+        if done or time.monotonic() - shown >= 1:
+            shown = time.monotonic()
+            line = (
+                f"read {progress.tensors} of {progress.tensors_total} tensors, {progress.bytes / 2**20:,.1f} of"
+                f" {progress.bytes_total / 2**20:,.1f} MiB, {progress.seconds:.1f} s"
+            )
+            print(line + "; writing the checkpoint" * done, file=sys.stderr, flush=True)
+
+    return show
+
+
+def run_import(flags: argparse.Namespace) -> None:
+    """Imports and says what came of it."""
+    from fot_jax.config import VocabularyKind
+    from fot_jax.convert.hf_config import Changes
+    from fot_jax.convert.importing import import_checkpoint
+
+    changes = Changes(memory_layers=flags.memory_layers, local_context=flags.local_context)
+    config = import_checkpoint(
+        flags.source,
+        flags.to,
+        changes=changes,
+        dtype=Dtype(flags.dtype),
+        tokenizer=flags.tokenizer,
+        progress=make_progress(),
+    )
+    model = config.model
+    if config.data.vocabulary.kind is VocabularyKind.BYTES:
+        print("no tokenizer was found: text would be read as bytes. --tokenizer=FILE gives one", file=sys.stderr)
+    print(
+        f"{flags.to}: {model.num_layers} layers, {model.embed_dim} wide, {model.num_heads} heads ({model.num_kv_heads}"
+        f" of keys), {model.vocab_size} tokens, local context {model.local_context}, memory layers"
+        f" {','.join(map(str, model.memory_layers)) or 'none'}, stored as {flags.dtype}"
+    )
+
+
+def run_export(flags: argparse.Namespace) -> None:
+    """Exports and lists what was written."""
+    from fot_jax.convert.exporting import Format, export_checkpoint
+
+    written = export_checkpoint(
+        flags.workdir,
+        flags.to,
+        form=Format(flags.format),
+        step=flags.step,
+        max_shard_bytes=flags.max_shard_size,
+    )
+    print(f"{flags.to}: {', '.join(written)}")
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Runs the command that was named."""
+    if flags.command is None:
+        raise UserError("launch.convert needs a command: import or export. --help tells more.")
+    flags.command(flags)
+
+
+if __name__ == "__main__":
+    parser = cli.make_parser(__doc__)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    add_import(commands)
+    add_export(commands)
+    cli.run(main, parser)

@@ -1,0 +1,169 @@
+"""GGUF files written by llama.cpp's own package: values of every quantisation, order of rows, config, tokenizer."""
+
+import json
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+
+from fot_jax.config import RopeScaling, UserError, VocabularyKind
+from fot_jax.convert import safetensors_files
+from fot_jax.convert.gguf_file import KINDS, GGUFFile
+from fot_jax.convert.hf_config import read_config
+from fot_jax.convert.importing import import_checkpoint
+from fot_jax.data.vocabulary import load_vocabulary
+from tests.convert import checkpoints, oracle_gguf
+from tests.convert.checkpoints import SMALL, TEXT, llama, our_logits, random_tensors, their_logits, tokens_for
+
+WIDE = {**SMALL, "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}
+
+
+def raw_blocks(rng, shape, kind):
+    """Random blocks with scales of ordinary size: the package cannot quantise to K kinds itself."""
+    values, size = oracle_gguf.BLOCK[kind]
+    data = rng.integers(0, 256, (shape[0], shape[1] // values, size)).astype(np.uint8)
+    halves = {"Q4_K": (0, 2), "Q6_K": (208,)}[kind]
+    for at in halves:
+        scales = rng.uniform(-0.1, 0.1, data.shape[:2]).astype(np.float16)
+        data[..., at : at + 2] = scales[..., None].view(np.uint8)
+    return data.reshape(shape[0], -1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_quantisation_reads_back_to_its_values(tmp_path, monkeypatch, kind):
+    """Against loops over bytes; blocks of few rows, so that several make a tensor."""
+    monkeypatch.setattr(safetensors_files, "BLOCK_BYTES", 40 * 4 * 256)
+    rng = np.random.default_rng(0)
+    tensors = random_tensors(WIDE)
+    if kind.endswith("_K"):
+        matrices = {name for name, tensor in tensors.items() if tensor.ndim == 2}
+        tensors |= {name: raw_blocks(rng, tensors[name].shape, kind) for name in matrices}
+    file = checkpoints.write_gguf(tmp_path / "m.gguf", WIDE, tensors, kind=kind)
+    with GGUFFile(file) as source:
+        assert source.shapes == checkpoints.shapes(WIDE)
+        for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight",
+                     "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"):  # fmt: skip
+            got = np.full(source.shapes[name], np.nan, np.float32)
+            blocks = 0
+            for rows, block in source.blocks(name):
+                got[rows], blocks = block, blocks + 1
+            assert blocks > 1 or got.size <= 40 * 256
+            wanted = tensors[name]
+            if got.ndim == 2 and kind not in ("F32", "F16", "BF16"):
+                stored = gguf.quantize(wanted, gguf.GGMLQuantizationType[kind]) if wanted.dtype != np.uint8 else wanted
+                wanted = oracle_gguf.dequantise(stored, kind)
+            elif got.ndim == 2 and kind != "F32":
+                wanted = wanted.astype({"F16": np.float16, "BF16": ml_dtypes.bfloat16}[kind])
+            np.testing.assert_allclose(got, wanted.astype(np.float64), rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Grouped queries: the order of key rows matters apart from that of query rows."""
+    return llama(num_key_value_heads=2, tie_word_embeddings=True)
+
+
+def written(path, model, **options):
+    """A `transformers` model as GGUF."""
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    config = {**model.config.to_dict(), "rope_theta": model.config.rope_parameters["rope_theta"]}
+    return checkpoints.write_gguf(path, config, state, **options)
+
+
+def test_rows_of_queries_and_keys_are_put_in_order(tmp_path, model):
+    import_checkpoint(written(tmp_path / "m.gguf", model), tmp_path / "ours")
+    tokens = tokens_for(model.config.vocab_size, 512)
+    wanted = their_logits(model, tokens)
+    difference = np.abs(wanted - our_logits(tmp_path / "ours", tokens)).max()
+    print(f"max |difference| {difference:.2e}")
+    assert difference <= 2e-4
+
+
+def test_without_the_permutation_logits_would_differ(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(checkpoints, "interleave", lambda tensor, head_dim: tensor)
+    import_checkpoint(written(tmp_path / "m.gguf", model), tmp_path / "ours")
+    tokens = tokens_for(model.config.vocab_size, 512)
+    assert np.abs(their_logits(model, tokens) - our_logits(tmp_path / "ours", tokens)).max() > 0.5
+
+
+def config_of(path, extra=None, tensors=None, **changes):
+    values = {**SMALL, **changes}
+    file = checkpoints.write_gguf(path, values, {**random_tensors(values), **(tensors or {})}, metadata=extra)
+    return read_config(GGUFFile(file).config, source="m.gguf")[0]
+
+
+def test_metadata_become_the_config(tmp_path):
+    model = config_of(tmp_path / "a", head_dim=8, tie_word_embeddings=True)
+    assert (model.num_layers, model.embed_dim, model.mlp_dim, model.vocab_size) == (2, 16, 24, 40)
+    assert (model.num_heads, model.num_kv_heads, model.head_dim) == (4, 2, 8)
+    assert model.tie_embeddings and model.norm_epsilon == 1e-5 and model.local_context == 64
+    scaling = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+               "llama.rope.scaling.original_context_length": 16}  # fmt: skip
+    rope = config_of(tmp_path / "b", scaling).rope
+    assert (rope.scaling, rope.factor, rope.original_context) == (RopeScaling.YARN, 4.0, 16)
+
+
+def test_llama3_scaling_is_recognised_by_its_divisors(tmp_path):
+    wave = 2 * np.pi * 5e5 ** (np.arange(0, 128, 2) / 128)
+    smooth = np.clip((8192 / wave - 1) / 3, 0, 1)
+    divisors = (1 / (smooth + (1 - smooth) / 32)).astype(np.float32)
+    shape = {"head_dim": 128, "rope_theta": 5e5}
+    rope = config_of(tmp_path / "a", tensors={"rope_freqs.weight": divisors}, **shape).rope
+    assert (rope.scaling, rope.factor, rope.original_context) == (RopeScaling.LLAMA3, 32.0, 8192)
+    with pytest.raises(UserError, match=r"rope_freqs\.weight must be those of LLaMA 3"):
+        config_of(tmp_path / "b", tensors={"rope_freqs.weight": divisors[::-1].copy()}, **shape)
+
+
+def bpe_metadata(tokenizer):
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    return {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token.startswith("<|") else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in model["merges"]], "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.chat_template": "{{ messages }}",
+    }  # fmt: skip
+
+
+def test_a_byte_level_tokenizer_comes_along(tmp_path):
+    tokenizer = checkpoints.bpe_tokenizer()
+    values = {**SMALL, "vocab_size": tokenizer.get_vocab_size()}
+    file = checkpoints.write_gguf(tmp_path / "m.gguf", values, random_tensors(values), metadata=bpe_metadata(tokenizer))
+    config = import_checkpoint(file, tmp_path / "run")
+    assert config.data.vocabulary.kind is VocabularyKind.HF_TOKENIZER
+    vocabulary = load_vocabulary(config.data.vocabulary)
+    for text in (TEXT, "In 1984, 7 × 8 = 56.\n\tπ naïve 🙂", "<|im_start|>user\nhi<|im_end|>\n", " a  b"):
+        assert vocabulary.encode(text) == tokenizer.encode(text).ids
+        assert vocabulary.decode(vocabulary.encode(text)) == tokenizer.decode(tokenizer.encode(text).ids)
+    assert vocabulary.eos_id == 2 == vocabulary.encode("<|im_end|>")[0]
+    settings = json.loads((tmp_path / "run/tokenizer/tokenizer_config.json").read_text())
+    assert settings["chat_template"] == "{{ messages }}" and settings["eos_token"] == "<|im_end|>"
+    again = tokenizers.Tokenizer.from_file(str(tmp_path / "run/tokenizer/tokenizer.json"))
+    assert again.decode(again.encode("a<|im_end|>b").ids, skip_special_tokens=True) == "ab"
+
+
+def test_a_sentencepiece_tokenizer_comes_along(tmp_path):
+    (tmp_path / "text").write_text(TEXT)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "sp"), vocab_size=500, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sp.model"))
+    ids = range(theirs.get_piece_size())
+    kinds = [2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1 for i in ids]
+    metadata = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": [theirs.id_to_piece(i) for i in ids],
+        "tokenizer.ggml.scores": [theirs.get_score(i) for i in ids], "tokenizer.ggml.token_type": kinds,
+    }  # fmt: skip
+    values = {**SMALL, "vocab_size": 512}
+    file = checkpoints.write_gguf(tmp_path / "m.gguf", values, random_tensors(values), metadata=metadata)
+    config = import_checkpoint(file, tmp_path / "run")
+    assert config.data.vocabulary.kind is VocabularyKind.SENTENCEPIECE
+    ours = load_vocabulary(config.data.vocabulary)
+    for text in (TEXT, "In 1984, 7 × 8 = 56.\n\tπ naïve 🙂", " a  b"):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+    assert ours.eos_id == theirs.eos_id()
