@@ -24,6 +24,7 @@ From the paper (arXiv 2307.03170) to the code and its test:
     app. B.1, optimizer  train.optimizer.make_optimizer              tests/train/test_optimizer.py
     sec. 3.1, windows    infer.windows.read                          tests/infer/test_windows.py
     app. B.2, memory     memory.store.MemoryStore                    tests/memory/test_store.py
+    table 4, context     eval.context.measure                        tests/eval/test_context.py
     MT's gate (sec. 5)   ops.memory_attention.gated_merge            tests/ops/test_memory_attention.py
     fig. 4, app. D       data.synthetic.episode                      tests/data/test_synthetic.py
     fig. 4, accuracy     eval.lookup.measure                         tests/eval/test_lookup.py

@@ -7,6 +7,7 @@ rename when it is whole, so a half-written one is never read.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -65,22 +66,22 @@ class Checkpointer:
         """
         self._folder = (Path(workdir) / "checkpoints").absolute()
         self._config = config
-        absl, level = logging.getLogger("absl"), logging.getLogger("absl").level
+        # Orbax warns that a folder opened to be read is read only.
+        quiet = _quiet_absl() if read_only else contextlib.nullcontext()
         try:
-            if read_only:
-                absl.setLevel(logging.ERROR)  # Orbax warns that a folder opened to be read is read only
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=_policy(config.train),
-                best_fn=_rank,
-                best_mode="min",
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-                enable_async_checkpointing=not (read_only or streaming),
-            )
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=options, item_handlers=_streaming_handlers() if streaming else None
-            )
+            with quiet:
+                options = ocp.CheckpointManagerOptions(
+                    preservation_policy=_policy(config.train),
+                    best_fn=_rank,
+                    best_mode="min",
+                    create=not read_only,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
+                    enable_async_checkpointing=not (read_only or streaming),
+                )
+                self._manager = ocp.CheckpointManager(
+                    self._folder, options=options, item_handlers=_streaming_handlers() if streaming else None
+                )
         except Exception as error:  # Orbax raises many kinds for a damaged folder
             found = self._folder.iterdir() if self._folder.is_dir() else ()
             steps = sorted(int(path.name) for path in found if path.name.isdigit())
@@ -88,8 +89,6 @@ class Checkpointer:
             if broken is not None:
                 raise _damaged(self._folder, broken, steps, reason=_one_line(error)) from error
             raise UserError(f"{self._folder} cannot be opened: {_one_line(error)}. Use another --workdir.") from error
-        finally:
-            absl.setLevel(level)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -188,6 +187,19 @@ class Checkpointer:
             raise _damaged(self._folder, step, self.steps(), reason=_one_line(error)) from error
 
 
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Drops Orbax's warnings."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
+
+
+@functools.cache  # once a process: hooks would pile up
 def _silence_pending_reads() -> None:
     """After a failed restore TensorStore's other reads report to an event loop that Orbax has closed.
 
@@ -334,12 +346,10 @@ def _uncopied() -> Iterator[None]:
     What it warns of here (another handler for arrays, no OCDBT to merge) is wanted.
     """
     kinds = ocp.type_handlers
-    absl, level = logging.getLogger("absl"), logging.getLogger("absl").level
-    absl.setLevel(logging.ERROR)
-    before = kinds.get_type_handler(np.ndarray)
-    kinds.register_type_handler(np.ndarray, kinds.NumpyHandler(deepcopy_host_arrays=False), override=True)
-    try:
-        yield
-    finally:
-        kinds.register_type_handler(np.ndarray, before, override=True)
-        absl.setLevel(level)
+    with _quiet_absl():
+        before = kinds.get_type_handler(np.ndarray)
+        kinds.register_type_handler(np.ndarray, kinds.NumpyHandler(deepcopy_host_arrays=False), override=True)
+        try:
+            yield
+        finally:
+            kinds.register_type_handler(np.ndarray, before, override=True)

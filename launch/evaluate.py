@@ -3,6 +3,7 @@
   python -m launch.evaluate --workdir=DIR --task=perplexity [--baseline-workdir=DIR] [--memory.retrieval=dense]
 
 Tasks: perplexity   loss of held-out documents against memory size, of one document and of several
+       context      loss of held-out documents against context, beside any number of baselines (table 4)
        distraction  r_d, the share of attention on a document's own past among d contexts
        dictionary   accuracy of answers against dictionary size
        passkey      keys repeated exactly against prompt length (figure 1)
@@ -14,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig
-from fot_jax.config.build import build, field_types
+from fot_jax.config.build import construct, field_types
 from fot_jax.config.override import parse
 from launch import cli
 
@@ -44,7 +45,7 @@ def section_changes(flags: argparse.Namespace, section: str) -> dict[str, object
         text = getattr(flags, f"{section}.{name}")
         if text is not None:
             path = f"{section}.{name}"
-            changes[name] = getattr(build(kind, {name: parse(annotation, text, path=path)}, path=section), name)
+            changes[name] = getattr(construct(kind, {name: parse(annotation, text, path=path)}, section), name)
     return changes
 
 
@@ -81,7 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the run's folder; repeated: seeds (dictionary)",
     )
-    parser.add_argument("--task", required=True, choices=["perplexity", "distraction", "dictionary", "passkey"])
+    parser.add_argument(
+        "--task", required=True, choices=["perplexity", "context", "distraction", "dictionary", "passkey"]
+    )
     parser.add_argument(
         "--baseline-workdir",
         action="append",

@@ -77,6 +77,14 @@ def crossbatch_case(heads: str = "grouped", *, head_dim: int = 6, seed: int = 0,
     )  # fmt: skip
 
 
+LOOPS = ("cpu", "default")  # the branches of jax.lax.platform_dependent
+
+
+def force_loop(monkeypatch, loop: str) -> None:
+    """Compiles the loop of one kind of device, whatever this machine is."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, **loops: loops[loop](*arguments))
+
+
 def to_float32(*values: np.ndarray) -> list[jax.Array]:
     """As the ops get them."""
     return [jnp.asarray(value, jnp.float32) for value in values]

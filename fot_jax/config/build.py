@@ -73,7 +73,7 @@ def _value(annotation: Any, value: Any, path: str) -> Any:
     if isinstance(annotation, types.GenericAlias):
         return _tuple(annotation, value, path)
     if dataclasses.is_dataclass(annotation):
-        return _construct(typing.cast(type, annotation), value, path)
+        return construct(typing.cast(type, annotation), value, path)
     if issubclass_enum(annotation):
         if isinstance(value, annotation):
             return value
@@ -99,7 +99,7 @@ def _tuple(annotation: types.GenericAlias, value: Any, path: str) -> tuple:
     return tuple(_value(member, item, f"{path}[{i}]") for i, (member, item) in pairs)
 
 
-def _construct(kind: type[T], values: Any, path: str) -> T:
+def construct(kind: type[T], values: Any, path: str) -> T:
     """A dataclass from a mapping; fields without a default must be there. Nothing is validated yet."""
     if isinstance(values, kind):
         return values
@@ -141,7 +141,7 @@ def build(kind: type[T], values: Mapping[str, Any] | config_dict.ConfigDict, *, 
     Raises:
       ConfigError: a key is unknown (with a suggestion), missing or mistyped, or `validate` objects.
     """
-    return validated(_construct(kind, values, path), path or kind.__name__)
+    return validated(construct(kind, values, path), path or kind.__name__)
 
 
 def to_dict(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fot_jax.config.enums import Boundaries, PlanKind, ScheduleKind
+from fot_jax.config.enums import Boundaries, ContextGradients, PlanKind, ScheduleKind
 from fot_jax.config.errors import check
 
 
@@ -46,6 +46,7 @@ class CrossbatchConfig:
     segments: tuple[tuple[int, int], ...] = ()
     stepping: bool = True
     boundaries: Boundaries = Boundaries.MASKED
+    gradients: ContextGradients = ContextGradients.FLOW
     loss_on_previous: bool = False
 
     @property

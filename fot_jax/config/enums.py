@@ -70,6 +70,13 @@ class PlanKind(enum.Enum):
     OWN_PAST = "own_past"  # d = 1: only the reader's own earlier chunks
 
 
+class ContextGradients(enum.Enum):
+    """FLOW into the contexts' keys and values: crossbatch. STOPPED: the Memorizing Transformer's memory."""
+
+    FLOW = "flow"
+    STOPPED = "stopped"
+
+
 class Boundaries(enum.Enum):
     """What a query sees across a document's end inside a chunk: its own document, or all."""
 
@@ -135,3 +142,15 @@ class Retrieval(enum.Enum):
     DENSE = "dense"
     EXACT = "exact"
     SCANN = "scann"
+
+
+class PastReading(enum.Enum):
+    """How a model reads what lies before a scored window, while perplexity is measured against context.
+
+    MEMORY: window by window into the memory layers' memory. SLIDING: a window that slides, each token with
+    about `local_context` others before it. FULL: ordinary attention over everything.
+    """
+
+    MEMORY = "memory"
+    SLIDING = "sliding"
+    FULL = "full"

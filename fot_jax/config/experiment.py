@@ -5,7 +5,7 @@ import re
 
 from fot_jax.config.crossbatch import CrossbatchConfig
 from fot_jax.config.data import DataConfig
-from fot_jax.config.enums import PlanKind, Retrieval
+from fot_jax.config.enums import PastReading, PlanKind, Retrieval
 from fot_jax.config.errors import check
 from fot_jax.config.model import ModelConfig
 from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
@@ -38,28 +38,47 @@ class EvaluationConfig:
 
     window: int = 0  # local context while measured; 0: the model's
     memory_contexts: tuple[int, ...] = (0, 1, 2, 4, 8, 16)  # memory size, in local contexts
+    reading: PastReading = PastReading.MEMORY  # how this model reads, in --task=context
+    context_windows: tuple[int, ...] = (1, 4, 16, 64)  # context in windows, the scored one included
     documents: int = 8
     target_chunks: int = 2  # scored chunks per document
     distraction_contexts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     dictionary_tokens: tuple[int, ...] = (256, 1024, 4096)
     dictionary_episodes: int = 8
     passkey_tokens: tuple[int, ...] = (1024, 4096, 16384)  # prompt lengths
-    passkey_trials: int = 20  # prompts a length
+    passkey_trials: tuple[int, ...] = (20,)  # prompts of each length; one number serves all lengths
     passkey_batch: int = 4  # prompts read side by side
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range or a list is empty."""
         check(self.window >= 0, f"{path}.window", "be >= 0 (0: the model's local_context)", self.window)
-        for name in ("documents", "target_chunks", "dictionary_episodes", "passkey_trials", "passkey_batch"):
+        for name in ("documents", "target_chunks", "dictionary_episodes", "passkey_batch"):
             check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))
         for name, least in (
             ("memory_contexts", 0),
+            ("context_windows", 1),
             ("distraction_contexts", 1),
             ("dictionary_tokens", 1),
             ("passkey_tokens", 1),
+            ("passkey_trials", 1),
         ):
             values = getattr(self, name)
             check(min(values, default=-1) >= least, f"{path}.{name}", f"be integers >= {least}", values)
+        lengths, trials = len(self.passkey_tokens), self.passkey_trials
+        check(
+            len(trials) in (1, lengths),
+            f"{path}.passkey_trials",
+            f"hold one number, or one for each of the {lengths} passkey_tokens",
+            trials,
+        )
+
+    @property
+    def passkey_lengths(self) -> dict[int, int]:
+        """Prompt length -> prompts of that length."""
+        trials = self.passkey_trials
+        return dict(
+            zip(self.passkey_tokens, trials * len(self.passkey_tokens) if len(trials) == 1 else trials, strict=True)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ class BatchStream:
         split: str = "train",
     ):
         self.num_streams = check_rows(rows, crossbatch)
-        found = len(documents.lengths)
+        found = documents.num_documents
         if crossbatch.plan is not PlanKind.OFF and found < self.num_streams:
             raise ConfigError(
                 f"data must give the {split} split at least {self.num_streams} documents, one a stream"

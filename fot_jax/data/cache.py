@@ -103,8 +103,8 @@ def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
         dtype = np.dtype(meta["dtype"])
-        size = (folder / "tokens.bin").stat().st_size
-        if meta["fingerprint"] != expected or "digest" not in meta or size != meta["tokens"] * dtype.itemsize:
+        digest, size = meta["digest"], (folder / "tokens.bin").stat().st_size
+        if meta["fingerprint"] != expected or size != meta["tokens"] * dtype.itemsize:
             raise ValueError("its meta.json does not match it")
         tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r") if size else np.zeros(0, dtype)
         offsets = np.load(folder / "offsets.npy")
@@ -112,7 +112,7 @@ def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
             raise ValueError("offsets.npy does not match meta.json")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"'{folder}' must be a whole token cache, got a damaged one ({error}). Delete it.") from error
-    return SourceCache(tokens=tokens, offsets=offsets, folder=folder, digest=meta["digest"])
+    return SourceCache(tokens=tokens, offsets=offsets, folder=folder, digest=digest)
 
 
 def open_or_build(

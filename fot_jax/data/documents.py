@@ -57,6 +57,12 @@ class DocumentSet:
         """Documents per component."""
         return tuple(len(ids) for ids in self.local_ids)
 
+    def of_source(self, name: str) -> "DocumentSet":
+        """The documents of one source; `name` is one of `sources`."""
+        index = self.sources.index(name)
+        kept = {field.name: (getattr(self, field.name)[index],) for field in dataclasses.fields(self) if field.init}
+        return DocumentSet(**kept)
+
     def _place(self, document: int) -> tuple[int, int]:
         component = 0
         while document >= len(self.local_ids[component]):

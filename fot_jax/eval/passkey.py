@@ -9,7 +9,7 @@ Source: FoT fig. 1; the prompt is the paper's (`fot_jax/data/synthetic.py`).
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -63,8 +63,7 @@ def measure(
     subject: Subject,
     *,
     vocabulary: Vocabulary,
-    lengths: Sequence[int],
-    trials: int,
+    lengths: Mapping[int, int],
     batch: int,
     seed: int,
     progress: Callable[[int, int, int], None] = lambda length, done, right: None,
@@ -74,8 +73,7 @@ def measure(
     Args:
       subject: the model and how its memory is read; without memory layers only the last window counts.
       vocabulary: of the model.
-      lengths: tokens of the prompts.
-      trials: prompts of each length.
+      lengths: tokens of the prompts -> prompts of that length.
       batch: prompts read side by side.
       seed: of keys and places.
       progress: called with (length, trials done, trials right) after each batch.
@@ -87,7 +85,7 @@ def measure(
       UserError: a length leaves no room for the prompt.
     """
     found = []
-    for length in lengths:
+    for length, trials in lengths.items():
         prompts = trials_of(vocabulary, length=length, trials=trials, seed=seed)
         done: list[Trial] = []
         for start in range(0, trials, batch):

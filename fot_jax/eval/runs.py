@@ -107,8 +107,12 @@ def load_comparison(
     return Comparison(runs=tuple(runs[:count]), baselines=tuple(runs[count:]), evaluation=evaluation, memory=memory)
 
 
-def heldout_documents(comparison: Comparison) -> DocumentSet:
+def heldout_documents(comparison: Comparison, *, runs: Sequence[Run] = ()) -> DocumentSet:
     """The held-out documents of the model's run; every run must have held out the same ones.
+
+    Args:
+      comparison: what is measured.
+      runs: the runs that will be; by default the first of the model and of the baseline.
 
     Raises:
       UserError: the run's data are generated, or the runs' vocabulary, documents or local context differ.
@@ -120,14 +124,15 @@ def heldout_documents(comparison: Comparison) -> DocumentSet:
         raise UserError(
             f"this task needs documents of text, but data.sources {generated} are generated. Use --task=dictionary."
         )
-    for run in comparison.firsts[1:]:
+    runs = runs or comparison.firsts
+    for run in runs[1:]:
         theirs_data = dataclasses.replace(
             run.config.data, cache_dir=first.data.cache_dir, document_end=first.data.document_end
         )
         shared = {
             "data": (first.data, theirs_data),
             "seed": (first.seed, run.config.seed),
-            "model.local_context": (first.model.local_context, run.config.model.local_context),
+            "model.local_context": (runs[0].subject.model.local_context, run.subject.model.local_context),
         }
         for name, (ours, theirs) in shared.items():
             if ours != theirs:
@@ -136,7 +141,7 @@ def heldout_documents(comparison: Comparison) -> DocumentSet:
                     f" on the same held-out chunks; got {theirs!r} and {ours!r}."
                 )
     documents = build_store(first.data, seed=first.seed).split("heldout")
-    for run in comparison.firsts:
+    for run in runs:
         trained = trained_documents(run.workdir, run.config, run.step)
         changed = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
         if changed:

@@ -34,8 +34,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> Any:
 
 def param_shapes(config: ModelConfig) -> Any:
     """The decoder's parameters as jax.ShapeDtypeStruct, float32, unboxed; nothing is computed."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return nn.unbox(jax.eval_shape(lambda: Decoder(config).init(jax.random.key(0), tokens)["params"]))
+    return nn.unbox(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
 
 
 def arrange_for_copying(params: Any, config: ModelConfig, key: jax.Array) -> Any:

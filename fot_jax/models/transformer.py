@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import Boundaries, MemoryPositions, ModelConfig, Remat
+from fot_jax.config import Boundaries, ContextGradients, MemoryPositions, ModelConfig, Remat
 from fot_jax.models import layers
 from fot_jax.models.cache import extend, newest
 from fot_jax.ops import attention, crossbatch
 from fot_jax.ops.linear import project
 from fot_jax.ops.memory_attention import gated_merge
+from fot_jax.ops.prefix import prefix_partial
 from fot_jax.ops.rope import rope_frequencies, rotate
 from fot_jax.sharding import constrain
 from fot_jax.types import DecoderOutput, LocalCache, MemoryView, Partial, Plan
@@ -37,6 +38,7 @@ class Call:
     token_counts: jax.Array | None
     memory: Any
     boundaries: Boundaries = flax.struct.field(pytree_node=False)
+    gradients: ContextGradients = flax.struct.field(pytree_node=False)
     capture: bool = flax.struct.field(pytree_node=False)
 
 
@@ -88,11 +90,12 @@ class Attention(nn.Module):
             index = call.lengths[:, None] + jnp.arange(x.shape[1])[None]
             rotated = turn(queries, jnp.where(still, 0, index))
             places = jnp.arange(cached_keys.shape[1])[None]
-            local = attention.partial_attention(
+            local = prefix_partial(
                 rotated,
                 turn(cached_keys.astype(x.dtype), jnp.where(still, 0, places)),
                 cached_values.astype(x.dtype),
-                mask=places[:, None, :] <= index[:, :, None],
+                valid=jnp.ones(cached_keys.shape[:2], bool),
+                counts=index + 1,
             )
         # Far keys are unrotated, as if at position 0; YARN's factor, which they lack, goes to the queries.
         far = rotated if isinstance(factor, float) else (rotated * factor).astype(x.dtype)
@@ -111,6 +114,8 @@ class Attention(nn.Module):
         def far(queries, keys, values):
             if call.memory is not None:
                 return call.memory.partial(queries, role.slot)
+            if call.gradients is ContextGradients.STOPPED:
+                keys, values = jax.lax.stop_gradient((keys, values))
             return crossbatch.crossbatch_partial(
                 queries,
                 keys,
@@ -180,6 +185,7 @@ class Decoder(nn.Module):
         segments: jax.Array | None = None,
         plan: Plan | None = None,
         boundaries: Boundaries = Boundaries.MASKED,
+        gradients: ContextGradients = ContextGradients.FLOW,
         cache: LocalCache | None = None,
         token_counts: jax.Array | None = None,
         memory: MemoryView | None = None,
@@ -192,6 +198,7 @@ class Decoder(nn.Module):
           segments: int32 [B, L] document ids, 0 for padding; None: one document a row.
           plan: the crossbatch plan; memory layers then read other rows of the batch.
           boundaries: whether documents of one row see each other.
+          gradients: whether the loss reaches the keys and values that other rows read.
           cache: the local context so far; tokens are appended at `cache.lengths` of each row.
           token_counts: int32 [B], how many of the tokens count (the rest is padding); with a cache.
           memory: the external memory that memory layers read.
@@ -222,6 +229,7 @@ class Decoder(nn.Module):
             token_counts=token_counts,
             memory=memory,
             boundaries=boundaries,
+            gradients=gradients,
             capture=capture,
         )
         stored = None if cache is None else (cache.keys, cache.values, cache.products)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fot_jax.ops import attention
+from fot_jax.ops.prefix import prefix_partial
 from fot_jax.types import Partial
 
 
@@ -31,27 +32,8 @@ def dense_memory_partial(
       valid: True where an entry exists.
       block: entries per block; blocks that are empty in every row are skipped.
     """
-    B, L = queries.shape[:2]
-    M = keys.shape[1]
-    block = min(block, M)
-    if M == 0:
-        return attention.empty_partial(queries)
-    pad = -M % block
-
-    def blocks(x):
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, (M + pad) // block, block, *x.shape[2:]), 1, 0)
-
-    def visit(carry: Partial, entry):
-        k, v, ok = entry
-
-        def attend(carry):
-            mask = jnp.broadcast_to(ok[:, None, :], (B, L, block))
-            return attention.merge(carry, attention.partial_attention(queries, k, v, mask=mask))
-
-        return jax.lax.cond(jnp.any(ok), attend, lambda same: same, carry), None
-
-    return jax.lax.scan(visit, attention.empty_partial(queries), (blocks(keys), blocks(values), blocks(valid)))[0]
+    counts = jnp.full(queries.shape[:2], keys.shape[1], jnp.int32)
+    return prefix_partial(queries, keys, values, valid=valid, counts=counts, block=block)
 
 
 def topk_memory_partial(

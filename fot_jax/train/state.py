@@ -1,6 +1,7 @@
 """The state of training, made sharded from the start."""
 
 import functools
+import logging
 from typing import Any
 
 import flax.linen as nn
@@ -9,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from fot_jax.config import ExperimentConfig, UserError
-from fot_jax.models.init import init_params
+from fot_jax.models.init import init_params, param_shapes
 from fot_jax.sharding import param_shardings, replicated
 from fot_jax.train.optimizer import make_optimizer
+
+logger = logging.getLogger(__name__)
 
 
 @flax.struct.dataclass
@@ -93,7 +97,8 @@ def create_state(config: ExperimentConfig, mesh: Mesh, *, params: Any = None) ->
     Args:
       config: the experiment.
       mesh: where it lies.
-      params: unboxed parameters to start from; None: fresh ones.
+      params: unboxed parameters to start from; None: fresh ones. The gates of a Memorizing Transformer
+        (`model.memory_gate`) may be missing: they start fresh, half memory and half local context.
 
     Raises:
       ConfigError: a parameter does not divide over the mesh.
@@ -102,9 +107,24 @@ def create_state(config: ExperimentConfig, mesh: Mesh, *, params: Any = None) ->
     shardings = state_shardings(config, mesh)
     if params is None:
         return jax.jit(lambda: _init(config), out_shardings=shardings)()
-    _check_same(params, nn.unbox(abstract_params(config)), config=config)
+    params = _with_fresh_gates(params, config)
+    _check_same(params, param_shapes(config.model), config=config)
     params = jax.device_put(params, shardings.params)
     return jax.jit(functools.partial(_init, config), out_shardings=shardings)(params)
+
+
+def _with_fresh_gates(params: Any, config: ExperimentConfig) -> Any:
+    """Adds the gates of `model.memory_gate` where the parameters come from a model without."""
+    held: dict[tuple, Any] = dict(traverse_util.flatten_dict(params))
+    wanted: dict[tuple, Any] = dict(traverse_util.flatten_dict(param_shapes(config.model)))
+    missing = {
+        path: np.zeros(leaf.shape, leaf.dtype)
+        for path, leaf in wanted.items()
+        if path[-2:] == ("attention", "gate") and path not in held
+    }
+    if missing:
+        logger.warning("train.init_from: no gates there; they start at 0, half memory and half local context")
+    return traverse_util.unflatten_dict({**held, **missing})
 
 
 def _check_same(params: Any, wanted: Any, *, config: ExperimentConfig) -> None:

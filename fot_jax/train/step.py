@@ -73,6 +73,7 @@ def _losses(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentC
         segments=batch.segments,
         plan=plan,
         boundaries=config.crossbatch.boundaries,
+        gradients=config.crossbatch.gradients,
     )
     return cross_entropy(output.logits, batch.targets, batch.loss_mask, z_loss=config.train.z_loss)
 

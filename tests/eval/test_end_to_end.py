@@ -1,12 +1,13 @@
 """launch.evaluate and launch.demo_report on a workdir with random parameters and a corpus of random text."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from fot_jax.checkpoint import Checkpointer
-from fot_jax.config import ExperimentConfig
+from fot_jax.config import ExperimentConfig, PastReading
 from fot_jax.config.build import build
 from fot_jax.data.cache import fingerprint, open_or_build
 from fot_jax.workdir import write_config
@@ -96,6 +97,25 @@ def test_another_window_is_measured(runs):
     run_evaluate(f"--workdir={fot}", "--task=distraction", f"--out={fot / 'wide'}")
     wide = [json.loads(line) for line in (fot / "wide" / "distraction_examples.jsonl").read_text().splitlines()]
     assert max(row["chunk"] for row in chunks) > max(row["chunk"] for row in wide)
+
+
+def test_context_beside_two_baselines(runs):
+    """One table a source; the baselines read in their own way, and at one window the same parameters score the same."""
+    fot, plain = runs
+    folder = fot.parent
+    for reading in ("sliding", "full"):
+        config = experiment(folder, memory_layers=[])
+        evaluation = dataclasses.replace(config.evaluation, reading=PastReading(reading))
+        write_run(folder / reading, dataclasses.replace(config, name=reading, evaluation=evaluation))
+    beside = [f"--baseline-workdir={folder / reading}" for reading in ("sliding", "full")]
+    run_evaluate(f"--workdir={fot}", *beside, "--task=context", "--evaluation.context_windows=1,4")
+    found = json.loads((fot / "eval" / "context.json").read_text())["results"]["sources"]["text"]
+    assert [model["reading"] for model in found] == ["memory", "sliding", "full"]
+    alone = [model["points"][0]["perplexity"] for model in found]
+    np.testing.assert_allclose(alone[1:], alone[0], rtol=1e-4)
+    assert len({round(model["points"][1]["perplexity"], 3) for model in found}) == 3
+    assert (fot / "eval" / "context_text.png").read_bytes().startswith(b"\x89PNG")
+    assert "| sliding | sliding |" in (fot / "eval" / "context.md").read_text()
 
 
 def test_every_task_and_the_summary(runs, capsys):

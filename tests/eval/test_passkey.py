@@ -56,7 +56,7 @@ def test_a_model_that_knows_the_key_is_right(monkeypatch, share, wanted):
     subject = Subject(label="x", params=None, model=None, memory=MemoryConfig(retrieval=Retrieval.DENSE))  # pyright: ignore[reportArgumentType]
     seen = []
     found = passkey.measure(
-        subject, vocabulary=VOCABULARY, lengths=(400, 900), trials=5, batch=2, seed=3,
+        subject, vocabulary=VOCABULARY, lengths={400: 5, 900: 5}, batch=2, seed=3,
         progress=lambda *line: seen.append(line),
     )  # fmt: skip
     assert [len(rows) for rows in calls] == [2, 2, 1] * 2

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.config import AttentionForm, Boundaries, CrossbatchConfig, PlanKind, ScheduleConfig
+from fot_jax.config import AttentionForm, Boundaries, ContextGradients, CrossbatchConfig, PlanKind, ScheduleConfig
 from fot_jax.models.cache import init_cache
+from fot_jax.models.transformer import Decoder
 from fot_jax.ops import plans
 from fot_jax.types import Plan
 from tests import cases, oracles
@@ -140,6 +141,29 @@ def test_a_document_met_again_in_another_stream_shows_nothing_of_itself():
     assert not got[np.ix_(readers, sources)].any()
     fives = np.flatnonzero(segments.ravel() == 5)
     assert got[np.ix_(fives, sources)].any(), "another document does read it"
+
+
+def test_stopped_contexts_are_seen_but_get_no_gradient():
+    """The Memorizing Transformer's memory: a row's logits depend on other rows, its gradient ends at their keys."""
+    plan = jax.tree.map(jnp.asarray, plans.make_plan(PACKED["packed"], batch_rows=ROWS, num_contexts=4))
+    parameters = decoders.params(MODEL)
+
+    def last_row(embedding, gradients):
+        options = {"segments": jnp.asarray(SEGMENTS), "plan": plan, "gradients": gradients}
+        parts = {**parameters, "embedding": embedding}
+        return Decoder(MODEL).apply({"params": parts}, jnp.asarray(TOKENS), **options).logits[-1, 0]
+
+    def run(gradients):
+        out, pullback = jax.vjp(lambda e: last_row(e, gradients), parameters["embedding"])
+        towards = jax.random.normal(jax.random.key(3), out.shape)
+        return np.asarray(out), np.abs(pullback(towards)[0]).max(axis=-1)[1:].reshape(ROWS, LENGTH)
+
+    flowing, reach = run(ContextGradients.FLOW)
+    stopped, ends = run(ContextGradients.STOPPED)
+    np.testing.assert_array_equal(stopped, flowing)
+    assert reach[:-1].max() > 0
+    assert ends[:-1].max() == 0
+    assert ends[-1].max() > 0
 
 
 def test_the_check_sees_the_leak_of_rows_that_read_each_other():

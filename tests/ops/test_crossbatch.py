@@ -49,7 +49,9 @@ def test_reference_is_the_oracle_in_values_and_gradients(heads, boundaries):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 99])
 @pytest.mark.parametrize("boundaries", Boundaries)
-def test_blockwise_is_the_oracle_in_values_and_gradients(block, boundaries):
+@pytest.mark.parametrize("loop", cases.LOOPS)
+def test_blockwise_is_the_oracle_in_values_and_gradients(block, boundaries, loop, monkeypatch):
+    cases.force_loop(monkeypatch, loop)
     case = cases.crossbatch_case("grouped" if block != 3 else "single")
     op = operator(case, boundaries, AttentionForm.BLOCKWISE, block)
     got = cases.value_and_gradients(op, (case.queries, case.keys, case.values), case.upstream)

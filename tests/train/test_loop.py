@@ -187,6 +187,21 @@ def test_training_starts_from_the_parameters_of_another_run(tmp_path):
         run(tiny(train__init_from=str(tmp_path / "absent")), tmp_path / "third")
 
 
+def test_gates_start_at_zero_where_the_other_run_has_none(tmp_path, caplog):
+    run(tiny(train__steps=1), tmp_path / "first")
+    gated = tiny(
+        train__steps=1,
+        train__init_from=str(tmp_path / "first"),
+        model__memory_gate=True,
+        crossbatch={"plan": "own_past", "packing": 2, "gradients": "stopped", "schedule": {"num_contexts": [1]}},
+        optimizer__learning_rate=1e-3,
+    )
+    run(gated, tmp_path / "gated")
+    assert "no gates there" in caplog.text
+    gate = load_params(tmp_path / "gated")[1]["layers"]["attention"]["gate"]
+    assert 0 < np.abs(gate).max() < 2e-3  # one step of the optimizer away from 0
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     hold = f"""
 import sys, time

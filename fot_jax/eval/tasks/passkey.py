@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 
+from fot_jax.config import EvaluationConfig
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval import passkey
 from fot_jax.eval.plots import Curve, Panel, plot_curves
@@ -24,14 +25,13 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     for label, subject in _ways(comparison).items():
 
         def progress(length: int, done: int, right: int, label: str = label) -> None:
-            line = f"{label}: {length:,} tokens, {right} of {done} keys right (of {evaluation.passkey_trials})"
+            line = f"{label}: {length:,} tokens, {right} of {done} keys right (of {evaluation.passkey_lengths[length]})"
             print(line, file=sys.stderr, flush=True)
 
         found[label] = passkey.measure(
             subject,
             vocabulary=vocabulary,
-            lengths=evaluation.passkey_tokens,
-            trials=evaluation.passkey_trials,
+            lengths=evaluation.passkey_lengths,
             batch=evaluation.passkey_batch,
             seed=first.seed,
             progress=progress,
@@ -50,6 +50,12 @@ def _ways(comparison: Comparison) -> dict[str, Subject]:
     return ways
 
 
+def _trials(evaluation: EvaluationConfig) -> str:
+    """'20', or '10-20' where lengths differ."""
+    counts = sorted(set(evaluation.passkey_trials))
+    return "-".join(str(count) for count in {counts[0]: None, counts[-1]: None})
+
+
 def _share(trials: list[passkey.Trial]) -> Interval:
     return wilson(sum(trial.right for trial in trials), trials=len(trials))
 
@@ -64,12 +70,11 @@ def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
         curves.append(Curve(label=label, x=evaluation.passkey_tokens, y=y, low=low, high=high))
     panel = Panel(
         title="Passkey retrieval",
-        subtitle=f"window {window} tokens, {evaluation.passkey_trials} trials a length, 95 % Wilson intervals",
+        subtitle=f"window {window} tokens, {_trials(evaluation)} trials a length, 95 % Wilson intervals",
         x_label="prompt length (tokens)",
         y_label="keys repeated exactly",
         y_range=(-0.03, 1.03),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     plot_curves(path, curves=curves, panel=panel)
 
 
@@ -84,7 +89,7 @@ def _report(found: Found, *, comparison: Comparison) -> Report:
             right = f"{sum(trial.right for trial in trials)}/{len(trials)}"
             rows.append((label, length, right, share.estimate, f"{share.low:.3f}–{share.high:.3f}"))
     method = (
-        f"{evaluation.passkey_trials} prompts a length, the same for every model: the paper's instruction, filler, a"
+        f"{_trials(evaluation)} prompts a length, the same for every model: the paper's instruction, filler, a"
         " key of up to five digits at a random place, more filler, the question. The prompt is read window by window"
         f" into memory ({comparison.retrieval}), the answer generated greedily; right means that the first digits"
         " generated are the key. 'Last window' is the same model without memory layers."

@@ -1,0 +1,22 @@
+"""smollm2_fot's second baseline: the Memorizing Transformer's protocol with one softmax.
+
+A row reads the seven rows of its own document before it, no gradient reaches their keys and values, and no other
+document is seen (method.md section 3; FoT sec. 5.6.1).
+
+Command:  python -m launch.train --config=configs/smollm2_mt.py
+"""
+
+from ml_collections import config_dict
+
+from configs import smollm2_fot
+
+
+def get_config() -> config_dict.ConfigDict:
+    """smollm2_fot with a memory that is its own past and does not learn."""
+    config = smollm2_fot.get_config()
+    config.name = "smollm2_mt"
+    config.crossbatch.plan = "own_past"
+    config.crossbatch.gradients = "stopped"
+    config.crossbatch.schedule.kind = "constant"
+    config.crossbatch.schedule.num_contexts = (1,)
+    return config

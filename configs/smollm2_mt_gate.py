@@ -1,0 +1,16 @@
+"""smollm2_mt with the Memorizing Transformer's gate between memory and local context instead of one softmax.
+
+Command:  python -m launch.train --config=configs/smollm2_mt_gate.py
+"""
+
+from ml_collections import config_dict
+
+from configs import smollm2_mt
+
+
+def get_config() -> config_dict.ConfigDict:
+    """smollm2_mt, gated."""
+    config = smollm2_mt.get_config()
+    config.name = "smollm2_mt_gate"
+    config.model.memory_gate = True
+    return config

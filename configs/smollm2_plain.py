@@ -1,0 +1,18 @@
+"""smollm2_fot's first baseline: the same weights, documents and tokens without crossbatch, read with a sliding window.
+
+Command:  python -m launch.train --config=configs/smollm2_plain.py
+"""
+
+from ml_collections import config_dict
+
+from configs import smollm2_fot
+
+
+def get_config() -> config_dict.ConfigDict:
+    """smollm2_fot, plain."""
+    config = smollm2_fot.get_config()
+    config.name = "smollm2_plain"
+    config.model.memory_layers = ()
+    config.crossbatch.plan = "off"
+    config.evaluation.reading = "sliding"
+    return config

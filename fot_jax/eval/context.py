@@ -1,0 +1,131 @@
+"""Perplexity of held-out documents against context, for models that read their past in different ways.
+
+The SAME target windows (W tokens each) are scored at every context n·W, the target included:
+
+    MEMORY   windows t−n+1 … t−1 are read one after another into memory, then the target is scored
+    SLIDING  n > 1: the target in STRIDES pieces, each the end of a window of W tokens of its own, so that
+             every token has at least W − W/STRIDES others before it; more context than that is not read
+    FULL     one pass of ordinary causal attention over n·W tokens
+
+At n = 1 all three score the target alone. Source: FoT sec. 5.4, table 4 (method.md 6.4).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from fot_jax.config import ModelConfig, PastReading
+from fot_jax.eval.perplexity import Sweep, bytes_of, chunk_nats
+from fot_jax.eval.reading import Subject, read_past, score_window
+from fot_jax.eval.targets import Documents, choose_targets, gather
+from fot_jax.infer.steps import absorb
+from fot_jax.models.cache import init_cache
+from fot_jax.models.transformer import run
+from fot_jax.types import LocalCache
+
+STRIDES = 8  # pieces of a target under SLIDING
+Nats = Float[np.ndarray, " B"]
+Tokens = Int[np.ndarray, "B T"]
+
+
+def measure(
+    subject: Subject,
+    *,
+    reading: PastReading,
+    documents: Documents,
+    token_bytes: Int[np.ndarray, " V"],
+    windows: tuple[int, ...],
+    most_documents: int,
+    per_document: int,
+    seed: int,
+    batch: int,
+    progress: Callable[[int, int], None] = lambda windows, done: None,
+) -> Sweep:
+    """Loss of the same targets at each context.
+
+    Args:
+      subject: the model; FULL and SLIDING leave its memory layers without memory.
+      reading: how it reads what lies before the target.
+      documents: held-out documents; those with room for the largest context are used.
+      token_bytes: bytes that each token id stands for.
+      windows: contexts n, in windows of `local_context` tokens, the target included.
+      most_documents: documents to use.
+      per_document: targets per document.
+      seed: of the choice of documents.
+      batch: targets read together.
+      progress: called with (n, targets scored) after each batch.
+
+    Raises:
+      UserError: no document is long enough.
+    """
+    W, history = subject.model.local_context, max(windows) - 1
+    targets = choose_targets(
+        documents, length=W, history=history, most=most_documents, per_document=per_document, seed=seed
+    )
+    past, window = gather(documents, targets=targets, length=W, history=history)
+    nats = np.zeros((len(windows), len(targets)))
+    for index, n in enumerate(windows):
+        for start in range(0, len(targets), batch):
+            rows = slice(start, start + batch)
+            nats[index, rows] = SCORERS[reading](subject, past[rows, (history - n + 1) * W :], window[rows])
+            progress(n, min(start + batch, len(targets)))
+    return Sweep(
+        sizes=windows,
+        nats=nats,
+        num_bytes=bytes_of(window[:, 1:], token_bytes=token_bytes),
+        tokens=W,
+        targets=tuple(targets),
+    )
+
+
+def _with_memory(subject: Subject, past: Tokens, window: Tokens) -> Nats:
+    store = read_past(subject, past=past)
+    return chunk_nats(score_window(subject, store=store, tokens=window[:, :-1], targets=window[:, 1:]))
+
+
+def _sliding(subject: Subject, past: Tokens, window: Tokens) -> Nats:
+    if past.shape[1] == 0:
+        return _with_memory(subject, past, window)
+    W = subject.model.local_context
+    piece = -(-W // STRIDES)
+    text = np.concatenate([past[:, -W:], window], axis=1)  # the target's first token stands at W
+    total = np.zeros(len(window))
+    for start in range(0, W, piece):
+        count = min(piece, W - start)
+        first = start + count  # the piece's last token is the last of a window of W
+        tokens, targets = text[:, first : first + W], text[:, first + 1 : first + W + 1]
+        scores = score_window(subject, store=None, tokens=tokens, targets=targets)
+        total += scores.nats[:, W - count :].astype(np.float64).sum(axis=1)
+    return total
+
+
+def _full(subject: Subject, past: Tokens, window: Tokens) -> Nats:
+    W = subject.model.local_context
+    length = past.shape[1] + W
+    # `dynamic` scaling depends on the context: the model is told how long this one is.
+    model = dataclasses.replace(subject.model, local_context=length, memory_layers=())
+    cache = init_cache(model, len(window))
+    counts = np.full(len(window), W, np.int32)
+    for start in range(0, past.shape[1], W):
+        cache = absorb(subject.params, model, past[:, start : start + W], counts, cache, None)
+    nats = _score_after(subject.params, window[:, :-1], window[:, 1:], cache, config=model)
+    return np.asarray(nats).astype(np.float64).sum(axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _score_after(params, tokens, targets, cache: LocalCache, *, config: ModelConfig):
+    """-log p of each target [B, L] after what the cache holds."""
+    logits = run(config, params, tokens, cache=cache).logits
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+SCORERS: dict[PastReading, Callable[[Subject, Tokens, Tokens], Nats]] = {
+    PastReading.MEMORY: _with_memory,
+    PastReading.SLIDING: _sliding,
+    PastReading.FULL: _full,
+}

@@ -1,0 +1,146 @@
+"""Task "context": table 4 of the paper in small. Tables and plots of `fot_jax/eval/context.py`, one a source."""
+
+import pathlib
+import sys
+
+from fot_jax.data.documents import DocumentSet
+from fot_jax.eval import context
+from fot_jax.eval.perplexity import Sweep
+from fot_jax.eval.plots import Curve, Panel, plot_curves
+from fot_jax.eval.report import Cell, Report, Table
+from fot_jax.eval.runs import Comparison, Run, heldout_documents, token_bytes
+
+Found = dict[str, list[tuple[Run, Sweep]]]  # of each source
+
+
+def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+    """Perplexity against context on each source's held-out documents, the model beside any number of baselines."""
+    runs = (*comparison.runs, *comparison.baselines)
+    documents = heldout_documents(comparison, runs=runs)
+    found: Found = {
+        source: [(run, _measure(comparison, run, source=source, documents=documents)) for run in runs]
+        for source in documents.sources
+    }
+    plots = {source: f"context_{source}.png" for source in found}
+    for source, sweeps in found.items():
+        _plot(directory / plots[source], source=source, sweeps=sweeps)
+    return Report(
+        task="context",
+        method=_method(comparison, found),
+        tables=tuple(_table(source, sweeps) for source, sweeps in found.items()),
+        results={
+            "window": comparison.runs[0].subject.model.local_context,
+            "retrieval": comparison.retrieval,
+            "sources": {source: [_results(run, sweep) for run, sweep in sweeps] for source, sweeps in found.items()},
+        },
+        examples=[
+            row
+            for source, sweeps in found.items()
+            for run, sweep in sweeps
+            for row in _examples(run, sweep, documents=documents.of_source(source))
+        ],
+        plots=tuple(plots.values()),
+    )
+
+
+def _measure(comparison: Comparison, run: Run, *, source: str, documents: DocumentSet) -> Sweep:
+    evaluation = comparison.evaluation
+
+    def progress(windows: int, done: int) -> None:
+        line = f"{source}, {run.subject.label}: context of {windows} windows, {done} targets scored"
+        print(line, file=sys.stderr, flush=True)
+
+    return context.measure(
+        run.subject,
+        reading=run.config.evaluation.reading,
+        documents=documents.of_source(source),
+        token_bytes=token_bytes(run.config),
+        windows=evaluation.context_windows,
+        most_documents=evaluation.documents,
+        per_document=evaluation.target_chunks,
+        seed=comparison.runs[0].config.seed,
+        batch=evaluation.documents,
+        progress=progress,
+    )
+
+
+def _method(comparison: Comparison, found: Found) -> str:
+    W = comparison.runs[0].subject.model.local_context
+    counts = ", ".join(
+        f"{source} {len(sweeps[0][1].targets)} windows of {len({t.document for t in sweeps[0][1].targets})} documents"
+        for source, sweeps in found.items()
+    )
+    return (
+        f"Perplexity of the same held-out windows of {W} tokens at every context, which counts windows of {W} tokens,"
+        f" the scored one included ({counts}). 'memory' reads the past window by window into memory"
+        f" ({comparison.retrieval}), 'sliding' gives each token a window of {W} tokens and no more, 'full' attends to"
+        " all of the context. Brackets: change of the loss against one window, 95 % paired bootstrap over documents."
+    )
+
+
+def _table(source: str, sweeps: list[tuple[Run, Sweep]]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for run, sweep in sweeps:
+        cells: list[Cell] = []
+        for index in range(len(sweep.sizes)):
+            change = sweep.change(index)
+            interval = f" ({change.estimate:+.1%} [{change.low:+.1%}, {change.high:+.1%}])" if index else ""
+            cells.append(f"{sweep.score(index).perplexity:.2f}{interval}")
+        rows.append((run.subject.label, run.config.evaluation.reading.value, *cells))
+    header = ("model", "reading", *(f"{n}×" for n in sweeps[0][1].sizes))
+    return Table(title=f"Perplexity against context: {source}", columns=header, rows=tuple(rows))
+
+
+def _results(run: Run, sweep: Sweep) -> dict[str, object]:
+    points = []
+    for index, size in enumerate(sweep.sizes):
+        score, change = sweep.score(index), sweep.change(index)
+        points.append(
+            {
+                "windows": size,
+                "perplexity": score.perplexity,
+                "bits_per_byte": score.bits_per_byte,
+                "change": change.estimate,
+                "change_low": change.low,
+                "change_high": change.high,
+            }
+        )
+    reading = run.config.evaluation.reading.value
+    label, count = run.subject.label, len(sweep.targets)
+    return {"model": label, "reading": reading, "step": run.step, "targets": count, "points": points}
+
+
+def _examples(run: Run, sweep: Sweep, *, documents: DocumentSet) -> list[dict[str, object]]:
+    names = {target.document: documents.name(target.document) for target in sweep.targets}
+    return [
+        {
+            "model": run.subject.label,
+            "windows": size,
+            "document": names[target.document],
+            "chunk": target.chunk,
+            "nats": float(sweep.nats[index, place]),
+        }
+        for index, size in enumerate(sweep.sizes)
+        for place, target in enumerate(sweep.targets)
+    ]
+
+
+def _plot(path: pathlib.Path, *, source: str, sweeps: list[tuple[Run, Sweep]]) -> None:
+    W = sweeps[0][0].subject.model.local_context
+    curves = [
+        Curve(
+            label=f"{run.subject.label} ({run.config.evaluation.reading.value})",
+            x=[size * W for size in sweep.sizes],
+            y=[sweep.score(index).perplexity for index in range(len(sweep.sizes))],
+        )
+        for run, sweep in sweeps
+    ]
+    first = sweeps[0][1]
+    subtitle = f"{len(first.targets)} windows of {W} tokens, the same at every context"
+    panel = Panel(
+        title=f"Perplexity against context: {source}",
+        subtitle=subtitle,
+        x_label="context (tokens)",
+        y_label="perplexity",
+    )
+    plot_curves(path, curves=curves, panel=panel)

@@ -1,0 +1,49 @@
+"""Attention to the first keys of each row, in both loops, against the oracle."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fot_jax.ops import attention, prefix
+from tests import cases, oracles
+
+ENTRIES = 7
+VALID = np.array([[True] * 7, [True, False, True, True, False, True, False], [False] * 7])
+COUNTS = np.array([[1, 2, 3, 4], [7, 7, 0, 5], [7, 7, 7, 7]])
+
+
+def visible(b, position, head):
+    """(source, row, entry) of every key that a query sees, as `oracles.attend` asks."""
+    return [("memory", b, s) for s in range(ENTRIES) if VALID[b, s] and s < COUNTS[b, position]]
+
+
+@pytest.mark.parametrize("heads", cases.HEADS)
+@pytest.mark.parametrize("block", [1, 3, 1024])
+@pytest.mark.parametrize("loop", cases.LOOPS)
+def test_prefix_is_the_oracle_in_values_and_gradients(heads, block, loop, monkeypatch):
+    cases.force_loop(monkeypatch, loop)
+    monkeypatch.setattr(prefix, "CACHE_BYTES", 0)  # these problems are too small to be cut by head otherwise
+    num_heads, groups = cases.HEADS[heads]
+    q, k = (3, 4, num_heads, 6), (3, ENTRIES, groups, 6)
+    *arguments, upstream = cases.arrays(3, q, k, k, q)
+
+    def op(queries, keys, values):
+        given = {"valid": jnp.asarray(VALID), "counts": jnp.asarray(COUNTS, jnp.int32), "block": block}
+        return attention.normalise(prefix.prefix_partial(queries, keys, values, **given))
+
+    sources = {"memory": tuple(arguments)}
+    want = [
+        oracles.attend(sources, visible),
+        *oracles.attend_gradients(sources, visible, upstream)["memory"],
+    ]
+    got = cases.value_and_gradients(op, arguments, upstream)
+    cases.assert_close(got, want, ("output", "d queries", "d keys", "d values"))
+
+
+def test_small_problems_take_all_heads_at_once(monkeypatch):
+    """No choice is compiled where the scores fit the cache: one loop serves every device."""
+    monkeypatch.setattr(prefix.jax.lax, "platform_dependent", lambda *_, **__: pytest.fail("a choice was made"))
+    queries, keys = jnp.ones((1, 2, 2, 4)), jnp.ones((1, 8, 1, 4))
+    counts = jnp.full((1, 2), 8, jnp.int32)
+    part = prefix.prefix_partial(queries, keys, keys, valid=jnp.ones((1, 8), bool), counts=counts)
+    np.testing.assert_allclose(part.total, 8.0)
