@@ -101,7 +101,7 @@ def test_another_window_is_measured(runs):
 
 def test_context_beside_two_baselines(runs):
     """One table a source; the baselines read in their own way, and at one window the same parameters score the same."""
-    fot, plain = runs
+    fot, _ = runs
     folder = fot.parent
     for reading in ("sliding", "full"):
         config = experiment(folder, memory_layers=[])
