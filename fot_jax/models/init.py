@@ -34,8 +34,13 @@ def init_params(config: ModelConfig, key: jax.Array) -> Any:
 
 def param_shapes(config: ModelConfig) -> Any:
     """The decoder's parameters as jax.ShapeDtypeStruct, float32, unboxed; nothing is computed."""
+    return nn.unbox(boxed_shapes(config))
+
+
+def boxed_shapes(config: ModelConfig) -> Any:
+    """The same in boxes that carry their logical axes."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return nn.unbox(jax.eval_shape(lambda: Decoder(config).init(jax.random.key(0), tokens)["params"]))
+    return jax.eval_shape(lambda: Decoder(config).init(jax.random.key(0), tokens)["params"])
 
 
 def arrange_for_copying(params: Any, config: ModelConfig, key: jax.Array) -> Any:
