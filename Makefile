@@ -62,8 +62,7 @@ $(RUNS)/smollm2/config.json: $(SMOLLM2_FILE)
 	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --memory-layers=14,17,18,20,21,23 --local-context=1024
 
 smollm2: $(RUNS)/smollm2/config.json
-	@printf '<|im_start|>user\nWhat is the capital city of France?<|im_end|>\n<|im_start|>assistant\n' > $(SMOLLM2)/question.txt
-	$(PY) -m launch.generate --workdir=$(RUNS)/smollm2 --prompt-file=$(SMOLLM2)/question.txt --max-new-tokens=32
+	$(PY) -m launch.generate --workdir=$(RUNS)/smollm2 --chat --question="What is the capital city of France?" --max-new-tokens=32
 
 test: $(VENV)/.dev
 	@echo "== tests, without the slow ones"

@@ -307,7 +307,7 @@ def save_imported(workdir: str | os.PathLike[str], config: ExperimentConfig, par
     Args:
       workdir: the run's folder.
       config: its experiment.
-      params: numpy arrays, all of one dtype.
+      params: numpy arrays or, sharded over the devices of this process, jax.Arrays; all of one dtype.
       dtype: that dtype.
     """
     with _uncopied(), Checkpointer(workdir, config, streaming=True) as checkpoints:

@@ -1,10 +1,11 @@
 """A run's folder on disk apart from its checkpoints: the resolved config, the lock of the process that trains.
 
-WORKDIR/config.json            the resolved experiment, written before the first step
+WORKDIR/config.json            the resolved experiment, written before the first step; "{workdir}/" is this folder
 WORKDIR/.lock                  held while a process trains
 """
 
 import contextlib
+import dataclasses
 import difflib
 import fcntl
 import json
@@ -19,6 +20,7 @@ from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import build, difference, to_dict
 
 DOCUMENTS = "data.documents"  # the name under which changed tokens are allowed
+HERE = "{workdir}/"  # begins paths in config.json that lie in the run's own folder, which may move
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -53,7 +55,7 @@ def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
-    """The resolved experiment of a run.
+    """The resolved experiment of a run; a `data.vocabulary.path` in the run's folder is absolute in it.
 
     Raises:
       UserError: the folder holds no run, or its config.json cannot be read.
@@ -62,12 +64,22 @@ def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
     if not path.is_file():
         raise UserError(f"--workdir must hold a run (a config.json), got {os.fspath(workdir)!r}. Train it first.")
     try:
-        return build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
+        config = build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint beside it,"
             " or use another --workdir."
         ) from error
+    tokenizer = config.data.vocabulary.path
+    if not tokenizer.startswith(HERE):
+        return config
+    return with_tokenizer(config, str(path.parent.absolute() / tokenizer.removeprefix(HERE)))
+
+
+def with_tokenizer(config: ExperimentConfig, path: str) -> ExperimentConfig:
+    """The experiment with another `data.vocabulary.path`."""
+    vocabulary = dataclasses.replace(config.data.vocabulary, path=path)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=vocabulary))
 
 
 def write_config(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:

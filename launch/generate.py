@@ -3,17 +3,22 @@
 python -m launch.generate --workdir=runs/tiny_code --prompt-file=prompt.txt
 cat book.txt | python -m launch.generate --workdir=DIR --prompt-file=- --memory=scann --top-k-memory=64
 python -m launch.generate --workdir=DIR --prompt-file=book.txt --save-memory=book.mem
-python -m launch.generate --workdir=DIR --prompt-file=question.txt --load-memory=book.mem
+python -m launch.generate --workdir=DIR --load-memory=book.mem --question="Who is the murderer?" --chat
 
 The text streams to stdout; progress goes to stderr. With several --prompt-file the prompts are read as
 one batch and each text is printed when all are done. --save-memory keeps all that was read and written,
 the local context included.
+
+--question goes behind each prompt after a blank line, or is the prompt where no file is named. With --chat each
+prompt becomes the user's message in the checkpoint's own chat template. Without it names of special tokens in a
+prompt stand for them; with it they are text.
 """
 
 import argparse
 import dataclasses
 import functools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +30,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The command's flags; memory flags default to the run's own config."""
     cli.add_workdir_flag(parser, required=True)
     cli.add_step_flag(parser)
-    prompt_help = "UTF-8 text; '-': stdin; may be repeated"
-    parser.add_argument("--prompt-file", action="append", required=True, metavar="FILE", help=prompt_help)
+    prompt_help = "UTF-8 text; '-': stdin; may be repeated; may be left out where --question is given"
+    parser.add_argument("--prompt-file", action="append", default=[], metavar="FILE", help=prompt_help)
+    parser.add_argument("--question", metavar="TEXT", help="text behind each prompt, after a blank line")
+    chat_help = "the prompt is the user's message in the chat template of the checkpoint"
+    parser.add_argument("--chat", action="store_true", help=chat_help)
+    parser.add_argument("--system", metavar="TEXT", help="the system's message, with --chat; default: the template's")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default 256")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
@@ -66,15 +75,39 @@ def read_prompt(path: str) -> str:
         raise UserError(f"--prompt-file must hold UTF-8, got {path!r}, byte {error.start} of which is not.") from error
 
 
-def encode_prompts(vocabulary: Any, paths: list[str]) -> list[Any]:
-    """Token ids of each prompt. Raises UserError where one is empty."""
+def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The name of each prompt, and its text with the question behind it.
+
+    Raises:
+      UserError: there is neither file nor question, a text is empty, or a file cannot be read.
+    """
+    if not flags.prompt_file and not flags.question:
+        raise UserError("launch.generate needs a prompt: --prompt-file=FILE, --question=TEXT or both.")
+    if flags.system is not None and not flags.chat:
+        raise UserError("--system needs --chat: the chat template says where the system's message stands.")
+    texts = [read_prompt(path) for path in flags.prompt_file]
+    for path, text in zip(flags.prompt_file, texts, strict=True):
+        if not text:
+            raise UserError(f"--prompt-file must hold text, got {path!r}, which is empty.")
+    if not texts:
+        return ["--question"], [flags.question]
+    if flags.question:
+        texts = [text.rstrip("\n") + "\n\n" + flags.question for text in texts]
+    return flags.prompt_file, texts
+
+
+def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namespace) -> list[Any]:
+    """Token ids of each prompt from its beginning (BOS), in the chat template with --chat."""
     import numpy as np
 
-    prompts = [np.asarray(vocabulary.encode(read_prompt(path)), np.int32) for path in paths]
-    for path, prompt in zip(paths, prompts, strict=True):
-        if not len(prompt):
-            raise UserError(f"--prompt-file must hold text, got {path!r}, which is empty.")
-    return prompts
+    from fot_jax.data.chat import encode_chat
+    from fot_jax.data.vocabulary import encode_prompt
+
+    if flags.chat:
+        rows = [encode_chat(vocabulary, user=text, system=flags.system) for text in texts]
+    else:
+        rows = [encode_prompt(vocabulary, text) for text in texts]
+    return [np.asarray(row, np.int32) for row in rows]
 
 
 PROGRESS_SECONDS = 5.0  # between lines where stderr is no terminal
@@ -134,13 +167,14 @@ def main(flags: argparse.Namespace) -> None:
     from fot_jax.workdir import read_config
 
     config = read_config(flags.workdir)
+    names, texts = read_prompts(flags)
     memory = memory_config(config, flags)
     if (flags.load_memory or flags.save_memory) and not config.model.memory_layers:
         raise UserError(f"--load-memory and --save-memory need a model with memory layers; {flags.workdir} has none.")
     if flags.save_memory:
         files.check_writable(flags.save_memory)
     vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
-    prompts = encode_prompts(vocabulary, flags.prompt_file)
+    prompts = encode_prompts(vocabulary, texts, flags)
     config, params, _ = checkpoint.load_params(flags.workdir, step=flags.step)
     identity = fingerprint(params, config.model)
     store = None
@@ -163,7 +197,7 @@ def main(flags: argparse.Namespace) -> None:
         max_new_tokens=flags.max_new_tokens,
         eos_id=vocabulary.eos_id,
     )
-    write_texts(steps, vocabulary, flags.prompt_file)
+    write_texts(steps, vocabulary, names)
     if flags.save_memory and reading.store is not None:
         push_local(config.model, reading)
         files.save(reading.store, flags.save_memory, fingerprint=identity)

@@ -4,7 +4,6 @@ hf       config.json (our settings under "fot_jax"), model.safetensors or shards
 orbax    params/ (one Orbax item), config.json (the experiment), tokenizer/
 """
 
-import dataclasses
 import enum
 import json
 import shutil
@@ -21,7 +20,7 @@ from fot_jax.convert.importing import SOURCE_CONFIG, TOKENIZER, VOCABULARIES
 from fot_jax.convert.safetensors_files import read_json, write_folder
 from fot_jax.convert.sources import copy_tokenizer
 from fot_jax.data.vocabulary import existing_file
-from fot_jax.workdir import read_config, write_config
+from fot_jax.workdir import HERE, read_config, with_tokenizer, write_config
 
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers writes them
 
@@ -65,7 +64,7 @@ def export_checkpoint(
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         if form is Format.ORBAX:
             checkpoint.write_bare_params(target / "params", params)
-            _write_experiment(target, Path(folder).absolute(), config)
+            _write_experiment(target, config)
         else:
             _write_hugging_face(target, Path(workdir), config, params, dtype, max_shard_bytes=max_shard_bytes)
         return sorted(path.name for path in target.iterdir())
@@ -87,13 +86,12 @@ def _copy_tokenizer(config: ExperimentConfig, target: Path) -> str | None:
     return main
 
 
-def _write_experiment(target: Path, final: Path, config: ExperimentConfig) -> None:
-    """config.json, with the tokenizer in a folder beside it."""
+def _write_experiment(target: Path, config: ExperimentConfig) -> None:
+    """config.json, with the tokenizer in a folder beside it: the whole may move."""
     (target / TOKENIZER).mkdir()
     main = _copy_tokenizer(config, target / TOKENIZER)
     if main is not None:
-        vocabulary = dataclasses.replace(config.data.vocabulary, path=str(final / TOKENIZER / main))
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=vocabulary))
+        config = with_tokenizer(config, f"{HERE}{TOKENIZER}/{main}")
     write_config(target, config)
 
 

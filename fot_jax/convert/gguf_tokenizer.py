@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from fot_jax.config import UserError
 
 PREFIX = "tokenizer.ggml."
 CONTROL, USER_DEFINED = 3, 4  # token types; the same numbers as SentencePiece's
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 # LLaMA 3's split, as its tokenizer.json has it.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -28,10 +29,25 @@ def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer | None:
         return _byte_level()
     if kind == "smollm":  # digits one by one
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
-    if kind in ("llama-bpe", "llama3", "llama-v3"):
+    if kind in LLAMA3:
         split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_SPLIT), behavior="isolated")
         return pre_tokenizers.Sequence([split, _byte_level(use_regex=False)])
     return None
+
+
+def _adds_bos(metadata: dict[str, Any]) -> bool:
+    """Whether texts begin with BOS: as the file says, else as llama.cpp does."""
+    stated = metadata.get(PREFIX + "add_bos_token")
+    if stated is not None:
+        return bool(stated)
+    llama3 = metadata.get(PREFIX + "pre") in LLAMA3 and PREFIX + "bos_token_id" in metadata
+    return metadata[PREFIX + "model"] == "llama" or llama3
+
+
+def _token(metadata: dict[str, Any], tokens: list[str], role: str) -> str | None:
+    """A special token's text, None where the file names none."""
+    index = metadata.get(f"{PREFIX}{role}_token_id")
+    return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None
 
 
 def _all(values: Any, kind: type) -> bool:
@@ -95,6 +111,11 @@ def _write_bpe(metadata: dict[str, Any], tokens: list[str], types: list[int], pa
     added = [t for t, kind_ in zip(tokens, types, strict=True) if kind_ in (CONTROL, USER_DEFINED)]
     special = {t for t, kind_ in zip(tokens, types, strict=True) if kind_ == CONTROL}
     tokenizer.add_tokens([tokenizers.AddedToken(t, special=t in special, normalized=False) for t in added])
+    begin = _token(metadata, tokens, "bos")
+    if _adds_bos(metadata) and begin is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[begin, "$A"], special_tokens=[(begin, vocabulary[begin])]
+        )
     path.write_text(tokenizer.to_str(), encoding="utf-8")
 
 
@@ -132,12 +153,12 @@ def _write_settings(metadata: dict[str, Any], tokens: list[str], folder: Path, *
     settings: dict[str, Any] = {"tokenizer_class": loader, "clean_up_tokenization_spaces": False}
     names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     for theirs, ours in names.items():
-        index = metadata.get(f"{PREFIX}{theirs}_token_id")
-        if isinstance(index, int) and 0 <= index < len(tokens):
-            settings[f"{ours}_token"] = tokens[index]
-    for name in ("add_bos_token", "add_eos_token"):
-        if PREFIX + name in metadata:
-            settings[name] = bool(metadata[PREFIX + name])
+        token = _token(metadata, tokens, theirs)
+        if token is not None:
+            settings[f"{ours}_token"] = token
+    settings["add_bos_token"] = _adds_bos(metadata)
+    if PREFIX + "add_eos_token" in metadata:
+        settings["add_eos_token"] = bool(metadata[PREFIX + "add_eos_token"])
     if "tokenizer.chat_template" in metadata:
         settings["chat_template"] = metadata["tokenizer.chat_template"]
     if "llama.context_length" in metadata:

@@ -5,19 +5,13 @@
     WORKDIR/tokenizer/            the tokenizer's files as they came
     WORKDIR/source_config.json    the checkpoint's own config.json, for export
 
-Memory: the output's buffers and one block of rows. Every buffer is filled in place.
+Memory: the output's buffers and one block of rows (with a mesh: the output on its devices and one tensor).
 """
 
-import dataclasses
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
 
 from fot_jax import checkpoint
 from fot_jax.config import (
@@ -26,6 +20,7 @@ from fot_jax.config import (
     Dtype,
     ExperimentConfig,
     MemoryConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     PlanKind,
@@ -39,29 +34,20 @@ from fot_jax.config import (
 from fot_jax.config.build import validated
 from fot_jax.convert import names
 from fot_jax.convert.folders import new_folder
-from fot_jax.convert.hf_config import Changes, read_config
+from fot_jax.convert.hf_config import Changes
+from fot_jax.convert.hf_config import read_config as read_source_config
+from fot_jax.convert.parameters import Progress, check_tied_head, read_params
 from fot_jax.convert.sources import Source, copy_tokenizer, open_source
+from fot_jax.data import tokenizer_settings
 from fot_jax.data.vocabulary import HuggingFaceVocabulary, SentencePieceVocabulary
-from fot_jax.models.init import param_shapes
-from fot_jax.models.layers import DTYPES
-from fot_jax.workdir import write_config
+from fot_jax.sharding import make_mesh
+from fot_jax.workdir import HERE, read_config, write_config
 
 TOKENIZER, SOURCE_CONFIG = "tokenizer", "source_config.json"
 VOCABULARIES = {
     "tokenizer.json": (VocabularyKind.HF_TOKENIZER, HuggingFaceVocabulary),
     "tokenizer.model": (VocabularyKind.SENTENCEPIECE, SentencePieceVocabulary),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a conversion is; bytes are the source's."""
-
-    tensors: int
-    tensors_total: int
-    bytes: int
-    bytes_total: int
-    seconds: float
 
 
 def import_checkpoint(
@@ -71,6 +57,7 @@ def import_checkpoint(
     changes: Changes = Changes(),
     dtype: Dtype = Dtype.FLOAT32,
     tokenizer: str | Path | None = None,
+    mesh: MeshConfig | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ExperimentConfig:
     """Writes a run's folder from a Hugging Face folder (safetensors) or a GGUF file.
@@ -81,28 +68,32 @@ def import_checkpoint(
       changes: settings of the model that the checkpoint does not know.
       dtype: of the stored parameters; they are float32 again once loaded.
       tokenizer: a tokenizer.json, a tokenizer.model or a folder of one, in place of the checkpoint's own.
+      mesh: devices to spread the parameters over, tensor by tensor, and to save them from; None: the host's memory.
+        The checkpoint holds the same numbers and loads on any mesh.
       progress: called after every tensor.
 
     Returns:
-      The experiment as written. Its vocabulary is BYTES where no tokenizer was found.
+      The experiment as `read_config` gives it. Its vocabulary is BYTES where no tokenizer was found.
 
     Raises:
       UserError: an unsupported or damaged checkpoint, a missing, unexpected or misshapen tensor, a tokenizer
         with more tokens than the embedding has rows.
+      ConfigError: the mesh does not fit the devices or the model.
     """
     final = Path(workdir).absolute()
+    devices = None if mesh is None else make_mesh(mesh)
     with open_source(Path(source)) as opened, new_folder(final) as folder:
-        model, memory = read_config(opened.config, source=str(opened.path), changes=changes)
+        model, memory = read_source_config(opened.config, source=str(opened.path), changes=changes)
         _check_tensors(opened, model)
         main = _write_tokenizer(opened, folder / TOKENIZER, tokenizer, model)
-        config = _experiment(final, model, memory, main)
-        params = read_params(opened, model, dtype=dtype, progress=progress)
-        _check_tied_head(opened, model, params)
+        config = _experiment(final.name, model, memory, main)
+        params = read_params(opened, model, dtype=dtype, mesh=devices, progress=progress)
+        check_tied_head(opened, model, params)
         checkpoint.save_imported(folder, config, params, dtype=dtype)
         del params
         (folder / SOURCE_CONFIG).write_text(json.dumps(opened.config, indent=2) + "\n", encoding="utf-8")
         write_config(folder, config)
-    return config
+    return read_config(final)
 
 
 def _check_tensors(source: Source, model: ModelConfig) -> None:
@@ -130,51 +121,6 @@ def _check_tensors(source: Source, model: ModelConfig) -> None:
             raise UserError(f"{source.path}: {name} must have shape {slot.shape}, got {source.shapes[name]}.")
 
 
-def _check_tied_head(source: Source, model: ModelConfig, params: Any) -> None:
-    """Raises UserError where a tied model comes with an unembedding of its own that is another."""
-    if not model.tie_embeddings or names.UNEMBEDDING not in source.shapes:
-        return
-    embedding = params["embedding"]
-    same = source.shapes[names.UNEMBEDDING] == embedding.shape and all(
-        np.array_equal(embedding[rows], block.astype(embedding.dtype))
-        for rows, block in source.blocks(names.UNEMBEDDING)
-    )
-    if not same:
-        raise UserError(
-            f"{source.path}: {names.UNEMBEDDING} must equal {names.EMBEDDING} where tie_word_embeddings is true, got"
-            " others. Set it to false."
-        )
-
-
-def read_params(
-    source: Source, model: ModelConfig, *, dtype: Dtype, progress: Callable[[Progress], None] | None = None
-) -> Any:
-    """The decoder's parameters as numpy arrays, filled one block of rows at a time.
-
-    Args:
-      source: holds every tensor of the model.
-      model: LLAMA family, scanned layers.
-      dtype: of the result.
-      progress: called after every tensor.
-
-    Raises:
-      UserError: a tensor that cannot be read.
-    """
-    params = jax.tree.map(lambda leaf: np.empty(leaf.shape, DTYPES[dtype]), param_shapes(model))
-    wanted = names.slots(model)
-    total = sum(source.num_bytes[name] for name in wanted)
-    done, start = 0, time.perf_counter()
-    for count, (name, slot) in enumerate(wanted.items(), start=1):
-        target = names.view(params, slot)
-        for rows, block in source.blocks(name):
-            target[rows] = block
-        done += source.num_bytes[name]
-        if progress is not None:
-            seconds = time.perf_counter() - start
-            progress(Progress(tensors=count, tensors_total=len(wanted), bytes=done, bytes_total=total, seconds=seconds))
-    return params
-
-
 def _write_tokenizer(source: Source, folder: Path, given: str | Path | None, model: ModelConfig) -> str | None:
     """Writes the tokenizer's files to a new folder; the name of the main one, None if there is none.
 
@@ -193,6 +139,9 @@ def _write_tokenizer(source: Source, folder: Path, given: str | Path | None, mod
             raise UserError(f"--tokenizer must name a {allowed}, or a folder of one, got {str(given)!r}.")
     if main is None:
         return None
+    if main == "tokenizer.model" and not (folder / tokenizer_settings.FILE).exists():  # as transformers takes it
+        settings = {"tokenizer_class": "LlamaTokenizer"}
+        (folder / tokenizer_settings.FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")
     try:
         size = VOCABULARIES[main][1](str(folder / main)).size
     except UserError as error:
@@ -205,13 +154,13 @@ def _write_tokenizer(source: Source, folder: Path, given: str | Path | None, mod
     return main
 
 
-def _experiment(workdir: Path, model: ModelConfig, memory: MemoryConfig, tokenizer: str | None) -> ExperimentConfig:
+def _experiment(folder: str, model: ModelConfig, memory: MemoryConfig, tokenizer: str | None) -> ExperimentConfig:
     """An experiment around an imported model: plain training on the standard library until a config says else."""
     vocabulary = VocabularyConfig()
     if tokenizer is not None:
         kind, _ = VOCABULARIES[tokenizer]
-        vocabulary = VocabularyConfig(kind=kind, path=str(workdir / TOKENIZER / tokenizer))
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", workdir.name).lstrip("_.-")
+        vocabulary = VocabularyConfig(kind=kind, path=f"{HERE}{TOKENIZER}/{tokenizer}")
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", folder).lstrip("_.-")
     return validated(
         ExperimentConfig(
             name=name or "imported",

@@ -17,6 +17,8 @@ Both rotate dimension i with i + D/2, so rows keep their order.
 """
 
 import dataclasses
+import functools
+import operator
 import re
 from typing import Any
 
@@ -97,9 +99,20 @@ def from_gguf(name: str) -> str | None:
 
 def view(params: Any, slot: Slot) -> np.ndarray:
     """One Hugging Face tensor as a view of our numpy parameters: assigning to it fills them."""
-    leaf = params
-    for key in slot.path:
-        leaf = leaf[key]
-    if slot.layer is not None:
-        leaf = leaf[slot.layer]
-    return leaf.reshape(slot.shape[::-1]).T if slot.transposed else leaf
+    stacked = leaf(params, slot)
+    return view_of(stacked if slot.layer is None else stacked[slot.layer], slot)
+
+
+def view_of(array: np.ndarray, slot: Slot) -> np.ndarray:
+    """One Hugging Face tensor as a view of the part of a parameter that holds it: one layer's, or all of it."""
+    return array.reshape(slot.shape[::-1]).T if slot.transposed else array
+
+
+def leaf(tree: Any, slot: Slot) -> Any:
+    """What a tree of the parameters' structure holds at a tensor's place."""
+    return functools.reduce(operator.getitem, slot.path, tree)
+
+
+def set_leaf(tree: Any, slot: Slot, value: Any) -> None:
+    """Puts a value into a tree of the parameters' structure."""
+    functools.reduce(operator.getitem, slot.path[:-1], tree)[slot.path[-1]] = value

@@ -27,7 +27,7 @@ import numpy as np
 from fot_jax.config import DataConfig, SourceConfig, SourceKind, UserError, VocabularyConfig
 from fot_jax.data import stdlib_source
 from fot_jax.data.readers import source_files
-from fot_jax.data.vocabulary import existing_file
+from fot_jax.data.vocabulary import existing_file, load_vocabulary
 
 CACHE_VERSION = 2  # raise it whenever the same files would give other tokens or files
 PROGRESS_SECONDS = 5.0
@@ -56,10 +56,12 @@ def fingerprint(source: SourceConfig, *, data: DataConfig, seed: int) -> str:
 
 
 def _vocabulary_part(config: VocabularyConfig) -> list[object]:
-    digest = None
-    if config.path:
-        digest = hashlib.blake2b(pathlib.Path(existing_file(config.path)).read_bytes(), digest_size=16).hexdigest()
-    return [config.kind.value, digest]
+    """Kind and digest; the token that begins documents too where there is one."""
+    if not config.path:
+        return [config.kind.value, None]
+    digest = hashlib.blake2b(pathlib.Path(existing_file(config.path)).read_bytes(), digest_size=16).hexdigest()
+    begin = load_vocabulary(config).bos_id
+    return [config.kind.value, digest, *([] if begin is None else [begin])]
 
 
 def _file_part(path: pathlib.Path) -> list[object]:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from fot_jax.config import ConfigError, DictionaryConfig, UserError
-from fot_jax.data.vocabulary import SymbolVocabulary, Vocabulary
+from fot_jax.data.vocabulary import SymbolVocabulary, Vocabulary, encode_prompt
 
 INSTRUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -135,14 +135,14 @@ def passkey(rng: np.random.Generator, *, length_tokens: int, vocabulary: Vocabul
         before = round(share * fillers)
         return INSTRUCTION + FILLER * before + KEY.format(key=key) + FILLER * (fillers - before) + QUESTION
 
-    fixed = len(vocabulary.encode(prompt(0)))
+    fixed = len(encode_prompt(vocabulary, prompt(0)))
     if fixed > length_tokens:
         raise UserError(f"length_tokens must be >= {fixed}, a passkey prompt without filler, got {length_tokens}.")
     each = len(vocabulary.encode(FILLER * 2)) - len(vocabulary.encode(FILLER))
     fillers = (length_tokens - fixed) // each + 1
-    tokens = vocabulary.encode(prompt(fillers))
+    tokens = encode_prompt(vocabulary, prompt(fillers))
     while len(tokens) > length_tokens:
         fillers -= 1
-        tokens = vocabulary.encode(prompt(fillers))
+        tokens = encode_prompt(vocabulary, prompt(fillers))
     place = round(share * fillers) / fillers if fillers else 0.0
     return Passkey(prompt=prompt(fillers), answer=f" {key}", tokens=tokens, place=place)

@@ -1,10 +1,11 @@
-"""seqio tasks and the mixture of a config: source -> text -> tokens -> end-of-document token.
+"""seqio tasks and the mixture of a config: source -> text -> tokens -> BOS before, end of document after.
 
 The only importer of seqio, and with readers.py of TensorFlow; imported only while a token cache is built, so that
 training from an existing cache starts without them.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 
@@ -108,6 +109,14 @@ def _not_empty(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.filter(lambda example: tf.strings.length(example[FEATURE]) > 0)
 
 
+def _begin(dataset: tf.data.Dataset, *, bos_id: int | None) -> tf.data.Dataset:
+    """Token preprocessor: documents begin with the vocabulary's BOS, where it has one."""
+    if bos_id is None:
+        return dataset
+    first = tf.constant([bos_id], tf.int32)
+    return dataset.map(lambda example: {**example, FEATURE: tf.concat([first, example[FEATURE]], axis=0)})
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceTask:
     """A registered seqio task and the reader behind it."""
@@ -116,7 +125,7 @@ class SourceTask:
     records: _Records
 
     def documents(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, int32 token ids with the final end-of-document token), in the source's order.
+        """Yields (name, int32 token ids: BOS where there is one, text, end of document), in the source's order.
 
         Raises UserError where the source cannot be read.
         """
@@ -142,6 +151,7 @@ def register_task(source: SourceConfig, *, data: DataConfig, seed: int) -> Sourc
             lambda dataset, output_features: seqio.preprocessors.tokenize(
                 dataset, output_features, copy_pretokenized=False
             ),
+            functools.partial(_begin, bos_id=vocabulary.bos_id),
             seqio.preprocessors.append_eos,
         ],
         output_features={FEATURE: seqio.Feature(vocabulary=seqio_vocabulary(data.vocabulary), add_eos=True)},

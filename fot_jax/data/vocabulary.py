@@ -2,29 +2,41 @@
 
 While a corpus is tokenised the same vocabularies run inside seqio (`fot_jax/data/tasks.py`);
 everything afterwards (prompts, generated text, bits per byte) comes here.
+
+Where a tokenizer says that texts begin with a token (BOS), documents and prompts do:
+
+    document    [BOS] text EOS
+    prompt      [BOS] text
+
+It says so by `add_bos_token` in tokenizer_config.json, else by the post-processor of tokenizer.json, else, for a
+tokenizer.model, by being LLaMA's (`tokenizer_class`). Bytes, symbols and bare SentencePiece models have none.
 """
 
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Protocol
 
 from fot_jax.config import ConfigError, DictionaryConfig, ModelConfig, UserError, VocabularyConfig, VocabularyKind
+from fot_jax.data.tokenizer_settings import adds_bos, read_settings, token_name
 
 END_OF_TEXT_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 
 
 class Vocabulary(Protocol):
-    """Token ids of a text. Id 0 fills padding, which segments mask, whatever else it stands for."""
+    """Token ids of a text. Id 0 fills padding, which segments mask, whatever else it stands for.
+
+    `bos_id` begins every document and prompt; None where texts begin with their first token.
+    """
 
     size: int
     pad_id: int
     eos_id: int
+    bos_id: int | None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end-of-document token."""
+        """Ids of a text alone: no token at its beginning, none at its end."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -42,6 +54,7 @@ class ByteVocabulary:
     size = 259
     pad_id = 0
     eos_id = 1
+    bos_id = None
     first_byte = 3
 
     def encode(self, text: str) -> list[int]:
@@ -62,6 +75,7 @@ class SymbolVocabulary:
 
     pad_id = 0
     eos_id = 0
+    bos_id = None
     key_id = 1
     value_id = 2
     question_id = 3
@@ -89,7 +103,10 @@ class SymbolVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A SentencePiece model file. Raises UserError when it cannot be read or has no end-of-sentence id."""
+    """A SentencePiece model file; a `tokenizer_config.json` beside it may ask for a token that begins texts.
+
+    Raises UserError when it cannot be read, has no end-of-sentence id, or lacks the token that is to begin texts.
+    """
 
     pad_id = 0
 
@@ -108,10 +125,29 @@ class SentencePieceVocabulary:
             raise UserError(
                 f"'{self.path}' must define an end-of-sentence piece (</s>), got none. Retrain it with one."
             )
+        self.special_ids = {
+            self._model.id_to_piece(i): i for i in range(self.size) if self._model.is_control(i)
+        }  # never found in text
+        self.bos_id = self._find_begin()
+
+    def _find_begin(self) -> int | None:
+        settings = read_settings(self.path)
+        name = token_name(settings, "bos", tokenizer=self.path)
+        found = self._model.bos_id() if name is None else self.special_ids.get(name, -1)
+        wanted = adds_bos(settings, tokenizer=self.path)
+        if wanted and found < 0:
+            raise _no_begin(self.path, name)
+        if wanted is None:
+            wanted = found >= 0 and str(settings.get("tokenizer_class", "")).startswith("Llama")
+        return found if wanted else None
 
     def encode(self, text: str) -> list[int]:
         """See Vocabulary."""
         return self._model.encode(text)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The same: names of special tokens are text."""
+        return self.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """See Vocabulary."""
@@ -127,9 +163,9 @@ class SentencePieceVocabulary:
 
 
 class HuggingFaceVocabulary:
-    """A Hugging Face `tokenizer.json`; a `tokenizer_config.json` beside it may name the end token.
+    """A Hugging Face `tokenizer.json`; a `tokenizer_config.json` beside it may name the tokens around a text.
 
-    Raises UserError when it cannot be read or no end-of-text token is found.
+    Raises UserError when it cannot be read, or no end-of-text token or not the token that is to begin texts is found.
     """
 
     pad_id = 0
@@ -145,23 +181,20 @@ class HuggingFaceVocabulary:
             raise UserError(message) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = {token.content: i for i, token in added.items() if token.special}
+        self._special = set(self.special_ids.values())
         # Ids may have gaps: the model needs a row for the largest one.
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.eos_id = self._find_end()
+        settings = read_settings(self.path)
+        self.eos_id = self._find_end(token_name(settings, "eos", tokenizer=self.path))
+        begin = token_name(settings, "bos", tokenizer=self.path)
+        self.bos_id = self._find_begin(begin, wanted=adds_bos(settings, tokenizer=self.path))
         decoder = json.loads(self._tokenizer.to_str()).get("decoder") or {}
         self._decoders = {part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part}
 
-    def _find_end(self) -> int:
-        names = list(END_OF_TEXT_NAMES)
-        beside = pathlib.Path(self.path).with_name("tokenizer_config.json")
-        if beside.is_file():
-            try:
-                named = json.loads(beside.read_text("utf-8")).get("eos_token")
-                named = named["content"] if isinstance(named, dict) else named
-            except (ValueError, KeyError, AttributeError) as error:
-                raise UserError(f"'{beside}' must be a Hugging Face tokenizer_config.json, got {error!r}.") from error
-            names = [named] if named else names
+    def _find_end(self, named: str | None) -> int:
+        names = [named] if named else list(END_OF_TEXT_NAMES)
         found = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not found:
             raise UserError(
@@ -170,9 +203,37 @@ class HuggingFaceVocabulary:
             )
         return found[0]
 
+    def _find_begin(self, name: str | None, *, wanted: bool | None) -> int | None:
+        if wanted is None:
+            return self._put_before()
+        found = None if name is None else self._tokenizer.token_to_id(name)
+        if wanted and found is None:
+            raise _no_begin(self.path, name)
+        return found if wanted else None
+
+    def _put_before(self) -> int | None:
+        """What the post-processor puts before a text."""
+        text = self.encode("a")
+        whole = self._tokenizer.encode("a").ids
+        before = whole[: next(n for n in range(len(whole) + 1) if whole[n : n + len(text)] == text)]
+        if len(before) > 1:
+            raise UserError(
+                f"'{self.path}' must put at most one token before a text, got {before}."
+                " Set add_bos_token in a tokenizer_config.json beside it."
+            )
+        return before[0] if before else None
+
     def encode(self, text: str) -> list[int]:
-        """See Vocabulary; adds no special tokens."""
+        """See Vocabulary; adds no special tokens. Names of special tokens in the text stand for them."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text in which the names of special tokens are text."""
+        self._tokenizer.encode_special_tokens = True
+        try:
+            return self.encode(text)
+        finally:
+            self._tokenizer.encode_special_tokens = False
 
     def decode(self, ids: Iterable[int]) -> str:
         """See Vocabulary."""
@@ -192,6 +253,18 @@ class HuggingFaceVocabulary:
             f"'{self.path}' must have a ByteLevel, Metaspace or ByteFallback decoder for bits per byte,"
             f" got {sorted(self._decoders)}."
         )
+
+
+def _no_begin(path: str, name: str | None) -> UserError:
+    return UserError(
+        f"'{path}' must hold the token that begins a text, since add_bos_token is true, got {name!r}."
+        " Name its bos_token in the tokenizer_config.json beside it, or set add_bos_token to false."
+    )
+
+
+def encode_prompt(vocabulary: Vocabulary, text: str) -> list[int]:
+    """Ids of a text from its beginning: the vocabulary's `bos_id`, if it has one, and the text."""
+    return [*([] if vocabulary.bos_id is None else [vocabulary.bos_id]), *vocabulary.encode(text)]
 
 
 def existing_file(path: str) -> str:

@@ -34,7 +34,12 @@ def init_params(config: ModelConfig, key: jax.Array) -> Any:
 
 def param_shapes(config: ModelConfig) -> Any:
     """The decoder's parameters as jax.ShapeDtypeStruct, float32, unboxed; nothing is computed."""
-    return nn.unbox(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    return nn.unbox(boxed_shapes(config))
+
+
+def boxed_shapes(config: ModelConfig) -> Any:
+    """The same in boxes that carry their logical axes."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def arrange_for_copying(params: Any, config: ModelConfig, key: jax.Array) -> Any:

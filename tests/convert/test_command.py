@@ -51,8 +51,8 @@ def test_there_and_back(tmp_path, command):
 
 def test_without_a_tokenizer_it_says_so(tmp_path, command):
     source = write_folder(tmp_path / "hf", SMALL, random_tensors(SMALL))
-    code, _, said = command("import", f"--from={source}", f"--to={tmp_path / 'run'}")
-    assert code == 0 and "no tokenizer was found" in said
+    code, _, said = command("import", f"--from={source}", f"--to={tmp_path / 'run'}", "--mesh.fsdp=8")
+    assert code == 0 and "no tokenizer was found" in said and "read 21 of 21 tensors" in said
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,8 @@ def test_without_a_tokenizer_it_says_so(tmp_path, command):
         (["export", "--workdir=nowhere", "--to=x"], "--workdir must hold a run"),
         (["export", "--workdir=a", "--to=b", "--max-shard-size=5XB"], "must be a number and one of KB, MB"),
         (["export", "--workdir=a", "--to=b", "--format=onnx"], "invalid choice: 'onnx'"),
+        (["import", "--from=a", "--to=b", "--mesh.fsdp=0"], "mesh.fsdp must be >= 1, got 0"),
+        (["import", "--from=a", "--to=b", "--mesh.tensor=3"], "must multiply to the 8 devices present"),
         (["convert"], "invalid choice: 'convert'"),
     ],
 )

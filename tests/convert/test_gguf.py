@@ -9,12 +9,13 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from fot_jax.config import RopeScaling, UserError, VocabularyKind
+from fot_jax.config import RopeScaling, UserError, VocabularyConfig, VocabularyKind
 from fot_jax.convert import safetensors_files
 from fot_jax.convert.gguf_file import KINDS, GGUFFile
+from fot_jax.convert.gguf_tokenizer import write_tokenizer
 from fot_jax.convert.hf_config import read_config
 from fot_jax.convert.importing import import_checkpoint
-from fot_jax.data.vocabulary import load_vocabulary
+from fot_jax.data.vocabulary import encode_prompt, load_vocabulary
 from tests.convert import checkpoints, oracle_gguf
 from tests.convert.checkpoints import SMALL, TEXT, llama, our_logits, random_tensors, their_logits, tokens_for
 
@@ -139,10 +140,29 @@ def test_a_byte_level_tokenizer_comes_along(tmp_path):
         assert vocabulary.encode(text) == tokenizer.encode(text).ids
         assert vocabulary.decode(vocabulary.encode(text)) == tokenizer.decode(tokenizer.encode(text).ids)
     assert vocabulary.eos_id == 2 == vocabulary.encode("<|im_end|>")[0]
+    assert vocabulary.bos_id is None
     settings = json.loads((tmp_path / "run/tokenizer/tokenizer_config.json").read_text())
     assert settings["chat_template"] == "{{ messages }}" and settings["eos_token"] == "<|im_end|>"
     again = tokenizers.Tokenizer.from_file(str(tmp_path / "run/tokenizer/tokenizer.json"))
     assert again.decode(again.encode("a<|im_end|>b").ids, skip_special_tokens=True) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("extra", "begins"),
+    [
+        ({"tokenizer.ggml.pre": "llama-bpe"}, True),
+        ({"tokenizer.ggml.add_bos_token": True}, True),
+        ({"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}, False),
+    ],
+)
+def test_how_texts_begin_comes_along(tmp_path, extra, begins):
+    """LLaMA 3 begins with BOS unless the file says otherwise, as in llama.cpp; others where it says so."""
+    metadata = {**bpe_metadata(checkpoints.bpe_tokenizer()), **extra}
+    assert write_tokenizer(metadata, tmp_path, source="m.gguf") == "tokenizer.json"
+    path = str(tmp_path / "tokenizer.json")
+    vocabulary = load_vocabulary(VocabularyConfig(kind=VocabularyKind.HF_TOKENIZER, path=path))
+    assert vocabulary.bos_id == (1 if begins else None)
+    assert tokenizers.Tokenizer.from_file(path).encode("ab").ids == encode_prompt(vocabulary, "ab"), "for transformers"
 
 
 def test_a_sentencepiece_tokenizer_comes_along(tmp_path):
@@ -163,6 +183,7 @@ def test_a_sentencepiece_tokenizer_comes_along(tmp_path):
     config = import_checkpoint(file, tmp_path / "run")
     assert config.data.vocabulary.kind is VocabularyKind.SENTENCEPIECE
     ours = load_vocabulary(config.data.vocabulary)
+    assert ours.bos_id == theirs.bos_id() == 1, "SentencePiece: LLaMA 1 and 2"
     for text in (TEXT, "In 1984, 7 × 8 = 56.\n\tπ naïve 🙂", " a  b"):
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import ml_dtypes
@@ -13,9 +14,12 @@ from fot_jax.config import Dtype, Family, MemoryPositions, RopeConfig, RopeScali
 from fot_jax.convert import names
 from fot_jax.convert.exporting import Format, export_checkpoint
 from fot_jax.convert.hf_config import Changes
+from fot_jax.convert.hf_config import read_config as read_source_config
+from fot_jax.convert.hf_config import write_config as hugging_face_config
 from fot_jax.convert.importing import import_checkpoint
+from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.models.init import param_shapes
-from fot_jax.workdir import read_config, write_config
+from fot_jax.workdir import read_config, with_tokenizer, write_config
 from tests.convert.checkpoints import (
     SMALL,
     bpe_tokenizer,
@@ -32,14 +36,36 @@ TIED = {**SMALL, "vocab_size": 400, "tie_word_embeddings": True}
 STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
-@pytest.fixture
-def imported(tmp_path):
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
     """A run's folder with memory layers and a tokenizer."""
-    write_folder(tmp_path / "hf", TIED, random_tensors(TIED))
-    bpe_tokenizer().save(str(tmp_path / "hf/tokenizer.json"))
-    (tmp_path / "hf/generation_config.json").write_text("{}")
-    import_checkpoint(tmp_path / "hf", tmp_path / "run", changes=Changes(memory_layers=(1,), local_context=32))
+    folder = tmp_path_factory.mktemp("original")
+    write_folder(folder / "hf", TIED, random_tensors(TIED))
+    bpe_tokenizer().save(str(folder / "hf/tokenizer.json"))
+    (folder / "hf/generation_config.json").write_text("{}")
+    import_checkpoint(folder / "hf", folder / "run", changes=Changes(memory_layers=(1,), local_context=32))
+    return folder / "run"
+
+
+@pytest.fixture
+def imported(original, tmp_path):
+    """A copy of it in another place."""
+    shutil.copytree(original, tmp_path / "run")
     return tmp_path / "run"
+
+
+def test_a_folder_may_move(original, imported, tmp_path):
+    """The tokenizer beside the moved config is read; folders of before, with an absolute path, still load."""
+    stored = json.loads((imported / "config.json").read_text())["data"]["vocabulary"]
+    assert stored["path"] == "{workdir}/tokenizer/tokenizer.json"
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    for workdir in (original, moved):
+        config = read_config(workdir)
+        assert config.data.vocabulary.path == str(workdir / "tokenizer/tokenizer.json")
+        assert load_vocabulary(config.data.vocabulary).encode("make demo") == bpe_tokenizer().encode("make demo").ids
+    absolute = with_tokenizer(read_config(moved), str(original / "tokenizer/tokenizer.json"))
+    write_config(moved, absolute)
+    assert read_config(moved) == absolute
 
 
 def test_every_parameter_has_one_place():
@@ -123,14 +149,19 @@ def test_settings_and_every_scaling_survive_the_round_trip(imported, tmp_path):
         memory = dataclasses.replace(config.memory, top_k=7, last_context_length=5)
         changed = dataclasses.replace(config, model=model, memory=memory)
         write_config(imported, changed)
-        export_checkpoint(imported, tmp_path / f"out{index}")
-        back = import_checkpoint(tmp_path / f"out{index}", tmp_path / f"in{index}")
+        if index:  # the settings alone
+            values = hugging_face_config(changed, dtype=Dtype.FLOAT32, source_values={})
+            model_back, memory_back = read_source_config(values, source="config.json", changes=Changes())
+            back = dataclasses.replace(changed, model=model_back, memory=memory_back)
+        else:
+            export_checkpoint(imported, tmp_path / "out")
+            back = import_checkpoint(tmp_path / "out", tmp_path / "in")
+            assert (tmp_path / "in/tokenizer/tokenizer.json").exists()
         assert back.model.rope.theta == rope.theta and back.model.rope.scaling is rope.scaling
         if rope.scaling in (RopeScaling.NONE, RopeScaling.LINEAR):  # they have no original context
             back_rope = dataclasses.replace(back.model.rope, original_context=rope.original_context)
             back = dataclasses.replace(back, model=dataclasses.replace(back.model, rope=back_rope))
         assert (back.model, back.memory) == (changed.model, changed.memory)
-        assert (tmp_path / f"in{index}/tokenizer/tokenizer.json").exists()
 
 
 def test_orbax_format_is_bare_parameters(imported, tmp_path):

@@ -1,6 +1,7 @@
 """A cache is whole or absent; its fingerprint holds all that shapes tokens."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from fot_jax.config import DataConfig, SourceConfig, SourceKind, UserError, VocabularyConfig, VocabularyKind
 from fot_jax.data import cache
 from fot_jax.data.cache import fingerprint, open_or_build
+from fot_jax.data.vocabulary import load_vocabulary
 
 DOCUMENTS = [("one", np.array([5, 6, 1], np.int32)), ("two", np.array([70_000, 1], np.int32))]
 
@@ -102,9 +104,10 @@ def test_an_unwritable_cache_folder_is_named(tmp_path):
         build(tmp_path / "file" / "c", lambda: iter(DOCUMENTS))
 
 
-def test_fingerprint_changes_with_all_that_shapes_tokens(tmp_path, monkeypatch):
+def test_fingerprint_changes_with_all_that_shapes_tokens(tmp_path, monkeypatch, vocabulary_files):
     (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "v.model").write_text("a vocabulary")
+    model = pathlib.Path(vocabulary_files[VocabularyKind.SENTENCEPIECE]).read_bytes()
+    (tmp_path / "v.model").write_bytes(model)
 
     def take(seed=0, kind=SourceKind.TEXT, field="text", rate=1.0, most=0, vocabulary=VocabularyConfig(), glob="*.txt"):
         source = SourceConfig(name="s", kind=kind, path=str(tmp_path / glob), text_field=field, rate=rate)
@@ -118,7 +121,10 @@ def test_fingerprint_changes_with_all_that_shapes_tokens(tmp_path, monkeypatch):
     assert take() == take(seed=1) == take(rate=2.0) == base  # neither changes tokens
     assert take(kind=SourceKind.STDLIB) != take(kind=SourceKind.STDLIB, seed=1)
     changed = [take(field="body"), take(most=3), with_vocabulary, take(kind=SourceKind.JSONL), take(glob="a*")]
-    (tmp_path / "v.model").write_text("a Vocabulary")
+    (tmp_path / "v.model").write_bytes(model + b"\n")
+    changed.append(spm())
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    load_vocabulary.cache_clear()
     changed.append(spm())
     os.utime(tmp_path / "a.txt", ns=(1, 1))
     changed.append(take())

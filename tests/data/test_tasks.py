@@ -1,7 +1,9 @@
 """Every source through its seqio task into a token cache, and what broken ones say. Needs TensorFlow."""
 
+import dataclasses
 import gzip
 import json
+import shutil
 
 import pyarrow
 import pyarrow.parquet
@@ -165,3 +167,14 @@ def test_seqio_tokenises_as_the_vocabulary_does(tmp_path, vocabulary_files, kind
     documents, vocabulary = build_store(data, seed=0).split("train"), load_vocabulary(config)
     for index, text in enumerate(text for text in TEXTS if text):
         assert documents.tokens(index).tolist() == [*vocabulary.encode(text), vocabulary.eos_id]
+    folder = tmp_path / "begins"
+    folder.mkdir()
+    path = shutil.copy(vocabulary_files[kind], folder)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"add_bos_token": True} | ({"bos_token": "<|endoftext|>"} if path.endswith("json") else {}))
+    )
+    data = dataclasses.replace(data, vocabulary=dataclasses.replace(config, path=path))
+    begun, begins = build_store(data, seed=0).split("train"), load_vocabulary(data.vocabulary).bos_id
+    assert begins is not None
+    for index in range(documents.num_documents):
+        assert begun.tokens(index).tolist() == [begins, *documents.tokens(index)]

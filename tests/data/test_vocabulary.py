@@ -2,11 +2,16 @@
 
 import json
 import pathlib
+import shutil
 
+import numpy as np
 import pytest
+import tokenizers
+from tokenizers import processors
 
 from fot_jax.config import ConfigError, DictionaryConfig, ModelConfig, UserError, VocabularyConfig, VocabularyKind
-from fot_jax.data.vocabulary import check_vocabulary, load_vocabulary
+from fot_jax.data.synthetic import passkey
+from fot_jax.data.vocabulary import check_vocabulary, encode_prompt, load_vocabulary
 
 TEXT = "def naïve(x):\n    return 'Ωmega' + x  # 你好\n"
 
@@ -53,6 +58,91 @@ def test_a_tokenizer_names_its_end(vocabulary_files, tmp_path):
             load_vocabulary(config)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<fin>"}}), "utf-8")
     assert load_vocabulary(config).eos_id == 0
+
+
+def load_beside(folder, file, settings, *, before=()):
+    """The vocabulary of a copy of a tokenizer's file with these settings beside it (None: none)."""
+    folder.mkdir()
+    path = pathlib.Path(shutil.copy(file, folder))
+    if before:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A"], special_tokens=[(token, tokenizer.token_to_id(token)) for token in set(before)]
+        )
+        tokenizer.save(str(path))
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    kind = VocabularyKind.HF_TOKENIZER if path.suffix == ".json" else VocabularyKind.SENTENCEPIECE
+    return load_vocabulary(VocabularyConfig(kind=kind, path=str(path)))
+
+
+END = "<|endoftext|>"
+BEGINNINGS = {
+    "bare": (None, (), None),
+    "post_processor": (None, (END,), 0),
+    "post_processor_and_settings": ({"bos_token": END, "add_bos_token": True}, (END,), 0),
+    "settings": ({"bos_token": {"content": END}, "add_bos_token": True}, (), 0),
+    "settings_forbid": ({"bos_token": END, "add_bos_token": False}, (END,), None),
+    "only_named": ({"bos_token": END}, (), None),
+}
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_how_a_tokenizer_json_begins_texts(tmp_path, vocabulary_files, name):
+    settings, before, wanted = BEGINNINGS[name]
+    vocabulary = load_beside(tmp_path / "v", vocabulary_files[VocabularyKind.HF_TOKENIZER], settings, before=before)
+    assert vocabulary.bos_id == wanted
+    assert encode_prompt(vocabulary, TEXT) == [0] * (wanted is not None) + vocabulary.encode(TEXT)
+    assert vocabulary.decode(encode_prompt(vocabulary, TEXT)) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        (None, None),
+        ({"tokenizer_class": "LlamaTokenizer"}, 1),
+        ({"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, None),
+        ({"add_bos_token": True}, 1),
+        ({"add_bos_token": True, "bos_token": "</s>"}, 2),
+        ({"tokenizer_class": "T5Tokenizer"}, None),
+    ],
+)
+def test_how_a_sentencepiece_model_begins_texts(tmp_path, vocabulary_files, settings, wanted):
+    vocabulary = load_beside(tmp_path / "v", vocabulary_files[VocabularyKind.SENTENCEPIECE], settings)
+    assert vocabulary.bos_id == wanted
+    assert encode_prompt(vocabulary, TEXT) == [wanted] * (wanted is not None) + vocabulary.encode(TEXT)
+
+
+def test_beginnings_that_cannot_be(tmp_path, vocabulary_files):
+    cases = [
+        ({"add_bos_token": True}, (), "must hold the token that begins a text.*got None"),
+        ({"add_bos_token": True, "bos_token": "<none>"}, (), "must hold the token that begins a text.*got '<none>'"),
+        ({"add_bos_token": "yes"}, (), "must have add_bos_token true or false, got 'yes'"),
+        (None, (END, END), r"must put at most one token before a text, got \[0, 0\]"),
+    ]
+    for index, (settings, before, message) in enumerate(cases):
+        with pytest.raises(UserError, match=message):
+            load_beside(tmp_path / str(index), vocabulary_files[VocabularyKind.HF_TOKENIZER], settings, before=before)
+    spm = vocabulary_files[VocabularyKind.SENTENCEPIECE]
+    with pytest.raises(UserError, match="must hold the token that begins a text"):
+        load_beside(tmp_path / "spm", spm, {"add_bos_token": True, "bos_token": "the"})
+
+
+def test_passkey_prompts_begin_as_texts_do(tmp_path, vocabulary_files):
+    file = vocabulary_files[VocabularyKind.HF_TOKENIZER]
+    plain, begun = load_beside(tmp_path / "a", file, None), load_beside(tmp_path / "b", file, None, before=(END,))
+    for length in (400, 407):
+        made = passkey(np.random.default_rng(0), length_tokens=length, vocabulary=begun)
+        assert made.tokens == [0, *plain.encode(made.prompt)] and len(made.tokens) <= length
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS[1:])
+def test_names_of_special_tokens_can_be_text(vocabulary_files, kind):
+    vocabulary = load_vocabulary(VocabularyConfig(kind=kind, path=vocabulary_files[kind]))
+    (name, token), *_ = sorted(vocabulary.special_ids.items())
+    text = f"a{name}b"
+    assert token not in vocabulary.encode_plain(text) and vocabulary.decode(vocabulary.encode_plain(text)) == text
+    assert (token in vocabulary.encode(text)) == (kind is VocabularyKind.HF_TOKENIZER), "and is restored"
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS[1:])

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from fot_jax.checkpoint import Checkpointer
-from fot_jax.config import ExperimentConfig
+from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import build, to_dict
 from fot_jax.data.vocabulary import ByteVocabulary
 from fot_jax.infer.generate import FINISHED
 from fot_jax.models.transformer import Decoder
 from launch import cli, generate
+from tests.data.test_chat import save_tokenizer
 
 RUN = {
     "name": "tiny",
@@ -84,6 +85,37 @@ def test_generates_saves_reads_on_and_refuses_another_models_memory(tmp_path, ca
     assert "must come from this model" in message
 
 
+def test_a_question_goes_behind_the_prompt_or_alone(tmp_path, capfd, monkeypatch):
+    read_tokens = []
+    monkeypatch.setattr("fot_jax.infer.windows.read", lambda *args, **fields: read_tokens.append(args[2]) or stop())
+
+    def stop():
+        raise UserError("seen")
+
+    run, prompt = make_run(tmp_path / "run"), tmp_path / "prompt"
+    prompt.write_text("a book\n\n")
+    for arguments in ((f"--prompt-file={prompt}",), (f"--prompt-file={prompt}",) * 2, ()):
+        fails(capfd, f"--workdir={run}", "--question=who?", *arguments)
+    texts = [[ByteVocabulary().decode(row) for row in rows] for rows in read_tokens]
+    assert texts == [["a book\n\nwho?"], ["a book\n\nwho?"] * 2, ["who?"]]
+
+
+def test_prompts_begin_as_the_tokenizer_says_and_chat_is_the_users_message(tmp_path):
+    """BOS once, with a chat template or without."""
+    template = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
+    vocabulary = save_tokenizer(tmp_path / "t", template=template)
+
+    def prompts(*arguments):
+        flags = cli.parse_flags(generate.make_parser(), ("--workdir=x", "--question=who?", *arguments))
+        (ids,) = generate.encode_prompts(vocabulary, generate.read_prompts(flags)[1], flags)
+        return ids.tolist()
+
+    encode = vocabulary.encode
+    assert prompts() == encode("<s>who?")
+    assert prompts("--chat") == encode("<s><|im_start|>user:who?")
+    assert prompts("--chat", "--system=be brief") == encode("<s><|im_start|>system:be brief<|im_start|>user:who?")
+
+
 def test_texts_of_several_prompts_are_told_apart(capfd):
     vocabulary = ByteVocabulary()
     rows = [vocabulary.encode("one") + [vocabulary.eos_id, FINISHED], vocabulary.encode("zwölf")[:5]]
@@ -102,7 +134,9 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
     work = f"--workdir={run}"
     cases = [
         ((f"--workdir={tmp_path / 'none'}", f"--prompt-file={good}"), "--workdir must hold a run"),
-        ((work,), "--prompt-file"),
+        ((work,), "needs a prompt: --prompt-file=FILE, --question=TEXT or both"),
+        ((work, f"--prompt-file={good}", "--system=x"), "--system needs --chat"),
+        ((work, "--question=who?", "--chat"), "--chat needs a tokenizer with a chat template"),
         ((work, f"--prompt-file={tmp_path / 'missing'}"), "must name a readable file or '-'"),
         ((work, f"--prompt-file={binary}"), "must hold UTF-8, got .*binary', byte 2"),
         ((work, f"--prompt-file={empty}"), "must hold text, got .*empty', which is empty"),
