@@ -54,7 +54,7 @@ class ByteVocabulary:
     size = 259
     pad_id = 0
     eos_id = 1
-    bos_id = None
+    bos_id: int | None = None
     first_byte = 3
 
     def encode(self, text: str) -> list[int]:
@@ -75,7 +75,7 @@ class SymbolVocabulary:
 
     pad_id = 0
     eos_id = 0
-    bos_id = None
+    bos_id: int | None = None
     key_id = 1
     value_id = 2
     question_id = 3
