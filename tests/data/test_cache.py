@@ -123,6 +123,7 @@ def test_fingerprint_changes_with_all_that_shapes_tokens(tmp_path, monkeypatch, 
     changed = [take(field="body"), take(most=3), with_vocabulary, take(kind=SourceKind.JSONL), take(glob="a*")]
     (tmp_path / "v.model").write_bytes(model + b"\n")
     changed.append(spm())
+    (tmp_path / "v.model").write_bytes(model)
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
     load_vocabulary.cache_clear()
     changed.append(spm())
