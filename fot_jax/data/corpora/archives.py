@@ -28,7 +28,9 @@ def read_members(path: pathlib.Path, kept: re.Pattern[str]) -> Members:
     try:
         yield from reader(path, kept)
     except BROKEN as error:
-        raise UserError(f"'{path}' must be a whole archive, got a broken one ({error}). Delete it and retry.") from error
+        raise UserError(
+            f"'{path}' must be a whole archive, got a broken one ({error}). Delete it and retry."
+        ) from error
 
 
 def _safe(name: str, path: pathlib.Path) -> str:

@@ -1,6 +1,7 @@
 """Text out of package files: plain, gzipped, R's novels, a Bible in SQLite."""
 
 import gzip
+import logging
 import pathlib
 import sqlite3
 import struct
@@ -17,6 +18,8 @@ R_STRINGS, R_STRING = 16, 9  # STRSXP, CHARSXP (R Internals, "Serialization Form
 
 Texts = Iterator[tuple[str, str]]
 
+logger = logging.getLogger(__name__)
+
 
 def read_texts(name: str, data: bytes) -> Texts:
     """Yields (path, text) of one package file. Raises UserError where it is broken."""
@@ -25,18 +28,18 @@ def read_texts(name: str, data: bytes) -> Texts:
 
 
 def _plain(name: str, data: bytes) -> Texts:
-    """The file, unless it is empty or a table that a program wrote."""
-    text = decode_utf8(data, where=f"'{name}'") if name.endswith((".py", ".md", ".txt")) else _any_utf8(data)
-    text = text.replace("\r\n", "\n")
-    if text.strip() and max(map(len, text.split("\n"))) <= LONGEST_LINE:
-        yield name, text
-
-
-def _any_utf8(data: bytes) -> str:
+    """The file, unless it is empty or a table that a program wrote; files that are not UTF-8 count as Latin-1."""
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")  # old proofs; every byte is a letter there
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        logger.info("Read %s as Latin-1: not UTF-8 (%s).", name, error.reason)
+        text = data.decode("latin-1")
+    text = text.replace("\r\n", "\n")
+    longest = max(map(len, text.split("\n")))
+    if longest > LONGEST_LINE:
+        logger.info("Skipped %s: a line of %d characters.", name, longest)
+    elif text.strip():
+        yield name, text
 
 
 def _gzipped(name: str, data: bytes) -> Texts:
@@ -80,8 +83,9 @@ def _bible(name: str, data: bytes) -> Texts:
     del name
     with sqlite3.connect(":memory:") as database:
         database.deserialize(data)
-        for number, title in database.execute("SELECT BookID, LongName FROM Books ORDER BY BookID").fetchall():
-            query = "SELECT Passage1, Passage2 FROM Bible WHERE BookID = ? ORDER BY rowid"
-            verses = [" ".join(filter(None, row)) for row in database.execute(query, (number,))]
+        books = database.execute("SELECT TestamentID, BookID, LongName FROM Books ORDER BY TestamentID, BookID")
+        for number, (testament, book, title) in enumerate(books.fetchall(), 1):
+            query = "SELECT Passage1, Passage2 FROM Bible WHERE TestamentID = ? AND BookID = ? ORDER BY rowid"
+            verses = [" ".join(filter(None, row)) for row in database.execute(query, (testament, book))]
             yield f"{number:02d} {title}", title + "\n\n" + "\n".join(verses) + "\n"
     database.close()
