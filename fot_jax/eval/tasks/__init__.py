@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fot_jax.eval.report import Report
 from fot_jax.eval.tasks.dictionary import dictionary_task
 from fot_jax.eval.tasks.distraction import distraction_task
+from fot_jax.eval.tasks.needle import needle_task
 from fot_jax.eval.tasks.passkey import passkey_task
 from fot_jax.eval.tasks.perplexity import perplexity_task
 
@@ -13,4 +14,5 @@ TASKS: dict[str, Callable[..., Report]] = {
     "distraction": distraction_task,
     "dictionary": dictionary_task,
     "passkey": passkey_task,
+    "needle": needle_task,
 }
