@@ -7,6 +7,7 @@ Tasks: perplexity   loss of held-out documents against memory size, of one docum
        distraction  r_d, the share of attention on a document's own past among d contexts
        dictionary   accuracy of answers against dictionary size
        passkey      keys repeated exactly against prompt length (figure 1)
+       needle       needles, variables and common words found against prompt length (RULER)
 What is measured stands in the run's config; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
 Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl.
 """
@@ -82,9 +83,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the run's folder; repeated: seeds (dictionary)",
     )
-    parser.add_argument(
-        "--task", required=True, choices=["perplexity", "context", "distraction", "dictionary", "passkey"]
-    )
+    tasks = ["perplexity", "context", "distraction", "dictionary", "passkey", "needle"]
+    parser.add_argument("--task", required=True, choices=tasks)
     parser.add_argument(
         "--baseline-workdir",
         action="append",

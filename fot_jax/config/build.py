@@ -155,6 +155,13 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+def _written(value: Any) -> Any:
+    """A default as a config file writes it: enums by value, also those in a tuple."""
+    if isinstance(value, tuple):
+        return tuple(_written(item) for item in value)
+    return value.value if isinstance(value, enum.Enum) else value
+
+
 def template(kind: type = ExperimentConfig) -> config_dict.ConfigDict:
     """A locked ConfigDict with every default; required fields hold None until they are set.
 
@@ -166,7 +173,7 @@ def template(kind: type = ExperimentConfig) -> config_dict.ConfigDict:
         if dataclasses.is_dataclass(annotation):
             config[field.name] = template(typing.cast(type, annotation))
         elif field.default is not dataclasses.MISSING:
-            config[field.name] = field.default.value if isinstance(field.default, enum.Enum) else field.default
+            config[field.name] = _written(field.default)
         elif isinstance(annotation, types.GenericAlias):
             config[field.name] = config_dict.placeholder(tuple)
         else:

@@ -154,3 +154,14 @@ class PastReading(enum.Enum):
     MEMORY = "memory"
     SLIDING = "sliding"
     FULL = "full"
+
+
+class NeedleKind(enum.Enum):
+    """What a needle prompt asks (see `fot_jax/data/needles.py`)."""
+
+    SINGLE = "single"
+    MULTI_KEY = "multi_key"
+    MULTI_VALUE = "multi_value"
+    MULTI_QUERY = "multi_query"
+    VARIABLE_TRACKING = "variable_tracking"
+    COMMON_WORDS = "common_words"

@@ -5,7 +5,7 @@ import re
 
 from fot_jax.config.crossbatch import CrossbatchConfig
 from fot_jax.config.data import DataConfig
-from fot_jax.config.enums import PastReading, PlanKind, Retrieval
+from fot_jax.config.enums import NeedleKind, PastReading, PlanKind, Retrieval
 from fot_jax.config.errors import check
 from fot_jax.config.model import ModelConfig
 from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
@@ -48,11 +48,16 @@ class EvaluationConfig:
     passkey_tokens: tuple[int, ...] = (1024, 4096, 16384)  # prompt lengths
     passkey_trials: tuple[int, ...] = (20,)  # prompts of each length; one number serves all lengths
     passkey_batch: int = 4  # prompts read side by side
+    needle_kinds: tuple[NeedleKind, ...] = tuple(NeedleKind)
+    needle_tokens: tuple[int, ...] = (1024, 4096, 16384)  # prompt lengths
+    needle_trials: int = 20  # prompts a kind and length
+    needle_batch: int = 4  # prompts read side by side
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range or a list is empty."""
         check(self.window >= 0, f"{path}.window", "be >= 0 (0: the model's local_context)", self.window)
-        for name in ("documents", "target_chunks", "dictionary_episodes", "passkey_batch"):
+        counts = ("documents", "target_chunks", "dictionary_episodes")
+        for name in (*counts, "passkey_batch", "needle_trials", "needle_batch"):
             check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))
         for name, least in (
             ("memory_contexts", 0),
@@ -61,9 +66,13 @@ class EvaluationConfig:
             ("dictionary_tokens", 1),
             ("passkey_tokens", 1),
             ("passkey_trials", 1),
+            ("needle_tokens", 1),
         ):
             values = getattr(self, name)
             check(min(values, default=-1) >= least, f"{path}.{name}", f"be integers >= {least}", values)
+        kinds = [kind.value for kind in self.needle_kinds]
+        distinct = 0 < len(kinds) == len(set(kinds))
+        check(distinct, f"{path}.needle_kinds", "name at least one kind and none twice", kinds)
         lengths, trials = len(self.passkey_tokens), self.passkey_trials
         check(
             len(trials) in (1, lengths),

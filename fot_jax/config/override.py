@@ -6,6 +6,7 @@ The declared type of the field, not the text, says how to read it:
     bool                   true or false         --config.model.tie_embeddings=true
     an enum                its value             --config.crossbatch.plan=packed
     a tuple                comma-separated       --config.model.memory_layers=1,3
+    a tuple of enums       their values          --config.evaluation.needle_kinds=single,multi_key
     a tuple of tuples      in brackets           --config.crossbatch.segments=[[0,0],[1,1]]
     one of the sources     by its number         --config.data.sources[0].path=~/text/*.txt
 """
@@ -32,13 +33,19 @@ def parse(annotation: Any, text: str, *, path: str) -> Any:
     """
     try:
         if isinstance(annotation, types.GenericAlias):
-            return _parse_tuple(text)
+            return _parse_names(text) if issubclass_enum(typing.get_args(annotation)[0]) else _parse_tuple(text)
         if annotation is bool:
             return {"true": True, "false": False}[text.lower()]
         return text if annotation is str or issubclass_enum(annotation) else annotation(text)
     except (ValueError, KeyError):
         kind = "true or false" if annotation is bool else type_name(annotation)
         raise ConfigError(f"{path} must be {kind}, got {text!r}.") from None
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    """'single, multi_key', in brackets or not, each in quotes or not."""
+    listed = text.strip().strip("[]()")
+    return tuple(name.strip().strip("'\"") for name in listed.split(",") if name.strip())
 
 
 def _parse_tuple(text: str) -> tuple:

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from fot_jax.config import ConfigError, DictionaryConfig, UserError
+from fot_jax.config import ConfigError, DictionaryConfig
+from fot_jax.data.filling import fill
 from fot_jax.data.vocabulary import SymbolVocabulary, Vocabulary, encode_prompt
 
 INSTRUCTION = (
@@ -135,14 +136,9 @@ def passkey(rng: np.random.Generator, *, length_tokens: int, vocabulary: Vocabul
         before = round(share * fillers)
         return INSTRUCTION + FILLER * before + KEY.format(key=key) + FILLER * (fillers - before) + QUESTION
 
-    fixed = len(encode_prompt(vocabulary, prompt(0)))
-    if fixed > length_tokens:
-        raise UserError(f"length_tokens must be >= {fixed}, a passkey prompt without filler, got {length_tokens}.")
-    each = len(vocabulary.encode(FILLER * 2)) - len(vocabulary.encode(FILLER))
-    fillers = (length_tokens - fixed) // each + 1
-    tokens = encode_prompt(vocabulary, prompt(fillers))
-    while len(tokens) > length_tokens:
-        fillers -= 1
-        tokens = encode_prompt(vocabulary, prompt(fillers))
+    filled = fill(
+        lambda fillers: encode_prompt(vocabulary, prompt(fillers)), length_tokens=length_tokens, what="a passkey prompt"
+    )
+    fillers = filled.fillers
     place = round(share * fillers) / fillers if fillers else 0.0
-    return Passkey(prompt=prompt(fillers), answer=f" {key}", tokens=tokens, place=place)
+    return Passkey(prompt=prompt(fillers), answer=f" {key}", tokens=filled.tokens, place=place)

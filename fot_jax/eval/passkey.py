@@ -9,17 +9,13 @@ Source: FoT fig. 1; the prompt is the paper's (`fot_jax/data/synthetic.py`).
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Callable, Mapping
 
 from fot_jax.data.seeds import generator
 from fot_jax.data.synthetic import Passkey, passkey
 from fot_jax.data.vocabulary import Vocabulary
+from fot_jax.eval.answering import answer
 from fot_jax.eval.reading import Subject
-from fot_jax.infer.generate import FINISHED, generate
-from fot_jax.infer.sampling import SamplingConfig
-from fot_jax.infer.windows import read
 
 ANSWER_TOKENS = 12  # a key has at most five digits; byte vocabularies and a word before it fit too
 
@@ -89,28 +85,17 @@ def measure(
         prompts = trials_of(vocabulary, length=length, trials=trials, seed=seed)
         done: list[Trial] = []
         for start in range(0, trials, batch):
-            done += _answers(subject, prompts[start : start + batch], vocabulary)
+            asked = prompts[start : start + batch]
+            texts = answer(
+                subject,
+                [prompt.tokens for prompt in asked],
+                vocabulary=vocabulary,
+                max_new_tokens=ANSWER_TOKENS,
+            )
+            done += [
+                Trial(length=len(prompt.tokens), place=prompt.place, key=prompt.answer.strip(), generated=text)
+                for prompt, text in zip(asked, texts, strict=True)
+            ]
             progress(length, len(done), sum(trial.right for trial in done))
         found.append(done)
     return found
-
-
-def _answers(subject: Subject, prompts: Sequence[Passkey], vocabulary: Vocabulary) -> list[Trial]:
-    tokens = [np.asarray(prompt.tokens, np.int32) for prompt in prompts]
-    reading = read(subject.params, subject.model, tokens, memory=subject.memory)
-    sampling = SamplingConfig(vocab_limit=vocabulary.size)
-    steps = generate(
-        subject.params,
-        subject.model,
-        reading,
-        sampling=sampling,
-        max_new_tokens=ANSWER_TOKENS,
-        eos_id=vocabulary.eos_id,
-    )
-    columns = np.stack(list(steps), axis=1)
-    stop = (FINISHED, vocabulary.eos_id)
-    texts = [vocabulary.decode([int(token) for token in row if token not in stop]) for row in columns]
-    return [
-        Trial(length=len(prompt.tokens), place=prompt.place, key=prompt.answer.strip(), generated=text)
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]

@@ -51,17 +51,31 @@ def plot_curves(path: pathlib.Path, *, curves: Sequence[Curve], panel: Panel) ->
     Raises:
       ValueError: there is no curve, or one has no points.
     """
-    if not curves or any(len(curve.x) == 0 for curve in curves):
-        raise ValueError(f"plot {path.name} needs at least one curve, each with points")
-    figure, axes = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
-    measured = 0
-    for curve in curves:
-        if curve.reference:
-            axes.plot(curve.x, curve.y, "--", color="0.45", linewidth=1.2, label=curve.label, zorder=1)
-            continue
-        _draw(axes, curve=curve, index=measured)
-        measured += 1
-    _dress(axes, curves=curves, panel=panel)
+    plot_panels(path, panels=[(panel, curves)])
+
+
+def plot_panels(path: pathlib.Path, *, panels: Sequence[tuple[Panel, Sequence[Curve]]]) -> None:
+    """Draws panels with their curves, two a row, and writes them to `path` (PNG, 150 dots per inch).
+
+    Raises:
+      ValueError: a panel has no curve, or a curve has no points.
+    """
+    if any(not curves or any(len(curve.x) == 0 for curve in curves) for _, curves in panels):
+        raise ValueError(f"plot {path.name} needs at least one curve a panel, each with points")
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(6.8 * columns, 4.2 * rows), layout="constrained", squeeze=False)
+    for axes, (panel, curves) in zip(grid.flat, panels, strict=False):
+        measured = 0
+        for curve in curves:
+            if curve.reference:
+                axes.plot(curve.x, curve.y, "--", color="0.45", linewidth=1.2, label=curve.label, zorder=1)
+                continue
+            _draw(axes, curve=curve, index=measured)
+            measured += 1
+        _dress(axes, curves=curves, panel=panel)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -61,6 +61,17 @@ class Comparison:
         kind = self.memory.retrieval
         return kind.value if kind is Retrieval.DENSE else f"{kind.value} top-{self.memory.top_k}"
 
+    @property
+    def ways(self) -> dict[str, Subject]:
+        """By label: the model and the baseline, each with its memory and without memory layers ('last window')."""
+        ways = {}
+        for run in self.firsts:
+            subject = run.subject
+            ways[f"{subject.label}, memory"] = subject
+            window = dataclasses.replace(subject.model, memory_layers=())
+            ways[f"{subject.label}, last window"] = dataclasses.replace(subject, model=window)
+        return ways
+
 
 def load_comparison(
     workdirs: Sequence[pathlib.Path],

@@ -108,7 +108,29 @@ def wilson(successes: int, *, trials: int, confidence: float = 0.95) -> Interval
     """
     if not (trials >= 1 and 0 <= successes <= trials):
         raise ValueError(f"wilson needs 0 <= successes <= trials >= 1, got {successes} of {trials}")
-    z, share = NormalDist().inv_cdf(0.5 + confidence / 2), successes / trials
+    return _score_interval(successes / trials, trials=trials, confidence=confidence)
+
+
+def bounded_mean(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of the mean of values in 0..1, of which nothing else is known.
+
+    Their variance is at most p(1−p), that of zeros and ones: where some values lie between, the interval
+    is wider than it need be.
+
+    Args:
+      values: at least one, in 0..1.
+      confidence: mass between `low` and `high`, at least.
+
+    Raises:
+      ValueError: a value outside 0..1, or no value.
+    """
+    if not values or min(values) < 0 or max(values) > 1:
+        raise ValueError(f"bounded_mean needs at least one value, all in 0..1, got {list(values)}")
+    return _score_interval(math.fsum(values) / len(values), trials=len(values), confidence=confidence)
+
+
+def _score_interval(share: float, *, trials: int, confidence: float) -> Interval:
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     middle = share + z * z / (2 * trials)
     half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials

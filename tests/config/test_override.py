@@ -7,8 +7,8 @@ import types
 import pytest
 
 from configs import tiny_code
-from fot_jax.config import ConfigError, ExperimentConfig
-from fot_jax.config.build import build, field_types
+from fot_jax.config import ConfigError, ExperimentConfig, NeedleKind
+from fot_jax.config.build import build, field_types, to_dict
 from fot_jax.config.override import apply_override
 
 
@@ -30,6 +30,8 @@ def overridden(path, text):
         ("model.memory_layers", "0,1", (0, 1)),
         ("model.memory_layers", "(1,)", (1,)),
         ("crossbatch.segments", "[]", ()),
+        ("evaluation.needle_kinds", "single,multi_key", (NeedleKind.SINGLE, NeedleKind.MULTI_KEY)),
+        ("evaluation.needle_kinds", "[common_words]", (NeedleKind.COMMON_WORDS,)),
         ("data.sources[0].name", "other", "other"),
         ("data.cache_dir", "a=b", "a=b"),
     ],
@@ -63,7 +65,7 @@ def test_every_leaf_of_the_config_can_be_overridden():
                 [visit(item, f"{where}[{i}]") for i, item in enumerate(value)]
             else:
                 leaves.append(where)
-                apply_override(config, where, str(value.value if isinstance(value, enum.Enum) else value))
+                apply_override(config, where, str(to_dict(value)))
 
     visit(before, "")
     assert len(leaves) > 80
@@ -84,6 +86,15 @@ def test_every_leaf_of_the_config_can_be_overridden():
         ("data.sources[0].pth", "x", r"data\.sources\[0\]\.pth is unknown to SourceConfig\. Did you mean 'path'\?"),
         ("train[0].steps", "1", r"train\[0\] is not a list"),
         ("data.sources[x].path", "1", r"is not a path"),
+        (
+            "evaluation.needle_kinds",
+            "single,multikey",
+            r"evaluation\.needle_kinds\[1\] must be one of 'single', .*got 'multikey'.*Did you mean 'multi_key'\?",
+        ),
+        ("evaluation.needle_kinds", "", r"needle_kinds must name at least one kind and none twice, got \[\]"),
+        ("evaluation.needle_kinds", "single,single", r"none twice, got \['single', 'single'\]"),
+        ("evaluation.needle_tokens", "0", r"evaluation\.needle_tokens must be integers >= 1"),
+        ("evaluation.needle_trials", "0", r"evaluation\.needle_trials must be >= 1, got 0"),
     ],
 )
 def test_errors_name_the_path(path, text, message):

@@ -7,7 +7,7 @@ import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
 from fot_jax.data.vocabulary import ByteVocabulary
-from fot_jax.eval import passkey
+from fot_jax.eval import answering, passkey
 from fot_jax.eval.reading import Subject
 
 VOCABULARY = ByteVocabulary()
@@ -51,8 +51,8 @@ def knows(share: float):
 @pytest.mark.parametrize(("share", "wanted"), [(1.0, 1.0), (0.0, 0.0)])
 def test_a_model_that_knows_the_key_is_right(monkeypatch, share, wanted):
     calls, read, generate = knows(share)
-    monkeypatch.setattr(passkey, "read", read)
-    monkeypatch.setattr(passkey, "generate", generate)
+    monkeypatch.setattr(answering, "read", read)
+    monkeypatch.setattr(answering, "generate", generate)
     subject = Subject(label="x", params=None, model=None, memory=MemoryConfig(retrieval=Retrieval.DENSE))  # pyright: ignore[reportArgumentType]
     seen = []
     found = passkey.measure(

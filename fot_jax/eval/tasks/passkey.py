@@ -8,7 +8,6 @@ from fot_jax.config import EvaluationConfig
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval import passkey
 from fot_jax.eval.plots import Curve, Panel, plot_curves
-from fot_jax.eval.reading import Subject
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison
 from fot_jax.eval.statistics import Interval, wilson
@@ -22,7 +21,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
     found: Found = {}
-    for label, subject in _ways(comparison).items():
+    for label, subject in comparison.ways.items():
 
         def progress(length: int, done: int, right: int, label: str = label) -> None:
             line = f"{label}: {length:,} tokens, {right} of {done} keys right (of {evaluation.passkey_lengths[length]})"
@@ -38,16 +37,6 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
         )
     _plot(directory / PLOT, found=found, comparison=comparison)
     return _report(found, comparison=comparison)
-
-
-def _ways(comparison: Comparison) -> dict[str, Subject]:
-    ways = {}
-    for run in comparison.firsts:
-        subject = run.subject
-        ways[f"{subject.label}, memory"] = subject
-        window = dataclasses.replace(subject.model, memory_layers=())
-        ways[f"{subject.label}, last window"] = dataclasses.replace(subject, model=window)
-    return ways
 
 
 def _trials(evaluation: EvaluationConfig) -> str:

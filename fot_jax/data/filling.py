@@ -1,0 +1,53 @@
+"""How much filler brings a prompt as near below a wanted length as can be."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+
+from fot_jax.config import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filled:
+    """The most filler that fits.
+
+    Attributes:
+      fillers: how many pieces of it.
+      tokens: ids of the prompt with them.
+    """
+
+    fillers: int
+    tokens: list[int]
+
+
+def fill(tokens_of: Callable[[int], list[int]], *, length_tokens: int, what: str, most: int = sys.maxsize) -> Filled:
+    """The largest number of fillers whose prompt has at most `length_tokens` tokens.
+
+    Guesses from the tokens that the last fillers took and closes in on the answer, so that a long
+    prompt is encoded a few times only.
+
+    Args:
+      tokens_of: the prompt's tokens with so many fillers; one more filler never makes it shorter.
+      length_tokens: the most tokens the prompt may have.
+      what: names the prompt in errors, such as "a passkey prompt".
+      most: how many fillers there are, at least 1.
+
+    Raises:
+      UserError: not even a prompt without filler fits, or one with all fillers is shorter.
+    """
+    fits, tokens = 0, tokens_of(0)
+    if len(tokens) > length_tokens:
+        raise UserError(f"length_tokens must be >= {len(tokens)}, {what} without filler, got {length_tokens}.")
+    too_many, each = most + 1, float(len(tokens_of(1)) - len(tokens))
+    while too_many - fits > 1:
+        guess = fits + max(1, int((length_tokens - len(tokens)) / max(each, 1.0)))
+        guess = min(guess, too_many - 1)
+        longer = tokens_of(guess)
+        each = (len(longer) - len(tokens)) / (guess - fits)
+        if len(longer) > length_tokens:
+            too_many = guess
+        else:
+            fits, tokens = guess, longer
+    if fits == most and len(tokens) < length_tokens:
+        raise UserError(f"length_tokens must be <= {len(tokens)}, {what} with all {most} fillers, got {length_tokens}.")
+    return Filled(fillers=fits, tokens=tokens)

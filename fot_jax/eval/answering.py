@@ -1,0 +1,37 @@
+"""Prompts read window by window into memory and answered greedily, several side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fot_jax.data.vocabulary import Vocabulary
+from fot_jax.eval.reading import Subject
+from fot_jax.infer.generate import FINISHED, generate
+from fot_jax.infer.sampling import SamplingConfig
+from fot_jax.infer.windows import read
+
+
+def answer(
+    subject: Subject, prompts: Sequence[Sequence[int]], *, vocabulary: Vocabulary, max_new_tokens: int
+) -> list[str]:
+    """The text that the model puts after each prompt.
+
+    Args:
+      subject: the model and how its memory is read; without memory layers only the last window counts.
+      prompts: token ids, of any lengths.
+      vocabulary: of the model.
+      max_new_tokens: at most so many a prompt; the end-of-text token ends one earlier.
+    """
+    tokens = [np.asarray(prompt, np.int32) for prompt in prompts]
+    reading = read(subject.params, subject.model, tokens, memory=subject.memory)
+    steps = generate(
+        subject.params,
+        subject.model,
+        reading,
+        sampling=SamplingConfig(vocab_limit=vocabulary.size),
+        max_new_tokens=max_new_tokens,
+        eos_id=vocabulary.eos_id,
+    )
+    columns = np.stack(list(steps), axis=1)
+    stop = (FINISHED, vocabulary.eos_id)
+    return [vocabulary.decode([int(token) for token in row if token not in stop]) for row in columns]

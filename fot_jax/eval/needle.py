@@ -1,0 +1,163 @@
+"""Needles after RULER: what is found of all that a long prompt asks for.
+
+The prompt is read window by window into memory (`fot_jax/infer`), the answer is generated greedily.
+A trial's recall is the share of the expected strings that stand in the generated text, in upper or
+lower case; a trial is right when all of them do.
+
+Source: Hsieh et al. 2024, "RULER" (arXiv 2404.06654), its string match; the prompts are those of
+`fot_jax/data/needles.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from fot_jax.config import NeedleKind, UserError
+from fot_jax.data.needles import NeedlePrompt, needle_prompt
+from fot_jax.data.seeds import generator
+from fot_jax.data.vocabulary import Vocabulary
+from fot_jax.eval.answering import answer
+from fot_jax.eval.reading import Subject
+
+# Bytes take about as many as sub-words with single digits, and words take more of them.
+ANSWER_TOKENS = {
+    NeedleKind.SINGLE: 32,
+    NeedleKind.MULTI_KEY: 32,
+    NeedleKind.MULTI_VALUE: 96,
+    NeedleKind.MULTI_QUERY: 96,
+    NeedleKind.VARIABLE_TRACKING: 64,
+    NeedleKind.COMMON_WORDS: 192,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One prompt and what the model made of it.
+
+    Attributes:
+      kind: what was asked.
+      length: tokens of the prompt.
+      places: where what is asked stands, as shares of the filler (0 start, 1 end).
+      answers: the strings expected.
+      generated: the model's text.
+    """
+
+    kind: NeedleKind
+    length: int
+    places: tuple[float, ...]
+    answers: tuple[str, ...]
+    generated: str
+
+    @property
+    def recall(self) -> float:
+        """Share of the expected strings found in the text."""
+        text = self.generated.lower()
+        return sum(expected.lower() in text for expected in self.answers) / len(self.answers)
+
+    @property
+    def right(self) -> bool:
+        """Whether all of them are there."""
+        return self.recall == 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """The trials of one kind and length.
+
+    Attributes:
+      kind: what was asked.
+      length: the tokens wanted; a prompt is as near below as its filler allows.
+      trials: at least one.
+    """
+
+    kind: NeedleKind
+    length: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def recalls(self) -> list[float]:
+        """Of each trial."""
+        return [trial.recall for trial in self.trials]
+
+    @property
+    def num_right(self) -> int:
+        """How many trials are right."""
+        return sum(trial.right for trial in self.trials)
+
+
+Prompts = Mapping[tuple[NeedleKind, int], Sequence[NeedlePrompt]]  # of each kind and length
+
+
+def prompts_of(
+    vocabulary: Vocabulary, *, kinds: Sequence[NeedleKind], lengths: Sequence[int], trials: int, seed: int
+) -> Prompts:
+    """The prompts of every kind and length; trial i of them is the same whatever else is measured.
+
+    Args:
+      vocabulary: counts the tokens.
+      kinds: what is asked.
+      lengths: tokens of the prompts.
+      trials: prompts of each kind and length.
+      seed: of keys, values and places.
+
+    Raises:
+      UserError: a length leaves no room for a kind's prompt.
+    """
+    try:
+        return {
+            (kind, length): [
+                needle_prompt(
+                    generator(seed, "needle", kind.value, length, trial),
+                    kind=kind,
+                    length_tokens=length,
+                    vocabulary=vocabulary,
+                )
+                for trial in range(trials)
+            ]
+            for kind in kinds
+            for length in lengths
+        }
+    except UserError as error:
+        fix = "Change evaluation.needle_tokens, or leave the kind out of evaluation.needle_kinds."
+        raise UserError(f"{error} {fix}") from error
+
+
+def measure(
+    subject: Subject,
+    *,
+    vocabulary: Vocabulary,
+    prompts: Prompts,
+    batch: int,
+    progress: Callable[[Found], None] = lambda found: None,
+) -> list[Found]:
+    """Generates the answers.
+
+    Args:
+      subject: the model and how its memory is read; without memory layers only the last window counts.
+      vocabulary: of the model.
+      prompts: from `prompts_of`.
+      batch: prompts read side by side.
+      progress: called after each batch with the trials of its kind and length so far.
+
+    Returns:
+      What was found, in the order of `prompts`.
+    """
+    results = []
+    for (kind, length), asked in prompts.items():
+        found = Found(kind=kind, length=length, trials=())
+        for start in range(0, len(asked), batch):
+            done = _trials(subject, asked[start : start + batch], vocabulary=vocabulary)
+            found = dataclasses.replace(found, trials=found.trials + done)
+            progress(found)
+        results.append(found)
+    return results
+
+
+def _trials(subject: Subject, prompts: Sequence[NeedlePrompt], *, vocabulary: Vocabulary) -> tuple[Trial, ...]:
+    """Answers prompts of one kind."""
+    kind = prompts[0].kind
+    tokens = [prompt.tokens for prompt in prompts]
+    texts = answer(subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS[kind])
+    return tuple(
+        Trial(kind=kind, length=len(prompt.tokens), places=prompt.places, answers=prompt.answers, generated=text)
+        for prompt, text in zip(prompts, texts, strict=True)
+    )
