@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from fot_jax import distributed
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.models.init import init_params
 from fot_jax.sharding import param_shardings, replicated
@@ -103,7 +104,7 @@ def create_state(config: ExperimentConfig, mesh: Mesh, *, params: Any = None) ->
     if params is None:
         return jax.jit(lambda: _init(config), out_shardings=shardings)()
     _check_same(params, nn.unbox(abstract_params(config)), config=config)
-    params = jax.device_put(params, shardings.params)
+    params = distributed.put(params, shardings.params)
     return jax.jit(functools.partial(_init, config), out_shardings=shardings)(params)
 
 
