@@ -66,7 +66,7 @@ class LostTime:
         return {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
 
     def summary(self) -> str:
-        """`time: 81% steps, 9% compile, 5% data wait, 3% checkpoint, 2% evaluation`, shares of the time since the start."""
+        """`time: 81% steps, 9% compile, 5% data wait, 3% checkpoint, 2% evaluation`: shares of the time so far."""
         total = max(self._clock() - self._start, 1e-9)
         shares = {"steps": total - sum(self.seconds.values())}
         shares |= {part.replace("_", " "): seconds for part, seconds in self.seconds.items()}

@@ -1,4 +1,4 @@
-"""One run on several hosts: who takes part (`seats`), the preflight and the watch (`roll_call`), the process (`supervisor`).
+"""One run on several hosts.
 
     seats.find(...)                 this process' number, from flags or from the TPU environment
     supervisor.run(...)             one supervisor a process; it never touches JAX

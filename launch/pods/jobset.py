@@ -1,9 +1,9 @@
-"""A training on TPU slices of a GKE cluster: a JobSet manifest, or the same by Google's Cluster Toolkit.
+r"""A training on TPU slices of a GKE cluster: a JobSet manifest, or the same by Google's Cluster Toolkit.
 
-  python -m launch.pods.jobset apply --name=fot --image=us-docker.pkg.dev/P/R/fot_jax:1 --claim=shared \\
-      --accelerator=tpu-v5-lite-podslice --topology=4x4 [--slices=2] [--spot] [--queue=QUEUE] \\
+  python -m launch.pods.jobset apply --name=fot --image=us-docker.pkg.dev/P/R/fot_jax:1 --claim=shared \
+      --accelerator=tpu-v5-lite-podslice --topology=4x4 [--slices=2] [--spot] [--queue=QUEUE] \
       -- --config=configs/X.py --workdir=/mnt/shared/runs/X
-  python -m launch.pods.jobset gcluster --name=fot --image=... --claim=shared --compute-type=v5litepod-16 \\
+  python -m launch.pods.jobset gcluster --name=fot --image=... --claim=shared --compute-type=v5litepod-16 \
       --topology=4x4 --cluster=C --location=us-west4-a --project=P [--slices=2] -- --config=... --workdir=...
 
 `apply` writes the manifest to --output (fot.yaml) and hands it to kubectl; `gcluster` calls `gcluster job submit`,
@@ -116,24 +116,24 @@ def _add_action(parser: argparse.ArgumentParser, action: str) -> None:
     word = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
     parser.add_argument("--name", required=True, type=shell.NAME, help="of the JobSet")
     parser.add_argument("--image", required=True, type=shell.IMAGE, help="made from the Dockerfile of docs/pods.md")
-    claim = shell.matching(word, what="--claim must be a PersistentVolumeClaim's name")
+    claim = shell.matching(word, what="must be a PersistentVolumeClaim's name")
     parser.add_argument("--claim", required=True, type=claim, help=f"ReadWriteMany, mounted at {MOUNT}")
     parser.add_argument("--topology", required=True, type=shell.TOPOLOGY, help="of one slice, e.g. 4x4")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="several slices as one (multislice)")
     parser.add_argument("--restarts", type=int, default=20, metavar="N", help="of all hosts, after one is lost (20)")
-    queue = shell.matching(word, what="--queue must be a Kueue LocalQueue's name")
+    queue = shell.matching(word, what="must be a Kueue LocalQueue's name")
     parser.add_argument("--queue", type=queue, help="a Kueue LocalQueue")
     parser.add_argument("--dry-run", action="store_true", help="print the manifest and every command, run none")
     if action == "apply":
-        kind = shell.matching(r"tpu[a-z0-9-]+", what="--accelerator must be like tpu-v5-lite-podslice")
+        kind = shell.matching(r"tpu[a-z0-9-]+", what="must be like tpu-v5-lite-podslice")
         parser.add_argument("--accelerator", required=True, type=kind, help="GKE's name of the TPU")
         parser.add_argument("--chips-per-host", type=int, default=4, metavar="N", help="4 on most slices")
         parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
         parser.add_argument("--output", metavar="FILE", help="where the manifest is written; default: NAME.yaml")
     else:
-        kind = shell.matching(r"[a-z0-9-]+", what="--compute-type must be like v5litepod-16 or tpu7x-64")
-        place = shell.matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", what="--location must be a region or zone")
-        name = shell.matching(word, what="--cluster must be a GKE cluster's name")
+        kind = shell.matching(r"[a-z0-9-]+", what="must be like v5litepod-16 or tpu7x-64")
+        place = shell.matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", what="must be a region or zone")
+        name = shell.matching(word, what="must be a GKE cluster's name")
         parser.add_argument("--compute-type", required=True, type=kind, help="Cluster Toolkit's name of the slice")
         parser.add_argument("--cluster", required=True, type=name)
         parser.add_argument("--location", required=True, type=place, help="of the cluster")

@@ -1,5 +1,6 @@
 """Commands of other programs: argument lists, printed before they run, or printed alone with --dry-run."""
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -49,21 +50,21 @@ class Shell:
 
 
 def matching(pattern: str, *, what: str) -> Callable[[str], str]:
-    """A check for argparse's `type`: the text itself where it matches."""
+    """A check for argparse's `type`: the text itself where it matches, else `what` it must be."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise UserError(f"{what}, got {text!r}.")
+            raise argparse.ArgumentTypeError(f"{what}, got {text!r}")
         return text
 
     return check
 
 
 NAME = matching(
-    r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", what="--name must be lower-case letters, digits and '-', at most 40, from a letter"
+    r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", what="must be lower-case letters, digits and '-', at most 40, from a letter"
 )
-PROJECT = matching(r"[a-z][-a-z0-9.:]{4,61}[a-z0-9]", what="--project must be a project's id, e.g. my-project-1")
+PROJECT = matching(r"[a-z][-a-z0-9.:]{4,61}[a-z0-9]", what="must be a project's id, e.g. my-project-1")
 IMAGE = matching(
-    r"[a-z0-9][a-z0-9._/:@-]*", what="--image must be a container image, e.g. us-docker.pkg.dev/PROJECT/REPO/fot_jax:1"
+    r"[a-z0-9][a-z0-9._/:@-]*", what="must be a container image, e.g. us-docker.pkg.dev/PROJECT/REPO/fot_jax:1"
 )
-TOPOLOGY = matching(r"\d+x\d+(x\d+)?", what="--topology must be chips along each axis, e.g. 4x4 or 4x4x8")
+TOPOLOGY = matching(r"\d+x\d+(x\d+)?", what="must be chips along each axis, e.g. 4x4 or 4x4x8")
