@@ -90,6 +90,8 @@ def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         link.fail(message, cli.USER_ERROR)
+    except KeyboardInterrupt:
+        link.fail("was interrupted", 130)
     except BaseException as error:
         traceback.print_exc()
         link.fail(f"{type(error).__name__}, see its output", 70)  # not this run's to name: a lost peer raises too

@@ -9,6 +9,7 @@
 A killed process' connection is closed by its system at once; a lost machine is noticed by its silence.
 """
 
+import contextlib
 import dataclasses
 import json
 import queue
@@ -81,6 +82,17 @@ class Line:
             return None
         return message if isinstance(message, dict) else None
 
+    def close(self) -> None:
+        """Ends the connection."""
+        self.hang_up()
+        self._file.close()
+        self._socket.close()
+
+    def hang_up(self) -> None:
+        """Ends the connection and leaves closing to the thread that reads."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def messages(self) -> Iterator[dict[str, Any]]:
         """Objects until the other side is gone or silent."""
         while (message := self.receive(seconds=SILENT_SECONDS)) is not None:
@@ -103,9 +115,19 @@ class Watch:
         self._me = me
         self._lines = lines
         self._done = {process: threading.Event() for process in lines}
-        for process in lines:
-            threading.Thread(target=self._read, args=(process,), daemon=True).start()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._closing = threading.Event()
+        self.threads = [threading.Thread(target=self._read, args=(process,), daemon=True) for process in lines]
+        self.threads.append(threading.Thread(target=self._beat, daemon=True))
+        for thread in self.threads:
+            thread.start()
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._closing.set()
+        for line in self._lines.values():
+            line.hang_up()
 
     def failed(self, message: str, code: int) -> None:
         """Tells the others that this process fails."""
@@ -125,24 +147,25 @@ class Watch:
                 line.send(kind="failed", message=message, code=code)
 
     def _read(self, process: int) -> None:
-        for message in self._lines[process].messages():
-            if message.get("kind") == "failed":
-                stop = Stop(message=str(message.get("message")), code=int(message.get("code", DEAD)))
-                self._tell(stop.message, stop.code, but=process)
-                self.stops.put(stop)
-                break
-            if message.get("kind") == "done":
-                self._done[process].set()
-                return
-        else:
-            stop = Stop(message=f"process {process} ({self.hosts[process]}) died", code=DEAD)
+        stop = self._until_stop(process)
+        if stop and not self._closing.is_set():
             self._tell(stop.message, stop.code, but=process)
             self.stops.put(stop)
         self._done[process].set()
+        self._closing.wait()
+        self._lines[process].close()
+
+    def _until_stop(self, process: int) -> Stop | None:
+        """Reads what a process says; None when it ended well."""
+        for message in self._lines[process].messages():
+            if message.get("kind") == "failed":
+                return Stop(message=str(message.get("message")), code=int(message.get("code", DEAD)))
+            if message.get("kind") == "done":
+                return None
+        return Stop(message=f"process {process} ({self.hosts[process]}) died", code=DEAD)
 
     def _beat(self) -> None:
-        while True:
-            time.sleep(BEAT_SECONDS)
+        while not self._closing.wait(BEAT_SECONDS):
             for line in self._lines.values():
                 line.send(kind="beat")
 
@@ -186,17 +209,17 @@ def _hold(seat: Seat, me: Hello, deadline: float, seconds: float, token: str) ->
                 break
             line = Line(connection)
             hello = _parsed(line.receive(seconds=min(BEAT_SECONDS, deadline - time.monotonic())))
-            if hello is None:
-                continue  # not one of ours
-            problem = _misfit(hello, hellos, seat)
-            lines.setdefault(hello.process, line)
-            hellos.setdefault(hello.process, hello)
-            if problem:
-                line.send(kind="stop", message=problem)
+            problem = _misfit(hello, hellos, seat) if hello else None
+            if hello is None or problem:  # a stranger, or a process that cannot be of this run
+                line.send(kind="stop", message=problem or "not one of this run")
+                line.close()
+            else:
+                lines[hello.process], hellos[hello.process] = line, hello
     problem = problem or _missing(hellos, seat, seconds) or _difference(hellos)
     if problem:
         for line in lines.values():
             line.send(kind="stop", message=problem)
+            line.close()
         raise UserError(problem)
     hosts = [hellos[process].host for process in range(seat.processes)]
     for line in lines.values():
@@ -217,13 +240,13 @@ def _answer(seat: Seat, me: Hello, deadline: float, seconds: float) -> Watch:
         line = Line(connection)
         line.send(kind="hello", **dataclasses.asdict(me))
         word = line.receive(seconds=deadline - time.monotonic() + BEAT_SECONDS)
-        if word is None:
-            reason = "it closed the connection"
-            time.sleep(0.2)
-        elif word.get("kind") == "stop":
-            raise UserError(str(word.get("message")))
-        else:
+        if word is not None and word.get("kind") == "go":
             return Watch(me, {0: line}, hosts=word["hosts"], token=word["token"])
+        line.close()
+        if word is not None:
+            raise UserError(str(word.get("message")))
+        reason = "it closed the connection"
+        time.sleep(0.2)
     raise UserError(
         f"preflight: process 0 must answer at {seat.host}:{seat.port} within {seconds:.0f} s, got: {reason}."
         f" It has not started, or the network keeps ports {seat.port} and {seat.port + 1} closed."

@@ -87,19 +87,19 @@ def run(
     """
     start = time.monotonic()
     me = Hello(process=seat.process, processes=seat.processes, host=socket.gethostname(), same=digests(config))
-    watch = assemble(seat, me, seconds=seconds, token=secrets.token_hex(8))
-    try:
-        _check_shared(workdir, seat, watch.token)
-    except UserError as error:
-        _fail(watch, str(error), code=2)
-        raise
-    if seat.process == 0:
-        hosts = ", ".join(watch.hosts[:4]) + (f", ... {len(watch.hosts)}" if len(watch.hosts) > 4 else "")
-        say(
-            f"preflight: {seat.processes} processes ({hosts}), config {me.same['config']}, code {me.same['code']},"
-            f" the same everywhere; {workdir} is shared; {time.monotonic() - start:.1f} s"
-        )
-    return _supervise(command, seat, watch)
+    with assemble(seat, me, seconds=seconds, token=secrets.token_hex(8)) as watch:
+        try:
+            _check_shared(workdir, seat, watch.token)
+        except UserError as error:
+            _fail(watch, str(error), code=2)
+            raise
+        if seat.process == 0:
+            hosts = ", ".join(watch.hosts[:4]) + (f", ... {len(watch.hosts)}" if len(watch.hosts) > 4 else "")
+            say(
+                f"preflight: {seat.processes} processes ({hosts}), config {me.same['config']}, code {me.same['code']},"
+                f" the same everywhere; {workdir} is shared; {time.monotonic() - start:.1f} s"
+            )
+        return _supervise(command, seat, watch)
 
 
 def _check_shared(workdir: Path, seat: Seat, token: str) -> None:

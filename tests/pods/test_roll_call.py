@@ -22,7 +22,7 @@ from tests.train.tiny import tiny
 SAME = {"config": "aaaa", "code": "bbbb"}
 
 
-def call(process, port, *, processes=3, seconds=20.0, same=None, names=()):
+def call(process, port, *, processes=3, seconds=120.0, same=None, names=()):
     """One process' part of a roll call, on a host named after its number."""
     me = Hello(process=process, processes=processes, host=f"host{process}", same=SAME | (same or {}))
     seat = Seat(host="localhost", port=port, process=process, processes=processes, names=names)
@@ -36,16 +36,24 @@ def together(*arguments):
     return [future.exception() or future.result() for future in futures]
 
 
+def close(watches):
+    for watch in watches:
+        watch.__exit__(None, None, None)
+        for thread in watch.threads:
+            thread.join(timeout=60)
+
+
 def test_all_come_and_hear_of_one_another():
     port = free_port()
     watches = together(*((process, {"port": port}) for process in (2, 0, 1)))
     assert [watch.hosts for watch in watches] == [["host0", "host1", "host2"]] * 3
     assert [watch.token for watch in watches] == ["token0"] * 3
+    close(watches)
 
 
 def test_the_missing_are_named():
     port = free_port()
-    first, second = together((0, {"port": port, "seconds": 2.0}), (1, {"port": port, "seconds": 20.0}))
+    first, second = together((0, {"port": port, "seconds": 2.0}), (1, {"port": port, "seconds": 120.0}))
     expected = "preflight: all 3 processes must come within 2 s; 2 came, missing: 2. Look at the output of these hosts"
     assert isinstance(first, UserError) and str(first).startswith(expected)
     assert str(second) == str(first)
@@ -89,6 +97,7 @@ def test_a_stranger_on_the_port_is_ignored_and_a_taken_port_is_said():
                 stranger.sendall(greeting)
         second = pool.submit(call, 1, port, processes=2)
     assert first.result().hosts == second.result().hosts == ["host0", "host1"]
+    close([first.result(), second.result()])
     with socket.create_server(("", port + 1)), pytest.raises(UserError, match=f"port {port + 1} of --coordinator must"):
         call(0, port + 1, seconds=1.0)
 
@@ -98,16 +107,18 @@ def test_a_failure_reaches_all_with_its_line():
     watches = together(*((process, {"port": port}) for process in range(3)))
     watches[1].failed("the corpus is empty", 2)
     for watch in (watches[0], watches[2]):
-        stop = watch.stops.get(timeout=10)
+        stop = watch.stops.get(timeout=60)
         assert (stop.message, stop.code) == ("process 1 (host1) failed: the corpus is empty", 2)
+    close(watches)
 
 
 def test_a_silent_process_is_dead(monkeypatch):
     monkeypatch.setattr(roll_call, "SILENT_SECONDS", 0.5)
     port = free_port()
     watches = together(*((process, {"port": port, "processes": 2}) for process in range(2)))
-    stop = watches[0].stops.get(timeout=10)
+    stop = watches[0].stops.get(timeout=60)
     assert (stop.message, stop.code) == ("process 1 (host1) died", DEAD)
+    close(watches)
 
 
 def test_the_digests_tell_configs_apart():
@@ -164,7 +175,7 @@ def ends(processes):
     """(exit code, stdout, last line of stderr) of each."""
     results = []
     for process in processes:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         results.append((process.returncode, out, (err.splitlines() or [""])[-1]))
     return results
 
