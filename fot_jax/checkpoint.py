@@ -130,6 +130,10 @@ class Checkpointer:
             metrics={METRIC: None},
         )
 
+    def wait(self) -> None:
+        """Returns when every save that was started is done."""
+        self._manager.wait_until_finished()
+
     def latest_step(self) -> int | None:
         """Number of the newest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
@@ -254,7 +258,7 @@ def trained_documents(workdir: str | os.PathLike[str], config: ExperimentConfig,
 def load_params(
     workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
 ) -> tuple[ExperimentConfig, Any, int]:
-    """A trained model: its experiment, its parameters (float32, on the first device) and their step.
+    """A trained model: its experiment, its parameters (float32, on this process' first device) and their step.
 
     Args:
       workdir: the run's folder.
@@ -264,7 +268,7 @@ def load_params(
       UserError: no run, no such checkpoint, or a damaged one.
     """
     with _opened(workdir, step) as (checkpoints, config, number):
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), param_shapes(config.model)
         )

@@ -4,34 +4,130 @@
   python -m launch.train --gin_file=configs/NAME.gin [--gin_bindings='TrainConfig.steps = 100'] [--workdir=DIR]
 
 The folder gets config.json, checkpoints/, metrics.jsonl and tensorboard/. SIGTERM saves and exits with 0.
-Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 something you can mend.
+
+On several hosts the same command runs on each, with a --workdir that all share. TPU slices (Cloud TPU VMs, GKE)
+find one another; elsewhere give each process --coordinator=HOST:PORT --num-processes=N --process-id=I.
+docs/pods.md has the way from an empty project to a running pod.
+
+Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 something you can mend,
+3 another process of the run died.
 """
 
 import argparse
+import os
+import re
 import sys
+import traceback
+from pathlib import Path
 
+from fot_jax.config import ConfigError, ExperimentConfig, UserError
 from launch import cli
 
 NON_FINITE = 1  # exit code of a run that diverged
+COMPILATION_CACHE = "~/.cache/fot_jax/xla"
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Trains what the flags describe."""
+    """Trains what the flags describe: here, or as one process of several."""
+    from launch.multihost import supervisor
+
     config = cli.load_experiment(flags)
+    given = supervisor.membership()
+    if given is not None:
+        _train_as_member(flags, config, *given)
+    elif (seat := _seat(flags)) is not None:
+        command = [sys.executable, "-m", "launch.train", *sys.argv[1:]]
+        workdir = cli.workdir_of(flags, config)
+        seconds = flags.preflight_seconds
+        sys.exit(supervisor.run(command, seat=seat, config=config, workdir=workdir, seconds=seconds, say=_say))
+    else:
+        code = _train(flags, config)
+        if code:
+            sys.exit(code)
+
+
+def _seat(flags: argparse.Namespace):
+    """The Seat of this process among several, None for a run of one."""
+    from launch.multihost import seats
+
+    named = seats.from_flags(flags.coordinator, flags.num_processes, flags.process_id)
+    if named is not None or flags.hosts == "one":
+        return named
+    return seats.from_environment(attribute=seats.metadata_attribute())
+
+
+def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
+    """Trains in this process; returns the exit code.
+
+    Raises:
+      UserError: something the user can mend.
+    """
+    profile = _profile_steps(flags.profile_steps)  # before minutes go into imports
     from fot_jax.train.loop import train  # JAX is wanted only after the flags are understood
     from fot_jax.train.recorder import NonFiniteError
 
+    _keep_compiled(flags.compilation_cache)
     allowed = [path for listed in flags.allow_change for path in listed.split(",") if path]
+    workdir = cli.workdir_of(flags, config)
     try:
-        train(
-            config,
-            workdir=cli.workdir_of(flags, config),
-            allow_changes=allowed,
-            say=lambda line: print(line, flush=True),
-        )
+        train(config, workdir=workdir, allow_changes=allowed, say=_say, profile=profile)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(NON_FINITE)
+        return NON_FINITE
+    return 0
+
+
+def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member: dict, link) -> None:
+    """Trains as one process of several, and tells the supervisor what went wrong."""
+    from fot_jax import distributed
+
+    try:
+        distributed.join(distributed.Member(**member))
+        code = _train(flags, config)
+        if code:
+            link.fail("a metric became NaN or infinite, see its output", code)
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        link.fail(message, cli.USER_ERROR)
+    except KeyboardInterrupt:
+        link.fail("was interrupted", 130)
+    except BaseException as error:
+        traceback.print_exc()
+        link.fail(f"{type(error).__name__}, see its output", 70)  # not this run's to name: a lost peer raises too
+    distributed.leave()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _keep_compiled(folder: str | None) -> None:
+    """Keeps compiled programs on disk between runs, and says where."""
+    import jax
+
+    from fot_jax.distributed import is_first
+
+    if folder == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    chosen = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR") or COMPILATION_CACHE
+    path = chosen if "://" in chosen else str(Path(chosen).expanduser())
+    jax.config.update("jax_compilation_cache_dir", path)
+    if is_first():
+        _say(f"compilation cache: {path} (--compilation-cache=DIR or off)")
+
+
+def _profile_steps(text: str | None):
+    """The ProfileSteps of FROM:TO, None where nothing is asked for."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match:
+        raise ConfigError(f"--profile-steps must be FROM:TO, e.g. 20:24, got {text!r}.")
+    from fot_jax.train.profile import ProfileSteps
+
+    return ProfileSteps(first=int(match[1]), last=int(match[2]))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,6 +140,27 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATH,PATH",
         help="config paths that may differ from the run already in the folder, e.g. train.steps,train.log_every",
+    )
+    parser.add_argument(
+        "--profile-steps", metavar="FROM:TO", help="write a trace of these steps for XProf to WORKDIR/profile"
+    )
+    parser.add_argument(
+        "--compilation-cache",
+        metavar="DIR",
+        help=f"keep compiled programs there; default: JAX_COMPILATION_CACHE_DIR or {COMPILATION_CACHE}; 'off': nowhere",
+    )
+    hosts = parser.add_argument_group("several hosts")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the next port is JAX's")
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="how many processes make the run")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    hosts.add_argument(
+        "--hosts",
+        choices=["auto", "one"],
+        default="auto",
+        help="auto: all hosts of the TPU slice this machine belongs to, if any; one: this machine alone",
+    )
+    hosts.add_argument(
+        "--preflight-seconds", type=float, default=300.0, metavar="S", help="how long all may take to come (300)"
     )
     return parser
 

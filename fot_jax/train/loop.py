@@ -12,16 +12,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fot_jax import checkpoint
+from fot_jax import checkpoint, distributed
 from fot_jax import workdir as run_folder
 from fot_jax.config import ExperimentConfig, PlanKind, UserError
+from fot_jax.data.batches import Stream
 from fot_jax.data.streams import make_stream
 from fot_jax.models import account
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, check_rows, make_mesh, replicated
 from fot_jax.train import state as train_state
 from fot_jax.train.context_schedule import ContextSchedule
+from fot_jax.train.lost_time import LostTime, Part
 from fot_jax.train.prefetch import Prefetcher
+from fot_jax.train.profile import Profile, ProfileSteps
 from fot_jax.train.recorder import Recorder
 from fot_jax.train.step import make_eval_step, make_train_step
 from fot_jax.train.stop_signal import StopSignal
@@ -43,11 +46,14 @@ def train(
     allow_changes: Collection[str] = (),
     devices: list[jax.Device] | None = None,
     say: Callable[[str], None] = print,
+    profile: ProfileSteps | None = None,
 ) -> Outcome:
     """Trains to `train.steps`, going on from the newest checkpoint of the folder if there is one.
 
     A run that was stopped or killed anywhere and resumed gives the same losses bit for bit as one that was
     not: the batch, d and the learning rate are functions of (seed, step), and the checkpoint holds the rest.
+    Every process of a run (`fot_jax.distributed`) calls this with a folder that all share; the first one writes
+    metrics and speaks.
 
     Args:
       config: the experiment.
@@ -55,6 +61,7 @@ def train(
       allow_changes: config paths that may differ from the run already there.
       devices: to arrange as the mesh; None: all.
       say: prints one line of progress.
+      profile: the steps of which a trace is written.
 
     Raises:
       UserError: another config's folder, one that another process trains in, an unreadable checkpoint,
@@ -62,17 +69,20 @@ def train(
       NonFiniteError: a metric became NaN or infinite; the last good checkpoint stays.
     """
     folder = Path(workdir)
+    say = say if distributed.is_first() else _say_nothing
     mesh = make_mesh(config.mesh, devices)
     rows = config.train.batch_rows // config.train.accumulation
     check_rows(rows, mesh)
     abstract = train_state.abstract_state(config, mesh)
     run_folder.compare_config(folder, config, allow_changes=allow_changes)  # before minutes go into data
     stream = make_stream(config, "train")
+    distributed.check_agreement("data.sources' tokens", repr(sorted(stream.digests.items())))
     evaluate = _make_evaluate(config, mesh) if config.train.eval_every else None
     schedule = ContextSchedule(config.crossbatch.schedule, config.seed)
     plans = functools.cache(functools.partial(_plan, config, mesh, rows))
     train_step = make_train_step(config, mesh)
     with contextlib.ExitStack() as stack:
+        lost = stack.enter_context(LostTime())
         stack.enter_context(run_folder.only_writer(folder))
         for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
             say(f"config changed: {line}")
@@ -89,7 +99,8 @@ def train(
             first = checkpoint.load_params(config.train.init_from)[1] if config.train.init_from else None
             state, position = train_state.create_state(config, mesh, params=first), {"switch_step": None}
             del first
-        run_folder.write_config(folder, config)  # everything the config asks for is there
+        if distributed.is_first():
+            run_folder.write_config(folder, config)  # everything the config asks for is there
         say(train_state.parameter_table(config))
         say(f"resumed after step {start}" if start else f"new run in {folder}")
         recorder = stack.enter_context(
@@ -100,35 +111,31 @@ def train(
                 step=start,
                 switch_step=position["switch_step"],
                 say=say,
+                lost=lost,
                 flops_per_token=functools.cache(functools.partial(_flops_per_token, config, rows)),
             )
         )
-        load = functools.partial(_load, stream, mesh)
+        load = functools.partial(_load, stream, mesh, config.train.batch_rows)
         batches = stack.enter_context(Prefetcher(load, stop=config.train.steps))
+        trace = stack.enter_context(Profile(folder, profile, say=say))
 
         saved = done = start
         heldout = None
 
         def save() -> None:
-            checkpoints.save(
-                done,
-                params=state.params,
-                optimizer=state.opt_state,
-                data={
-                    "step": done,
-                    "seed": config.seed,
-                    "switch_step": recorder.switch_step,
-                    "documents": stream.digests,
-                },
-                heldout_loss=heldout["heldout_loss"] if heldout else None,
-            )
+            data = {"step": done, "seed": config.seed, "switch_step": recorder.switch_step, "documents": stream.digests}
+            loss = heldout["heldout_loss"] if heldout else None
+            with lost.of(Part.CHECKPOINT):
+                checkpoints.save(done, params=state.params, optimizer=state.opt_state, data=data, heldout_loss=loss)
 
         for step in range(start, config.train.steps):
-            if stop.requested:
+            if stop.reached(step):
                 break
+            trace.before(step + 1, wait=recorder.finish)
             num_contexts = schedule.num_contexts(step, switch_step=recorder.switch_step)
-            batch = batches.take(step)
-            with _guards():
+            with lost.of(Part.DATA_WAIT):
+                batch = batches.take(step)
+            with _guards(), trace.step(step + 1):
                 state, metrics = train_step(state, batch, plans(num_contexts))
             recorder.finish()  # the step before, while this one computes
             recorder.begin(step + 1, metrics, num_contexts=num_contexts)
@@ -137,7 +144,8 @@ def train(
             checkpoint_due = last or done % config.train.checkpoint_every == 0
             heldout = None
             if evaluate and (checkpoint_due or done % config.train.eval_every == 0):
-                heldout = evaluate(state.params, plans(schedule.final))
+                with lost.of(Part.EVALUATION):
+                    heldout = evaluate(state.params, plans(schedule.final))
                 recorder.finish(heldout)
             if checkpoint_due:
                 recorder.finish()  # nothing is saved before its metrics are known to be finite
@@ -146,6 +154,9 @@ def train(
         recorder.finish()
         if done > saved:
             save()
+        with lost.of(Part.CHECKPOINT):
+            checkpoints.wait()
+        say(lost.summary())
     if stop.requested and done < config.train.steps:
         say(f"stopped by SIGTERM after step {done}, nothing is lost: the same command goes on from there")
     return Outcome(step=done, stopped=stop.requested and done < config.train.steps)
@@ -154,7 +165,7 @@ def train(
 def _restore(checkpoints: checkpoint.Checkpointer, step: int, abstract: train_state.TrainState) -> tuple[Any, dict]:
     """The state after `step` optimizer steps, and what the data position remembers."""
     params, opt_state, data = checkpoints.restore(step, params=abstract.params, optimizer=abstract.opt_state)
-    number = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
+    number = distributed.put(np.asarray(step, np.int32), abstract.step.sharding)
     return train_state.TrainState(step=number, params=params, opt_state=opt_state), data
 
 
@@ -180,16 +191,23 @@ def _guards() -> Iterator[None]:
         yield
 
 
-def _load(stream: Any, mesh: Mesh, step: int) -> Any:
-    """The batch of a step, on the devices."""
-    return jax.device_put(stream.batch(step), batch_sharding(mesh))
+def _load(stream: Stream, mesh: Mesh, rows: int, step: int) -> Any:
+    """The batch of a step, on the devices; each process makes its rows alone."""
+    sharding = batch_sharding(mesh)
+    parts = [stream.batch(step, rows=span) for span in distributed.local_rows(sharding, rows)]
+    return distributed.put_rows(parts, sharding, rows=rows)
+
+
+def _say_nothing(line: str) -> None:
+    del line  # the first process says it
 
 
 def _plan(config: ExperimentConfig, mesh: Mesh, rows: int, num_contexts: int) -> Plan | None:
     """The plan of a micro-batch of `rows` rows, on the devices; None for plain training."""
     if config.crossbatch.plan is PlanKind.OFF:
         return None
-    return jax.device_put(make_plan(config.crossbatch, batch_rows=rows, num_contexts=num_contexts), replicated(mesh))
+    plan = make_plan(config.crossbatch, batch_rows=rows, num_contexts=num_contexts)
+    return distributed.put(plan, replicated(mesh))
 
 
 def _flops_per_token(config: ExperimentConfig, rows: int, num_contexts: int) -> float:
@@ -206,7 +224,7 @@ def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan 
     def evaluate(params: Any, plan: Plan | None) -> dict[str, float]:
         totals = np.zeros(3)
         for index in range(config.train.eval_batches):
-            batch = _load(stream, mesh, index)
+            batch = _load(stream, mesh, config.train.batch_rows, index)
             with _guards():
                 sums = eval_step(params, batch, plan)
             # One batch in flight: a mesh of CPU devices may hang with many.

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import jax
 
+from fot_jax import distributed
 from fot_jax.config import ExperimentConfig
 from fot_jax.train.context_schedule import ContextSchedule
+from fot_jax.train.lost_time import LostTime
 from fot_jax.train.metrics import MetricsWriter, Speed, progress_line
 from fot_jax.train.step import StepMetrics
 
@@ -38,6 +40,7 @@ class Recorder:
         step: int,
         switch_step: int | None,
         say: Callable[[str], None],
+        lost: LostTime,
         flops_per_token: Callable[[int], float],
     ) -> None:
         """Goes on after `step` optimizer steps.
@@ -49,13 +52,15 @@ class Recorder:
           step: optimizer steps done.
           switch_step: as the checkpoint remembers it.
           say: prints a progress line.
+          lost: the seconds that no step got, written with the metrics.
           flops_per_token: FLOPs of a training step per token, as a function of d.
         """
         self.switch_step = switch_step
         self._train = config.train
         self._schedule = schedule
-        self._writer = MetricsWriter(workdir, step=step)
+        self._writer = MetricsWriter(workdir, step=step) if distributed.is_first() else None
         self._say = say
+        self._lost = lost
         self._flops_per_token = flops_per_token
         self._speed = Speed(
             tokens_per_step=config.train.batch_rows * config.model.local_context, steps=config.train.steps
@@ -66,7 +71,8 @@ class Recorder:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
     def begin(self, step: int, metrics: StepMetrics, *, num_contexts: int) -> None:
         """Takes the metrics of the step that makes `step` steps done; they may still be computing."""
@@ -107,5 +113,6 @@ class Recorder:
             if self._train.peak_tflops:
                 flops = tokens_per_second * self._flops_per_token(int(scalars["num_contexts"]))
                 scalars["model_flops_utilisation"] = flops / (self._train.peak_tflops * 1e12)
-        self._writer.write(step, scalars)
+        if self._writer:
+            self._writer.write(step, scalars | self._lost.scalars())
         self._say(progress_line(step, scalars, steps=self._train.steps, seconds_left=seconds_left))

@@ -13,6 +13,7 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from fot_jax import distributed
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.models.init import init_params, param_shapes
 from fot_jax.sharding import param_shardings, replicated
@@ -109,7 +110,7 @@ def create_state(config: ExperimentConfig, mesh: Mesh, *, params: Any = None) ->
         return jax.jit(lambda: _init(config), out_shardings=shardings)()
     params = _with_fresh_gates(params, config)
     _check_same(params, param_shapes(config.model), config=config)
-    params = jax.device_put(params, shardings.params)
+    params = distributed.put(params, shardings.params)
     return jax.jit(functools.partial(_init, config), out_shardings=shardings)(params)
 
 

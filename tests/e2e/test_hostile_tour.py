@@ -10,7 +10,7 @@ import pytest
 
 from launch import cli, generate, train
 
-TRAIN = ("train", "--config=tests/e2e/text_config.py", "--config.mesh.data=-1")
+TRAIN = ("train", "--config=tests/e2e/text_config.py", "--config.mesh.data=-1", "--compilation-cache=off")
 
 
 def command(name, *flags) -> int:

@@ -17,12 +17,13 @@ import pytest
 from fot_jax.checkpoint import load_params
 from fot_jax.config import UserError
 from fot_jax.train import loop
+from fot_jax.train.lost_time import Part
 from fot_jax.train.metrics import MetricsWriter, Speed, duration, progress_line, read_rows
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.recorder import NonFiniteError
 from tests.train.tiny import tiny
 
-TIMING = ("tokens_per_second", "model_flops_utilisation")
+TIMING = ("tokens_per_second", "model_flops_utilisation", *(f"{part}_seconds" for part in Part))
 
 
 def run(config, workdir, **arguments):

@@ -1,0 +1,303 @@
+"""Who takes part in a run, whether all run the same, and who is lost: lines of JSON over TCP through process 0.
+
+    others -> 0   hello        host, and digests of what must be equal
+    0 -> others   go | stop    all are there and equal | one line that says what is not
+    both ways     beat         every few seconds; who is silent for long is lost
+                  failed       one line; process 0 tells all
+                  done         the process ended well
+
+A killed process' connection is closed by its system at once; a lost machine is noticed by its silence.
+"""
+
+import contextlib
+import dataclasses
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fot_jax.config import UserError
+from launch.multihost.seats import Seat
+
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 30.0
+DEAD = 3  # exit code of a process that stops because another died
+_LONGEST_LINE = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hello:
+    """What a process says of itself.
+
+    Attributes:
+      process: its number.
+      processes: how many it expects.
+      host: its host's name.
+      same: what must be equal in all processes: name -> digest.
+    """
+
+    process: int
+    processes: int
+    host: str
+    same: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"process {self.process} ({self.host})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Why this process must end: one line, and the exit code."""
+
+    message: str
+    code: int
+
+
+class Line:
+    """One connection: JSON objects, one a line."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._file = connection.makefile("rb")
+        self._lock = threading.Lock()
+
+    def send(self, **message: Any) -> None:
+        """Sends one object; a lost connection is found out by who reads."""
+        try:
+            with self._lock:
+                self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            pass
+
+    def receive(self, *, seconds: float) -> dict[str, Any] | None:
+        """The next object; None when the other side is gone, silent for `seconds`, or talks otherwise."""
+        try:
+            self._socket.settimeout(max(seconds, 0.01))
+            line = self._file.readline(_LONGEST_LINE)
+            message = json.loads(line) if line.endswith(b"\n") else None
+        except (OSError, ValueError):
+            return None
+        return message if isinstance(message, dict) else None
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self.hang_up()
+        self._file.close()
+        self._socket.close()
+
+    def hang_up(self) -> None:
+        """Ends the connection and leaves closing to the thread that reads."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """Objects until the other side is gone or silent."""
+        while (message := self.receive(seconds=SILENT_SECONDS)) is not None:
+            yield message
+
+
+class Watch:
+    """The connections of an assembled run.
+
+    Attributes:
+      stops: gets a Stop when another process failed or died.
+      hosts: of all processes, by number.
+      token: process 0's, the same for all.
+    """
+
+    def __init__(self, me: Hello, lines: dict[int, Line], *, hosts: list[str], token: str) -> None:
+        self.stops: queue.Queue[Any] = queue.Queue()
+        self.hosts = hosts
+        self.token = token
+        self._me = me
+        self._lines = lines
+        self._done = {process: threading.Event() for process in lines}
+        self._closing = threading.Event()
+        self.threads = [threading.Thread(target=self._read, args=(process,), daemon=True) for process in lines]
+        self.threads.append(threading.Thread(target=self._beat, daemon=True))
+        for thread in self.threads:
+            thread.start()
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._closing.set()
+        for line in self._lines.values():
+            line.hang_up()
+
+    def failed(self, message: str, code: int) -> None:
+        """Tells the others that this process fails."""
+        self._tell(f"{self._me} failed: {message}", code)
+
+    def done(self, *, seconds: float) -> None:
+        """Tells the others that this process ended well; process 0 waits for them, others end at once."""
+        for line in self._lines.values():
+            line.send(kind="done")
+        deadline = time.monotonic() + seconds
+        for event in self._done.values() if self._me.process == 0 else ():
+            event.wait(max(deadline - time.monotonic(), 0.0))
+
+    def _tell(self, message: str, code: int, *, but: int | None = None) -> None:
+        for process, line in self._lines.items():
+            if process != but:
+                line.send(kind="failed", message=message, code=code)
+
+    def _read(self, process: int) -> None:
+        stop = self._until_stop(process)
+        if stop and not self._closing.is_set():
+            self._tell(stop.message, stop.code, but=process)
+            self.stops.put(stop)
+        self._done[process].set()
+        self._closing.wait()
+        self._lines[process].close()
+
+    def _until_stop(self, process: int) -> Stop | None:
+        """Reads what a process says; None when it ended well."""
+        for message in self._lines[process].messages():
+            if message.get("kind") == "failed":
+                return Stop(message=str(message.get("message")), code=int(message.get("code", DEAD)))
+            if message.get("kind") == "done":
+                return None
+        return Stop(message=f"process {process} ({self.hosts[process]}) died", code=DEAD)
+
+    def _beat(self) -> None:
+        while not self._closing.wait(BEAT_SECONDS):
+            for line in self._lines.values():
+                line.send(kind="beat")
+
+
+def assemble(seat: Seat, me: Hello, *, seconds: float, token: str) -> Watch:
+    """Waits for every process; they must all run the same.
+
+    Args:
+      seat: this process' seat.
+      me: what it says of itself.
+      seconds: how long to wait.
+      token: process 0's reaches all; the others' are not used.
+
+    Raises:
+      UserError: processes are missing after `seconds`, or run something else; the message names them.
+    """
+    deadline = time.monotonic() + seconds
+    return _hold(seat, me, deadline, seconds, token) if seat.process == 0 else _answer(seat, me, deadline, seconds)
+
+
+def _hold(seat: Seat, me: Hello, deadline: float, seconds: float, token: str) -> Watch:
+    """Process 0: waits for the others' hellos, judges, and tells them."""
+    try:
+        v6 = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if v6 else socket.AF_INET
+        server = socket.create_server(("", seat.port), family=family, dualstack_ipv6=v6, backlog=seat.processes)
+    except OSError as error:
+        raise UserError(
+            f"port {seat.port} of --coordinator must be free on process 0's host, got: {error.strerror}."
+            " Wait for the run that holds it, or name another port."
+        ) from error
+    lines: dict[int, Line] = {}
+    hellos = {0: me}
+    problem = None
+    with server:
+        while len(hellos) < seat.processes and problem is None and time.monotonic() < deadline:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                break
+            line = Line(connection)
+            hello = _parsed(line.receive(seconds=min(BEAT_SECONDS, deadline - time.monotonic())))
+            problem = _misfit(hello, hellos, seat) if hello else None
+            if hello is None or problem:  # a stranger, or a process that cannot be of this run
+                line.send(kind="stop", message=problem or "not one of this run")
+                line.close()
+            else:
+                lines[hello.process], hellos[hello.process] = line, hello
+    problem = problem or _missing(hellos, seat, seconds) or _difference(hellos)
+    if problem:
+        for line in lines.values():
+            line.send(kind="stop", message=problem)
+            line.close()
+        raise UserError(problem)
+    hosts = [hellos[process].host for process in range(seat.processes)]
+    for line in lines.values():
+        line.send(kind="go", hosts=hosts, token=token)
+    return Watch(me, lines, hosts=hosts, token=token)
+
+
+def _answer(seat: Seat, me: Hello, deadline: float, seconds: float) -> Watch:
+    """Another process: says hello to process 0 and waits for its word."""
+    reason = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            connection = socket.create_connection((seat.host, seat.port), timeout=BEAT_SECONDS)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            time.sleep(0.2)
+            continue
+        line = Line(connection)
+        line.send(kind="hello", **dataclasses.asdict(me))
+        word = line.receive(seconds=deadline - time.monotonic() + BEAT_SECONDS)
+        if word is not None and word.get("kind") == "go":
+            return Watch(me, {0: line}, hosts=word["hosts"], token=word["token"])
+        line.close()
+        if word is not None:
+            raise UserError(str(word.get("message")))
+        reason = "it closed the connection"
+        time.sleep(0.2)
+    raise UserError(
+        f"preflight: process 0 must answer at {seat.host}:{seat.port} within {seconds:.0f} s, got: {reason}."
+        f" It has not started, or the network keeps ports {seat.port} and {seat.port + 1} closed."
+    )
+
+
+def _parsed(message: dict[str, Any] | None) -> Hello | None:
+    if message is None or message.pop("kind", None) != "hello":
+        return None
+    try:
+        hello = Hello(**message)
+    except TypeError:
+        return None
+    return hello if isinstance(hello.process, int) and isinstance(hello.same, dict) else None
+
+
+def _misfit(hello: Hello, hellos: dict[int, Hello], seat: Seat) -> str | None:
+    """Why a hello cannot be of this run."""
+    if hello.processes != seat.processes:
+        return (
+            f"preflight: --num-processes must be the same everywhere, got {hello.processes} in {hello} and"
+            f" {seat.processes} in {hellos[0]}."
+        )
+    if hello.process in hellos:
+        return f"preflight: {hello} and {hellos[hello.process]} have the same number. Give each its own --process-id."
+    return None
+
+
+def _missing(hellos: dict[int, Hello], seat: Seat, seconds: float) -> str | None:
+    """The line that names who has not come."""
+    missing = [process for process in range(seat.processes) if process not in hellos]
+    if not missing:
+        return None
+    known = dict(enumerate(seat.names))
+    listed = ", ".join(f"{process} ({known[process]})" if process in known else str(process) for process in missing)
+    return (
+        f"preflight: all {seat.processes} processes must come within {seconds:.0f} s; {len(hellos)} came, missing:"
+        f" {listed}. Look at the output of these hosts, or give --preflight-seconds more."
+    )
+
+
+def _difference(hellos: dict[int, Hello]) -> str | None:
+    """The line that names who runs something else than process 0."""
+    first = hellos[0]
+    for name in first.same:
+        others = [hello for _, hello in sorted(hellos.items()) if hello.same.get(name) != first.same[name]]
+        if others:
+            listed = ", ".join(f"{hello} {hello.same.get(name)}" for hello in others[:8])
+            more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+            return (
+                f"preflight: every process must have the same {name}; {first} has {first.same[name]}, but"
+                f" {listed}{more}. Bring the same files and flags to every host."
+            )
+    return None

@@ -1,0 +1,237 @@
+"""The process beside a training process: preflight, then the training as its child, then one line on how it ended.
+
+It touches no device and imports no JAX, so it lives on where JAX aborts. SIGTERM goes on to the child, which stops
+with all others at the same step. When the supervisor itself is killed, its child ends with it.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import queue
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fot_jax.config import ExperimentConfig, UserError
+from fot_jax.config.build import to_dict
+from launch.multihost.roll_call import DEAD, Hello, Stop, Watch, assemble
+from launch.multihost.seats import Seat
+
+MEMBER = "FOT_JAX_MEMBER"  # environment variable of the child: JSON of coordinator, process, processes, descriptor
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
+SHARED_SECONDS = 60.0  # network file systems may show a new file late
+_GRACE_SECONDS = 10.0  # for a child to end by itself when another process failed
+_DONE_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ended:
+    """The child's exit code, and its own line about an error, if it gave one."""
+
+    code: int
+    message: str | None
+
+
+def digests(config: ExperimentConfig) -> dict[str, str]:
+    """What must be equal in all processes: config, source files, versions of packages; 8 hex digits or text."""
+    root = Path(__file__).parents[2]
+    code = hashlib.sha256()
+    for path in sorted(path for package in ("fot_jax", "launch") for path in (root / package).rglob("*.py")):
+        code.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    resolved = json.dumps(to_dict(config), sort_keys=True).encode()
+    versions = " ".join(f"{name}={_version(name)}" for name in PACKAGES)
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {
+        "config": hashlib.sha256(resolved).hexdigest()[:8],
+        "code": code.hexdigest()[:8],
+        "packages": f"python={python} {versions}",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def run(
+    command: Sequence[str],
+    *,
+    seat: Seat,
+    config: ExperimentConfig,
+    workdir: Path,
+    seconds: float,
+    say: Callable[[str], None],
+) -> int:
+    """Preflight and training of this process' part; returns the exit code.
+
+    Args:
+      command: the child's, as an argument list.
+      seat: which process this is.
+      config: the resolved experiment.
+      workdir: the run's folder, shared by all hosts.
+      seconds: time limit of the preflight.
+      say: prints a line; used by process 0.
+
+    Raises:
+      UserError: the preflight failed, or another process did; the message says which.
+    """
+    start = time.monotonic()
+    me = Hello(process=seat.process, processes=seat.processes, host=socket.gethostname(), same=digests(config))
+    with assemble(seat, me, seconds=seconds, token=secrets.token_hex(8)) as watch:
+        try:
+            _check_shared(workdir, seat, watch.token)
+        except UserError as error:
+            _fail(watch, str(error), code=2)
+            raise
+        if seat.process == 0:
+            hosts = ", ".join(watch.hosts[:4]) + (f", ... {len(watch.hosts)}" if len(watch.hosts) > 4 else "")
+            say(
+                f"preflight: {seat.processes} processes ({hosts}), config {me.same['config']}, code {me.same['code']},"
+                f" the same everywhere; {workdir} is shared; {time.monotonic() - start:.1f} s"
+            )
+        return _supervise(command, seat, watch)
+
+
+def _check_shared(workdir: Path, seat: Seat, token: str) -> None:
+    """Raises UserError unless all processes see one folder: process 0 writes a token, the others read it."""
+    path = workdir / ".roll_call"
+    if seat.process == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(token, encoding="utf-8")
+        return
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (path.is_file() and path.read_text(encoding="utf-8") == token):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"preflight: --workdir must be one folder that all hosts share, but on {socket.gethostname()}"
+                f" {workdir} does not show the file that process 0 wrote {SHARED_SECONDS:.0f} s ago."
+                " Mount the same file system everywhere."
+            )
+        time.sleep(0.1)
+
+
+def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
+    """Runs the child until it or another process ends."""
+    ours, theirs = socket.socketpair()
+    member = {
+        "coordinator": f"{seat.host}:{seat.port + 1}",
+        "process": seat.process,
+        "processes": seat.processes,
+        "descriptor": theirs.fileno(),
+    }
+    child = subprocess.Popen(command, env=os.environ | {MEMBER: json.dumps(member)}, pass_fds=[theirs.fileno()])
+    theirs.close()
+    before = {number: signal.signal(number, lambda n, _: _send(child, n)) for number in (signal.SIGTERM,)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child too
+    try:
+        threading.Thread(target=_wait, args=(child, ours, watch.stops), daemon=True).start()
+        event = watch.stops.get()
+        if isinstance(event, Stop):
+            return _stopped(event, child, watch)
+        if event.code == 0:
+            watch.done(seconds=_DONE_SECONDS)
+            return 0
+        return _lost(event, watch)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(child: subprocess.Popen, link: socket.socket, events: queue.Queue) -> None:
+    """Puts the child's end into the queue, with the error line it gave."""
+    said = b""
+    while part := link.recv(4096):
+        said += part
+    events.put(Ended(code=child.wait(), message=said.decode(errors="replace") or None))
+
+
+def _lost(event: Ended, watch: Watch) -> int:
+    """This process' training failed: tells the others, unless they were the reason. Returns the exit code."""
+    if event.message is None or event.code not in (1, 2):
+        try:  # a lost peer ends the child too (JAX aborts, a collective fails): its name is the better message
+            return _say_stop(watch.stops.get(timeout=2.0))
+        except queue.Empty:
+            pass
+    signalled = f"was killed by signal {-event.code}" if event.code < 0 else f"ended with exit code {event.code}"
+    code = event.code if event.code in (1, 2) else DEAD
+    if event.message is None:
+        print(f"error: the training of this process {signalled}", file=sys.stderr, flush=True)
+    _fail(watch, event.message or signalled, code=code)
+    return code
+
+
+def _fail(watch: Watch, message: str, *, code: int) -> None:
+    watch.failed(message, code)
+    time.sleep(0.5)  # let it arrive before the connections close
+
+
+def _stopped(stop: Stop, child: subprocess.Popen, watch: Watch) -> int:
+    """Another process failed or died: ends the child. Returns the exit code."""
+    if stop.code != DEAD:
+        try:  # all may be failing for the same reason (a metric became NaN): the child's own line is enough
+            event = watch.stops.get(timeout=_GRACE_SECONDS)
+            while isinstance(event, Stop):
+                event = watch.stops.get(timeout=_GRACE_SECONDS)
+            if event.message is not None and event.code in (1, 2):
+                return event.code
+        except queue.Empty:
+            pass
+    if child.poll() is None:
+        child.kill()
+        child.wait()
+    return _say_stop(stop)
+
+
+def _say_stop(stop: Stop) -> int:
+    then = " The same command on every host goes on from the last checkpoint." if stop.code == DEAD else ""
+    print(f"error: stopped, as {stop.message.rstrip('.')}.{then}", file=sys.stderr, flush=True)
+    return stop.code
+
+
+def _send(child: subprocess.Popen, number: int) -> None:
+    if child.poll() is None:
+        child.send_signal(number)
+
+
+class Link:
+    """The child's end: tells the supervisor about an error, and ends this process with the supervisor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.set_inheritable(False)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        try:
+            self._socket.recv(1)  # nothing is ever sent: it returns when the supervisor is gone
+        finally:
+            os._exit(DEAD)
+
+    def fail(self, message: str, code: int) -> None:
+        """Hands the line over and ends this process at once: JAX's own end would wait for the others."""
+        self._socket.sendall(message.encode())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def membership() -> tuple[dict, Link] | None:
+    """What the supervisor gave this process (coordinator, process, processes) and the link to it; None without one."""
+    given = os.environ.pop(MEMBER, None)
+    if given is None:
+        return None
+    member = json.loads(given)
+    return member, Link(member.pop("descriptor"))

@@ -1,0 +1,145 @@
+r"""A training on TPU slices of a GKE cluster: a JobSet manifest, or the same by Google's Cluster Toolkit.
+
+  python -m launch.pods.jobset apply --name=fot --image=us-docker.pkg.dev/P/R/fot_jax:1 --claim=shared \
+      --accelerator=tpu-v5-lite-podslice --topology=4x4 [--slices=2] [--spot] [--queue=QUEUE] \
+      -- --config=configs/X.py --workdir=/mnt/shared/runs/X
+  python -m launch.pods.jobset gcluster --name=fot --image=... --claim=shared --compute-type=v5litepod-16 \
+      --topology=4x4 --cluster=C --location=us-west4-a --project=P [--slices=2] -- --config=... --workdir=...
+
+`apply` writes the manifest to --output (fot.yaml) and hands it to kubectl; `gcluster` calls `gcluster job submit`,
+which makes a manifest of its own. --dry-run prints the manifest and every command, and runs none. --claim names a
+PersistentVolumeClaim that many hosts may write (ReadWriteMany), mounted at /mnt/shared. What stands after `--`
+are flags of launch.train. A preempted or lost host restarts all, and they go on from the last checkpoint.
+
+Source: gcluster's flags as in https://docs.cloud.google.com/cluster-toolkit/docs/reference/gcluster-job-submit
+(experimental there; read with Cluster Toolkit's sources of 2026).
+"""
+
+import argparse
+import json
+import math
+import shlex
+import string
+from pathlib import Path
+
+from fot_jax.config import UserError
+from launch import cli
+from launch.pods import shell
+from launch.pods.shell import Shell
+
+TEMPLATE = Path(__file__).with_name("jobset.yaml")
+MOUNT = "/mnt/shared"
+GRACE_SECONDS = 120  # between SIGTERM and SIGKILL: a step, and a checkpoint
+
+
+def training_command(flags: argparse.Namespace) -> list[str]:
+    """The container's command.
+
+    Raises:
+      UserError: --workdir is not in the shared volume.
+    """
+    workdirs = [argument.partition("=")[2] for argument in flags.train if argument.startswith("--workdir=")]
+    if len(workdirs) != 1 or not workdirs[0].startswith(MOUNT + "/"):
+        raise UserError(f"--workdir=... of the training must lie in {MOUNT}, which all hosts share, got {workdirs}.")
+    return ["python", "-m", "launch.train", *flags.train]
+
+
+def manifest(flags: argparse.Namespace) -> str:
+    """The JobSet as YAML.
+
+    Raises:
+      UserError: the topology does not fill whole hosts.
+    """
+    chips = math.prod(int(size) for size in flags.topology.split("x"))
+    if chips % flags.chips_per_host:
+        raise UserError(
+            f"--topology={flags.topology} has {chips} chips, which hosts of --chips-per-host={flags.chips_per_host}"
+            " do not divide."
+        )
+    queue = f"\n  labels:\n    kueue.x-k8s.io/queue-name: {flags.queue}" if flags.queue else ""
+    spot = '\n                cloud.google.com/gke-spot: "true"' if flags.spot else ""
+    return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=flags.name,
+        image=flags.image,
+        claim=flags.claim,
+        accelerator=flags.accelerator,
+        topology=flags.topology,
+        slices=flags.slices,
+        hosts=chips // flags.chips_per_host,
+        chips=flags.chips_per_host,
+        restarts=flags.restarts,
+        grace=GRACE_SECONDS,
+        mount=MOUNT,
+        queue=queue,
+        spot=spot,
+        command=json.dumps(training_command(flags)),  # JSON's strings are YAML's
+    )
+
+
+def gcluster_command(flags: argparse.Namespace) -> list[str]:
+    """`gcluster job submit` for the same training."""
+    command = ["gcluster", "job", "submit"]
+    command += [f"--project={flags.project}", f"--cluster={flags.cluster}", f"--location={flags.location}"]
+    command += [f"--name={flags.name}", f"--image={flags.image}"]
+    command += [f"--compute-type={flags.compute_type}", f"--topology={flags.topology}", f"--num-slices={flags.slices}"]
+    command += [f"--restarts={flags.restarts}", f"--grace-period={GRACE_SECONDS}s"]
+    command += [f"--mount={flags.claim}:{MOUNT}:rw"]
+    command += [f"--queue={flags.queue}"] if flags.queue else []
+    return [*command, f"--command={shlex.join(training_command(flags))}"]
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Does what the subcommand says."""
+    commands = Shell(dry_run=flags.dry_run)
+    if flags.action == "gcluster":
+        commands.run(gcluster_command(flags))
+        return
+    text = manifest(flags)
+    output = flags.output or f"{flags.name}.yaml"
+    if flags.dry_run:
+        print(text, end="")
+    else:
+        Path(output).write_text(text, encoding="utf-8")
+    commands.run(["kubectl", "apply", f"--filename={output}"])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = cli.make_parser(__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action in ("apply", "gcluster"):
+        _add_action(actions.add_parser(action, allow_abbrev=False), action)
+    return parser
+
+
+def _add_action(parser: argparse.ArgumentParser, action: str) -> None:
+    word = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+    parser.add_argument("--name", required=True, type=shell.NAME, help="of the JobSet")
+    parser.add_argument("--image", required=True, type=shell.IMAGE, help="made from the Dockerfile of docs/pods.md")
+    claim = shell.matching(word, what="must be a PersistentVolumeClaim's name")
+    parser.add_argument("--claim", required=True, type=claim, help=f"ReadWriteMany, mounted at {MOUNT}")
+    parser.add_argument("--topology", required=True, type=shell.TOPOLOGY, help="of one slice, e.g. 4x4")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="several slices as one (multislice)")
+    parser.add_argument("--restarts", type=int, default=20, metavar="N", help="of all hosts, after one is lost (20)")
+    queue = shell.matching(word, what="must be a Kueue LocalQueue's name")
+    parser.add_argument("--queue", type=queue, help="a Kueue LocalQueue")
+    parser.add_argument("--dry-run", action="store_true", help="print the manifest and every command, run none")
+    if action == "apply":
+        kind = shell.matching(r"tpu[a-z0-9-]+", what="must be like tpu-v5-lite-podslice")
+        parser.add_argument("--accelerator", required=True, type=kind, help="GKE's name of the TPU")
+        parser.add_argument("--chips-per-host", type=int, default=4, metavar="N", help="4 on most slices")
+        parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
+        parser.add_argument("--output", metavar="FILE", help="where the manifest is written; default: NAME.yaml")
+    else:
+        kind = shell.matching(r"[a-z0-9-]+", what="must be like v5litepod-16 or tpu7x-64")
+        place = shell.matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", what="must be a region or zone")
+        name = shell.matching(word, what="must be a GKE cluster's name")
+        parser.add_argument("--compute-type", required=True, type=kind, help="Cluster Toolkit's name of the slice")
+        parser.add_argument("--cluster", required=True, type=name)
+        parser.add_argument("--location", required=True, type=place, help="of the cluster")
+        parser.add_argument("--project", required=True, type=shell.PROJECT)
+    parser.add_argument("train", nargs="+", metavar="-- FLAGS", help="flags of launch.train, after --")
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

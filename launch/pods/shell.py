@@ -1,0 +1,70 @@
+"""Commands of other programs: argument lists, printed before they run, or printed alone with --dry-run."""
+
+import argparse
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+
+from fot_jax.config import UserError
+
+
+class Shell:
+    """Runs commands one after another; each is printed as a line that a shell would take.
+
+    With `dry_run` nothing runs, and a command whose answer is needed answers what it is assumed to.
+    """
+
+    def __init__(self, *, dry_run: bool, say: Callable[[str], None] = print) -> None:
+        self.dry_run = dry_run
+        self._say = say
+
+    def run(self, command: Sequence[str]) -> None:
+        """Runs a command in the terminal.
+
+        Raises:
+          UserError: it is not installed or fails.
+        """
+        if self._announced(command):
+            self._checked(command, subprocess.run(command, check=False).returncode)
+
+    def ask(self, command: Sequence[str], *, assume: str) -> str:
+        """A command's output without white space around it; `assume` in a dry run.
+
+        Raises:
+          UserError: it is not installed or fails.
+        """
+        if not self._announced(command):
+            return assume
+        answer = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+        self._checked(command, answer.returncode)
+        return answer.stdout.strip()
+
+    def _announced(self, command: Sequence[str]) -> bool:
+        self._say(shlex.join(command))
+        return not self.dry_run
+
+    def _checked(self, command: Sequence[str], code: int) -> None:
+        if code:
+            raise UserError(f"{shlex.join(command[:5])} ... ended with exit code {code}; its own output says why.")
+
+
+def matching(pattern: str, *, what: str) -> Callable[[str], str]:
+    """A check for argparse's `type`: the text itself where it matches, else `what` it must be."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{what}, got {text!r}")
+        return text
+
+    return check
+
+
+NAME = matching(
+    r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", what="must be lower-case letters, digits and '-', at most 40, from a letter"
+)
+PROJECT = matching(r"[a-z][-a-z0-9.:]{4,61}[a-z0-9]", what="must be a project's id, e.g. my-project-1")
+IMAGE = matching(
+    r"[a-z0-9][a-z0-9._/:@-]*", what="must be a container image, e.g. us-docker.pkg.dev/PROJECT/REPO/fot_jax:1"
+)
+TOPOLOGY = matching(r"\d+x\d+(x\d+)?", what="must be chips along each axis, e.g. 4x4 or 4x4x8")
