@@ -21,8 +21,8 @@ from fot_jax.types import Partial, Plan
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rule:
-    """What is static about a call: who sees what, and the block length."""
+class Rule:
+    """What is static about a call: who sees what, and the block length (a divisor of the keys' length)."""
 
     boundaries: Boundaries
     causal: bool  # True: slot 0 is the row's own chunk, causally; False: whole chunks of other rows
@@ -43,7 +43,7 @@ def block_visibility(
     return (key_segments != 0)[:, None, :] & jnp.where(own[:, None, None], mine, ~same)
 
 
-def _block_mask(rule: _Rule, query_segments, key_segments, own, filled, start, length):
+def _block_mask(rule: Rule, query_segments, key_segments, own, filled, start, length):
     """[B, 1, R·L, block] visibility of one block of keys."""
     L = query_segments.shape[1]
     if rule.causal:
@@ -57,7 +57,7 @@ def _block_mask(rule: _Rule, query_segments, key_segments, own, filled, start, l
     return jnp.tile(mask, (1, rule.repeats, 1))[:, None]
 
 
-def _read(rule: _Rule, keys, values, segments, ids, start):
+def _read(rule: Rule, keys, values, segments, ids, start):
     """One block of the keys, values and segments that slot ids [B] name."""
     length = min(rule.block, keys.shape[2])
 
@@ -74,7 +74,7 @@ def _scores(queries, keys, mask):
     return jnp.where(mask, scores, MASKED_SCORE)
 
 
-def _schedule(rule: _Rule, num_slots: int, S: int):
+def _schedule(rule: Rule, num_slots: int, S: int):
     """The (slot, first key) pairs of the loop."""
     starts = jnp.arange(0, S, min(rule.block, S), dtype=jnp.int32)
     slots = jnp.repeat(jnp.arange(num_slots, dtype=jnp.int32), len(starts))
@@ -82,11 +82,13 @@ def _schedule(rule: _Rule, num_slots: int, S: int):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _online(rule: _Rule, queries, keys, values, plan: Plan, query_segments, segments):
-    return _forward(rule, queries, keys, values, plan, query_segments, segments)[0]
+def _online(rule: Rule, queries, keys, values, plan: Plan, query_segments, segments):
+    return forward(rule, queries, keys, values, plan, query_segments, segments)[0]
 
 
-def _forward(rule, queries, keys, values, plan, query_segments, segments):
+def forward(rule: Rule, queries, keys, values, plan: Plan, query_segments, segments):
+    """((weighted, peak, total), what `gradients` needs), in the internal layout."""
+
     def visit(carry, place):
         slot, start = place
         ids, own = plan.context_ids[:, slot], plan.own_document[:, slot]
@@ -115,8 +117,8 @@ def _forward(rule, queries, keys, values, plan, query_segments, segments):
     return (weighted, peak, total), (queries, keys, values, plan, query_segments, segments, peak)
 
 
-def _backward(rule, saved, cotangents):
-    """With w = exp(s − peak): dv = wᵀ dweighted, ds = w (dweighted·v + dtotal)."""
+def gradients(rule: Rule, saved, cotangents):
+    """Float32 (dq, dk, dv). With w = exp(s − peak): dv = wᵀ dweighted, ds = w (dweighted·v + dtotal)."""
     queries, keys, values, plan, query_segments, segments, peak = saved
     d_weighted, _, d_total = cotangents
     d_weighted_low = d_weighted.astype(values.dtype)
@@ -143,11 +145,15 @@ def _backward(rule, saved, cotangents):
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries, keys, values))
     places = _schedule(rule, plan.context_ids.shape[1], keys.shape[2])
-    (dq, dk, dv), _ = jax.lax.scan(visit, zeros, places)
-    return dq.astype(queries.dtype), dk.astype(keys.dtype), dv.astype(values.dtype), None, None, None
+    return jax.lax.scan(visit, zeros, places)[0]
 
 
-def _add_rows(rule: _Rule, all_rows, rows, ids, start):
+def _backward(rule, saved, cotangents):
+    cast = [d.astype(x.dtype) for d, x in zip(gradients(rule, saved, cotangents), saved[:3], strict=True)]
+    return *cast, None, None, None
+
+
+def _add_rows(rule: Rule, all_rows, rows, ids, start):
     """Adds the gradient of one block to the rows it was read from (empty slots add zeros)."""
     length = rows.shape[2]
     if rule.causal and length == all_rows.shape[2]:
@@ -161,7 +167,19 @@ def _add_rows(rule: _Rule, all_rows, rows, ids, start):
     return jax.lax.dynamic_update_slice_in_dim(all_rows, old.at[jnp.maximum(ids, 0)].add(rows), start, axis=2)
 
 
-_online.defvjp(_forward, _backward)
+_online.defvjp(forward, _backward)
+
+
+def stack(x: Float[Array, "B L H *D"], G: int) -> Float[Array, "B G T *D"]:
+    """What queries hold, in the internal layout: T = H/G · L."""
+    B, L, H, *tail = x.shape
+    return jnp.moveaxis(x.reshape(B, L, G, H // G, *tail), 1, 3).reshape(B, G, H // G * L, *tail)
+
+
+def unstack(x: Float[Array, "B G T *D"], L: int) -> Float[Array, "B L H *D"]:
+    """The inverse of `stack`."""
+    B, G, T, *tail = x.shape
+    return jnp.moveaxis(x.reshape(B, G, T // L, L, *tail), 3, 1).reshape(B, L, G * T // L, *tail)
 
 
 def online_partial(
@@ -190,26 +208,17 @@ def online_partial(
 
     Source: FoT eq. (2), app. B.3; online softmax: Milakov & Gimelshein 2018, Rabe & Staats 2021.
     """
-    B, L, H, D = queries.shape
+    B, L, H, _ = queries.shape
     G, S = keys.shape[2], keys.shape[1]
     block = min(block, S)
     padding = -S % block
     pad = [(0, 0), (0, padding), (0, 0), (0, 0)]
-    stacked = queries.reshape(B, L, G, H // G, D).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * L, D)
     rows = [jnp.pad(x, pad).transpose(0, 2, 1, 3) for x in (keys, values)]
-    rule = _Rule(boundaries=boundaries, causal=plan is None, block=block, repeats=H // G)
+    rule = Rule(boundaries=boundaries, causal=plan is None, block=block, repeats=H // G)
     if plan is None:
         plan = Plan(context_ids=jnp.zeros((B, 1), jnp.int32), own_document=jnp.ones((B, 1), bool))
     plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
     padded_segments = jnp.pad(segments, pad[:2])
-    parts: tuple = _online(rule, stacked, *rows, plan, segments, padded_segments)  # pyright: ignore[reportAssignmentType]
-    weighted, peak, total = parts
-
-    def unstack(x, *tail):
-        return jnp.moveaxis(x.reshape(B, G, H // G, L, *tail), 3, 1).reshape(B, L, H, *tail)
-
-    return Partial(
-        weighted=unstack(weighted, D),
-        peak=jax.lax.stop_gradient(unstack(peak)),
-        total=unstack(total),
-    )
+    parts: tuple = _online(rule, stack(queries, G), *rows, plan, segments, padded_segments)  # pyright: ignore[reportAssignmentType]
+    weighted, peak, total = (unstack(x, L) for x in parts)
+    return Partial(weighted=weighted, peak=jax.lax.stop_gradient(peak), total=total)
