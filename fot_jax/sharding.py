@@ -137,11 +137,11 @@ def _check_divides(name, shape, names, partition, mesh: Mesh, common: dict[str, 
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
             axis = axes[-1]
-            allowed = [n for n in range(1, mesh.size + 1) if common[axis] % n == 0]
+            allowed = [n for n in range(1, common[axis] + 1) if common[axis] % n == 0]
             raise ConfigError(
                 f"parameter {name}: logical axis '{logical}' has {size} entries, which mesh axes {list(axes)}"
                 f" split into {parts} parts unevenly. Choose mesh.{axis} from {allowed}:"
-                f" it has to divide every parameter dimension split over it, {common[axis]} at most."
+                " it has to divide every parameter dimension that is split over it."
             )
 
 

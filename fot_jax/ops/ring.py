@@ -180,7 +180,7 @@ def _gradients(rule, route: Route, queries, keys, values, plan: Plan, segments, 
 
 
 def _travel(route: Route, block: Block, state, visit: Callable, leave: Callable):
-    """`visit`s the own rows and every block that comes by; `leave`s each leg. The next block is on its way meanwhile."""
+    """`visit`s the own rows and each block that comes by, the next one being on its way; `leave`s each leg."""
     home = Leg(rows=tuple(range(len(block[0]))), hops=1, slots=route.home_slots)
     legs = [home, *_first_alone(route.legs), None]
     held, hop = block, 0

@@ -111,7 +111,10 @@ def make_route(
       crossbatch: the variant.
       batch_rows: B, all rows of the batch (of a micro-batch, with accumulation).
       columns: C of the plan.
-      shards: as `route_of`, as are the rest.
+      shards: devices that the rows are split over evenly.
+      axes: their mesh axes.
+      heads: mesh axis of the heads.
+      length: mesh axis of the positions.
     """
 
     def plan(d: int) -> Plan:
