@@ -23,6 +23,7 @@ from tests import cases
 from tests.models import decoders
 from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_plans, test_rope
 from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
+from tests.scale import test_ring
 
 REFERENCE, BLOCKWISE = AttentionForm
 
@@ -51,6 +52,11 @@ def apply(model, tokens, **arguments):
     """The decoder as it is now (a mutant's is not the one that other tests have compiled)."""
     decoder, variables = transformer.Decoder(model), {"params": decoders.params(model)}
     return jax.jit(lambda tokens: decoder.apply(variables, tokens, **arguments))(jnp.asarray(tokens))
+
+
+def ring() -> None:
+    """Rows of one device that travel over two hops, values and gradients."""
+    test_ring.check("packed", {"data": 4}, Boundaries.MASKED)
 
 
 def decoder(model) -> Callable[[], None]:
@@ -133,6 +139,12 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "empty slots read row 0": ("ops.blockwise", "mask &= filled[:, None, None]", "pass", contexts(BLOCKWISE)),
     "heads of another group": ("ops.attention", "queries.reshape(B, L, G, H // G, D)",
                                "queries.reshape(B, L, H // G, G, D).swapaxes(2, 3)", contexts(REFERENCE)),
+    "blocks of the wrong device": ("ops.ring", "jax.lax.axis_index(route.axes) - route.step",
+                                   "jax.lax.axis_index(route.axes) + route.step", ring),
+    "gradients lost past the last device": ("ops.ring", "sums = _shift(sums, route.axes, route.step)",
+                                            "sums = _along(route, sums)", ring),
+    "gradients of rows that stay behind": ("ops.ring", "if following is None or row not in following.rows]",
+                                           "if following is None]", ring),
     "the k smallest": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",
                        "(lambda x: (-x[0], x[1]))(jax.lax.top_k(-scores.reshape(-1, M), min(k, M)))", equation_1),
     "k one too small": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",

@@ -48,7 +48,7 @@ def compiled(config):
 
 
 def gathers(program) -> list[str]:
-    """All-gathers in the optimised HLO whose result has an axis of all positions of a row: keys, values, activations."""
+    """All-gathers in the optimised HLO with an axis of all positions of a row: keys, values, activations."""
     lines = re.findall(r"= (.*) all-gather(?:-start)?\(", program.as_text())
     floats = [shape for line in lines for shape in re.findall(r"\b(?:f32|bf16)\[([\d,]+)\]", line)]
     return [shape for shape in floats if str(LENGTH) in shape.split(",")]
