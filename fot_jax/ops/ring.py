@@ -128,8 +128,8 @@ def _attend(rule, route: Route, queries, keys, values, plan: Plan, segments):
     pieces = jax.lax.axis_size(route.length)
     (_, (partial, seen)), _ = jax.lax.scan(around, (_home(keys, values, segments), start), length=pieces)
     unread = seen != pieces * (plan.context_ids >= 0).sum(axis=1, dtype=jnp.int32)
-    total = jnp.where(unread[:, None, None], jnp.nan, partial.total)
-    return tuple(blockwise.unstack(x, L) for x in (partial.weighted, partial.peak, total))
+    weighted = jnp.where(unread[:, None, None, None], jnp.nan, partial.weighted)
+    return tuple(blockwise.unstack(x, L) for x in (weighted, partial.peak, partial.total))
 
 
 def _gradients(rule, route: Route, queries, keys, values, plan: Plan, segments, peak, d_weighted, d_total):
