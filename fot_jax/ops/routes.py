@@ -12,6 +12,7 @@ so that device 3, whose rows 6 and 7 read 3, 4 and 5 of other streams, is sent 3
 many devices there are.
 """
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def arrange(plan: Plan, order: np.ndarray) -> Plan:
     places = np.append(np.argsort(order), -1).astype(np.int32)  # the last one answers for empty slots
     if not isinstance(plan.context_ids, np.ndarray):
         places = jnp.asarray(places)
-    return plan.replace(context_ids=places[plan.context_ids][order], own_document=plan.own_document[order])
+    return dataclasses.replace(plan, context_ids=places[plan.context_ids][order], own_document=plan.own_document[order])
 
 
 def route_of(plan: Plan, *, shards: int, axes: tuple[str, ...], heads: str, length: str) -> Route:

@@ -5,6 +5,7 @@
 The weight Σ loss_mask is that of the whole batch, so accumulation gives the full batch's gradient.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +107,7 @@ def _on_mesh(batch: Batch, plan: Plan | None, *, config: ExperimentConfig, mesh:
         return pieces, plan
     order = routes.row_order(config.crossbatch, batch_rows=pieces.tokens.shape[1], shards=devices)
     route = crossbatch_route(config, mesh, columns=plan.context_ids.shape[1])
-    return pieces, routes.arrange(plan, order).replace(route=route)
+    return pieces, dataclasses.replace(routes.arrange(plan, order), route=route)
 
 
 def loss_gradient(
