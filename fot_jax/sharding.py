@@ -1,18 +1,21 @@
 """The mesh, and the one table that maps logical axes to mesh axes."""
 
+import math
+
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fot_jax.config import ConfigError, MeshConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")  # the busiest links last
 
 # Logical axis -> mesh axes. Activations and parameters never share a name for different layouts.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
-    "length": None,
+    "length": "context",
     "layers": None,
     "embed": "fsdp",
     "heads": "tensor",
@@ -26,22 +29,52 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices as (data, fsdp, tensor).
+    """Arranges the devices as (data, fsdp, context, tensor), neighbours on the axes near each other on the network.
+
+    With `slices` > 1, data parallelism runs over the slower network between slices and all else within them.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices, or the devices to the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    fixed = config.fsdp * config.tensor
+    fixed = config.fsdp * config.context * config.tensor
     data = len(devices) // fixed if config.data == -1 else config.data
     if data * fixed != len(devices) or data == 0:
-        wanted = f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, mesh.tensor={config.tensor}"
+        sizes = {"data": config.data, "fsdp": config.fsdp, "context": config.context, "tensor": config.tensor}
         raise ConfigError(
-            f"{wanted} must multiply to the {len(devices)} devices present"
-            " (data=-1 takes all that remain). Change mesh.* or the number of devices."
+            f"{', '.join(f'mesh.{axis}={size}' for axis, size in sizes.items())} must multiply to the"
+            f" {len(devices)} devices present (data=-1 takes all that remain). Change mesh.* or the number of devices."
         )
-    grid = np.array(devices).reshape(data, config.fsdp, config.tensor)
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    shape = (data, config.fsdp, config.context, config.tensor)
+    if config.slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = _over_slices(shape, devices, config.slices)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _over_slices(shape: tuple[int, ...], devices: list[jax.Device], slices: int) -> np.ndarray:
+    """The grid of a hybrid mesh: the data axis is slices × what lies within one."""
+    by_process = not all(hasattr(device, "slice_index") for device in devices)
+    present = len({device.process_index if by_process else device.slice_index for device in devices})
+    if present != slices:
+        what = "processes (the devices name no slice_index)" if by_process else "slices"
+        raise ConfigError(
+            f"mesh.slices must be the number of {what} that the devices lie in, {present}, got {slices}."
+            " Set mesh.slices to it, or to 1 where all links are equal."
+        )
+    if shape[0] % slices:
+        raise ConfigError(
+            f"mesh.data must be a multiple of mesh.slices={slices}, got {shape[0]}: only data parallelism runs"
+            " between slices. Change mesh.data, or mesh.fsdp, mesh.context and mesh.tensor within a slice."
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // slices, *shape[1:]),
+        (slices, 1, 1, 1),
+        devices,
+        process_is_granule=by_process,
+        allow_split_physical_axes=True,
+    )
 
 
 def spec(*logical: str | None) -> PartitionSpec:
@@ -73,31 +106,48 @@ def param_shardings(boxed, mesh: Mesh):
       ValueError: a parameter names no logical axes.
     """
 
+    def is_box(leaf) -> bool:
+        return isinstance(leaf, nn.LogicallyPartitioned)
+
+    common: dict[str, int] = {}  # mesh axis -> what divides every parameter dimension that is split over it
+
+    for leaf in filter(is_box, jax.tree.leaves(boxed, is_leaf=is_box)):
+        for size, entry in zip(leaf.value.shape, spec(*leaf.names), strict=True):
+            common.update({axis: math.gcd(common.get(axis, 0), size) for axis in _axes(entry)})
+
     def one(path, leaf):
         name = jax.tree_util.keystr(path)
-        if not isinstance(leaf, nn.LogicallyPartitioned):
+        if not is_box(leaf):
             raise ValueError(f"parameter {name} names no logical axes")
         partition = spec(*leaf.names)
-        _check_divides(name, leaf.value.shape, leaf.names, partition, mesh)
+        _check_divides(name, leaf.value.shape, leaf.names, partition, mesh, common)
         return NamedSharding(mesh, partition)
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
 
 
-def _check_divides(name, shape, names, partition, mesh: Mesh) -> None:
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def _check_divides(name, shape, names, partition, mesh: Mesh, common: dict[str, int]) -> None:
     for size, logical, entry in zip(shape, names, partition, strict=True):
-        axes: list[str] = [entry] if isinstance(entry, str) else list(entry or ())
-        parts = int(np.prod([mesh.shape[axis] for axis in axes], initial=1))
+        axes = _axes(entry)
+        parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
+            axis = axes[-1]
+            allowed = [n for n in range(1, common[axis] + 1) if common[axis] % n == 0]
             raise ConfigError(
-                f"parameter {name}: logical axis '{logical}' has {size} entries, which mesh axes {axes}"
-                f" split into {parts} parts unevenly. Choose mesh.{axes[-1]} so that it divides {size}."
+                f"parameter {name}: logical axis '{logical}' has {size} entries, which mesh axes {list(axes)}"
+                f" split into {parts} parts unevenly. Choose mesh.{axis} from {allowed}:"
+                " it has to divide every parameter dimension that is split over it."
             )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of [B, ...] arrays: rows over data and fsdp."""
-    return NamedSharding(mesh, spec("batch"))
+    """Sharding of [B, L] arrays: rows over data and fsdp, positions over context."""
+    return NamedSharding(mesh, spec("batch", "length"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -105,13 +155,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def mesh_axes(logical: str) -> tuple[str, ...]:
+    """The mesh axes that an axis of this logical name is split over."""
+    return _axes(RULES[logical])
+
+
+def shards(mesh: Mesh, logical: str) -> int:
+    """Into how many parts an axis of this logical name is split."""
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
+
+
 def check_rows(rows: int, mesh: Mesh) -> None:
     """Raises ConfigError unless the rows of a micro-batch divide over data × fsdp."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = shards(mesh, "batch")
     if rows % parts:
         raise ConfigError(
             f"train.batch_rows / train.accumulation = {rows} must be a multiple of the {parts} devices along"
             " mesh.data × mesh.fsdp. Change train.batch_rows, train.accumulation or mesh.*."
+        )
+
+
+def check_length(length: int, mesh: Mesh) -> None:
+    """Raises ConfigError unless the positions of a row divide over context."""
+    parts = shards(mesh, "length")
+    if length % parts:
+        raise ConfigError(
+            f"model.local_context={length} must be a multiple of mesh.context={parts}. Change one of them."
         )
 
 

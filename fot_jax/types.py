@@ -8,6 +8,7 @@ One letter, one meaning, everywhere (code, einsum, docstring, sharding table):
     N layer              P memory layer (index into `ModelConfig.memory_layers`)
 """
 
+import dataclasses
 from typing import Protocol
 
 import flax.struct
@@ -34,6 +35,56 @@ class Batch:
     segments: Array
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leg:
+    """Hops of a route on which the same rows travel.
+
+    Attributes:
+      rows: which rows of each device's block travel, ascending, counted within the block.
+      hops: how many hops, one device further each.
+      slots: the most slots that one reader finds in one of these blocks.
+    """
+
+    rows: tuple[int, ...]
+    hops: int
+    slots: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Route:
+    """How blocks of rows travel between the devices that read them: static, one program each.
+
+    Attributes:
+      axes: the mesh axes that rows lie over, the slower first.
+      heads: the mesh axis that heads lie over.
+      length: the mesh axis that positions lie over.
+      shards: devices along `axes`.
+      step: +1, blocks travel to later devices; -1, to earlier ones.
+      wraps: whether the last device sends to the first.
+      home_slots: the most slots that one reader finds in its own device's rows.
+      legs: in the order of travel; each one's rows are among those of the one before.
+    """
+
+    axes: tuple[str, ...]
+    heads: str
+    length: str
+    shards: int
+    step: int
+    wraps: bool
+    home_slots: int
+    legs: tuple[Leg, ...]
+
+    @property
+    def hops(self) -> int:
+        """How far a block travels, in devices."""
+        return sum(leg.hops for leg in self.legs)
+
+    @property
+    def rows_sent(self) -> int:
+        """Rows that a device sends in one pass."""
+        return sum(leg.hops * len(leg.rows) for leg in self.legs)
+
+
 @flax.struct.dataclass
 class Plan:
     """Which rows' chunks each row reads in the memory layers (crossbatch).
@@ -42,10 +93,12 @@ class Plan:
       context_ids: int32 [B, C], the batch row read through slot C, -1 where the slot is empty.
       own_document: bool [B, C], True where that row holds an earlier chunk of the reader's own
         stream (the positive), False where it is another document's (a negative).
+      route: how the rows travel where they lie on several devices; None: on one.
     """
 
     context_ids: Array
     own_document: Array
+    route: Route | None = flax.struct.field(pytree_node=False, default=None)
 
 
 @flax.struct.dataclass

@@ -80,14 +80,20 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices per mesh axis; -1 for `data` takes all that remain."""
+    """Devices per mesh axis; -1 for `data` takes all that remain.
+
+    `data` and `fsdp` split rows, `context` the positions of a row, `tensor` heads, mlp and vocabulary; parameters lie
+    over `fsdp` and `tensor`. `slices` of a TPU are joined by the data centre's network, along `data`.
+    """
 
     data: int = -1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
+    slices: int = 1
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range."""
         check(self.data >= 1 or self.data == -1, f"{path}.data", "be >= 1 or -1 (all that remain)", self.data)
-        check(self.fsdp >= 1, f"{path}.fsdp", "be >= 1", self.fsdp)
-        check(self.tensor >= 1, f"{path}.tensor", "be >= 1", self.tensor)
+        for name in ("fsdp", "context", "tensor", "slices"):
+            check(getattr(self, name) >= 1, f"{path}.{name}", "be >= 1", getattr(self, name))

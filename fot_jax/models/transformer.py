@@ -216,7 +216,8 @@ class Decoder(nn.Module):
         embedding = layers.weight(
             self, "embedding", (config.vocab_size, config.embed_dim), ("vocab", "embed"), layers.embedding_init(config)
         )
-        x = constrain(jnp.take(embedding, tokens, axis=0).astype(dtype), "batch", "length", "activation_embed")
+        table = constrain(embedding, "vocab", "activation_embed")  # gathered over fsdp as other weights are
+        x = constrain(jnp.take(table, tokens, axis=0).astype(dtype), "batch", "length", "activation_embed")
         if token_counts is None:
             token_counts = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
         if segments is None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, blockwise
+from fot_jax.ops import attention, blocks, blockwise, ring
 from fot_jax.types import Partial, Plan
 
 
@@ -36,7 +36,7 @@ def context_mask(
       own: whether the context is an earlier chunk of the reader's own stream.
       boundaries: whether an own context shows other documents.
     """
-    return blockwise.block_visibility(query_segments, context_segments, own, boundaries=boundaries)
+    return blocks.block_visibility(query_segments, context_segments, own, boundaries=boundaries)
 
 
 def _gathered_mask(plan: Plan, segments, *, boundaries: Boundaries) -> Bool[Array, "B L C S"]:
@@ -64,7 +64,8 @@ def crossbatch_partial(
       queries: scaled queries of the batch rows.
       keys: the rows' keys as memory holds them (not rotated).
       values: the rows' values.
-      plan: `context_ids` and `own_document`, both [B, C].
+      plan: `context_ids` and `own_document`, both [B, C]; with a route, rows on several devices exchange
+        blocks of rows (`fot_jax/ops/ring.py`) whatever the form.
       segments: document ids of the rows, 0 for padding.
       boundaries: MASKED or JOINED documents.
       form: REFERENCE gathers [B, C, S, G, D]; BLOCKWISE reads a block at a time.
@@ -72,6 +73,9 @@ def crossbatch_partial(
 
     Gradients flow into all keys and values (the point of crossbatch, sec. 5.6.1).
     """
+    if plan.route is not None:
+        with jax.named_scope("crossbatch_ring"):
+            return ring.ring_partial(queries, keys, values, plan, segments=segments, boundaries=boundaries, block=block)
     plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
     with jax.named_scope("crossbatch_scores"):
         if form is AttentionForm.BLOCKWISE:

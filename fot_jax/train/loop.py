@@ -18,15 +18,17 @@ from fot_jax.config import ExperimentConfig, PlanKind, UserError
 from fot_jax.data.batches import Stream
 from fot_jax.data.streams import make_stream
 from fot_jax.models import account
+from fot_jax.models.layers import DTYPES
+from fot_jax.ops import routes
 from fot_jax.ops.plans import make_plan
-from fot_jax.sharding import batch_sharding, check_rows, make_mesh, replicated
+from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train import state as train_state
 from fot_jax.train.context_schedule import ContextSchedule
 from fot_jax.train.lost_time import LostTime, Part
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.profile import Profile, ProfileSteps
 from fot_jax.train.recorder import Recorder
-from fot_jax.train.step import make_eval_step, make_train_step
+from fot_jax.train.step import check_batch, crossbatch_route, make_eval_step, make_train_step
 from fot_jax.train.stop_signal import StopSignal
 from fot_jax.types import Plan
 
@@ -72,7 +74,7 @@ def train(
     say = say if distributed.is_first() else _say_nothing
     mesh = make_mesh(config.mesh, devices)
     rows = config.train.batch_rows // config.train.accumulation
-    check_rows(rows, mesh)
+    check_batch(config, mesh)
     abstract = train_state.abstract_state(config, mesh)
     run_folder.compare_config(folder, config, allow_changes=allow_changes)  # before minutes go into data
     stream = make_stream(config, "train")
@@ -103,6 +105,8 @@ def train(
             run_folder.write_config(folder, config)  # everything the config asks for is there
         say(train_state.parameter_table(config))
         say(f"resumed after step {start}" if start else f"new run in {folder}")
+        for line in _ring_of(config, mesh, plans(schedule.final)):
+            say(line)
         recorder = stack.enter_context(
             Recorder(
                 folder,
@@ -208,6 +212,16 @@ def _plan(config: ExperimentConfig, mesh: Mesh, rows: int, num_contexts: int) ->
         return None
     plan = make_plan(config.crossbatch, batch_rows=rows, num_contexts=num_contexts)
     return distributed.put(plan, replicated(mesh))
+
+
+def _ring_of(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:
+    """A line on how the rows of the plan travel between devices; none where they do not."""
+    route = None if plan is None else crossbatch_route(config, mesh, columns=plan.context_ids.shape[1])
+    if route is None:
+        return []
+    model = config.model
+    row_bytes = 2 * model.local_context * model.num_kv_heads * model.head_dim * np.dtype(DTYPES[model.dtype]).itemsize
+    return [routes.describe(route, row_bytes=row_bytes)]
 
 
 def _flops_per_token(config: ExperimentConfig, rows: int, num_contexts: int) -> float:

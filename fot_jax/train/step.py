@@ -5,6 +5,7 @@
 The weight Σ loss_mask is that of the whole batch, so accumulation gives the full batch's gradient.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,12 @@ from jax.sharding import Mesh
 
 from fot_jax.config import CrossbatchConfig, ExperimentConfig, PlanKind
 from fot_jax.models.transformer import run
+from fot_jax.ops import routes
 from fot_jax.ops.losses import Losses, cross_entropy
-from fot_jax.sharding import batch_sharding, check_rows, constrain, replicated
+from fot_jax.sharding import batch_sharding, check_length, check_rows, constrain, mesh_axes, replicated, shards
 from fot_jax.train.optimizer import learning_rate, make_optimizer
 from fot_jax.train.state import TrainState, global_norm, state_shardings
-from fot_jax.types import Batch, Plan
+from fot_jax.types import Batch, Plan, Route
 
 
 @flax.struct.dataclass
@@ -45,8 +47,10 @@ class StepMetrics:
     learning_rate: jax.Array
 
 
-def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: int) -> Batch:
+def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: int, devices: int = 1) -> Batch:
     """Cuts [B, L] arrays into [A, B/A, L], each piece whole streams in the plan's row layout.
+
+    Each piece is put in `routes.row_order` for the devices that its rows lie on.
 
     One-pass plans keep a stream in consecutive rows; TWO_PASS stacks all C_prev above all C_curr:
 
@@ -54,11 +58,14 @@ def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: i
                                                                          p0s2 p0s3 p1s2 p1s3
     """
     stacked = crossbatch.rows_per_stream if crossbatch.plan is PlanKind.TWO_PASS else 1
+    order = routes.row_order(crossbatch, batch_rows=len(batch.tokens) // accumulation, shards=devices)
 
     def cut(x: jax.Array) -> jax.Array:
         B, L = x.shape
         pieces = x.reshape(stacked, accumulation, B // (stacked * accumulation), L)
         pieces = pieces.swapaxes(0, 1).reshape(accumulation, B // accumulation, L)
+        if not routes.is_sorted(order):
+            pieces = pieces[:, order]
         return constrain(pieces, None, "batch", "length")
 
     return jax.tree.map(cut, batch)
@@ -78,9 +85,37 @@ def _losses(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentC
     return cross_entropy(output.logits, batch.targets, batch.loss_mask, z_loss=config.train.z_loss)
 
 
-def loss_gradient(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig) -> tuple[Any, Losses]:
-    """Gradient of the loss over the whole batch, and the sums."""
-    pieces = micro_batches(batch, crossbatch=config.crossbatch, accumulation=config.train.accumulation)
+def crossbatch_route(config: ExperimentConfig, mesh: Mesh, *, columns: int) -> Route | None:
+    """How the rows of a micro-batch travel between devices for plans of this many columns; None: on one device."""
+    if config.crossbatch.plan is PlanKind.OFF or shards(mesh, "batch") * shards(mesh, "length") == 1:
+        return None
+    return routes.make_route(
+        config.crossbatch,
+        batch_rows=config.train.batch_rows // config.train.accumulation,
+        columns=columns,
+        shards=shards(mesh, "batch"),
+        axes=mesh_axes("batch"),
+        heads=mesh_axes("heads")[0],
+        length=mesh_axes("length")[0],
+    )
+
+
+def _on_mesh(batch: Batch, plan: Plan | None, *, config: ExperimentConfig, mesh: Mesh | None) -> tuple[Batch, Any]:
+    """The micro-batches, and the plan with its route, as they lie on the devices."""
+    accumulation, devices = config.train.accumulation, 1 if mesh is None else shards(mesh, "batch")
+    pieces = micro_batches(batch, crossbatch=config.crossbatch, accumulation=accumulation, devices=devices)
+    if plan is None or mesh is None:
+        return pieces, plan
+    order = routes.row_order(config.crossbatch, batch_rows=pieces.tokens.shape[1], shards=devices)
+    route = crossbatch_route(config, mesh, columns=plan.context_ids.shape[1])
+    return pieces, dataclasses.replace(routes.arrange(plan, order), route=route)
+
+
+def loss_gradient(
+    params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig, mesh: Mesh | None = None
+) -> tuple[Any, Losses]:
+    """Gradient of the loss over the whole batch, and the sums; `mesh` where it is traced in one."""
+    pieces, plan = _on_mesh(batch, plan, config=config, mesh=mesh)
     weight = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
 
     def objective(params, piece):
@@ -95,6 +130,12 @@ def loss_gradient(params: Any, batch: Batch, plan: Plan | None, *, config: Exper
     zero = jnp.zeros((), jnp.float32)
     start = (jax.tree.map(jnp.zeros_like, params), Losses(zero, zero, zero, zero))
     return jax.lax.scan(add, start, pieces)[0]
+
+
+def check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
+    """Raises ConfigError unless the rows and positions of a micro-batch divide over the mesh."""
+    check_rows(config.train.batch_rows // config.train.accumulation, mesh)
+    check_length(config.model.local_context, mesh)
 
 
 def _in_mesh(function: Callable, mesh: Mesh) -> Callable:
@@ -117,15 +158,15 @@ def make_train_step(
     rows (None for plain training). One program is compiled for each number of plan columns.
 
     Raises:
-      ConfigError: the rows of a micro-batch or a parameter do not divide over the mesh.
+      ConfigError: rows or positions of a micro-batch, or a parameter, do not divide over the mesh.
     """
-    check_rows(config.train.batch_rows // config.train.accumulation, mesh)
+    check_batch(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train)
     rate = learning_rate(config.optimizer, steps=config.train.steps)
     shardings = state_shardings(config, mesh)
 
     def train_step(state: TrainState, batch: Batch, plan: Plan | None) -> tuple[TrainState, StepMetrics]:
-        gradient, sums = loss_gradient(state.params, batch, plan, config=config)
+        gradient, sums = loss_gradient(state.params, batch, plan, config=config, mesh=mesh)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             params = jax.tree.map(jnp.add, state.params, updates)
@@ -153,12 +194,12 @@ def make_eval_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Batch
     """The jitted (params, batch, plan) → sums of losses over the whole batch; plan as in training.
 
     Raises:
-      ConfigError: the rows of a micro-batch or a parameter do not divide over the mesh.
+      ConfigError: rows or positions of a micro-batch, or a parameter, do not divide over the mesh.
     """
-    check_rows(config.train.batch_rows // config.train.accumulation, mesh)
+    check_batch(config, mesh)
 
     def eval_step(params: Any, batch: Batch, plan: Plan | None) -> Losses:
-        pieces = micro_batches(batch, crossbatch=config.crossbatch, accumulation=config.train.accumulation)
+        pieces, plan = _on_mesh(batch, plan, config=config, mesh=mesh)
         sums = jax.lax.map(lambda piece: _losses(params, piece, plan, config=config), pieces)
         return jax.tree.map(jnp.sum, sums)
 

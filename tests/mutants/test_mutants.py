@@ -23,6 +23,7 @@ from tests import cases
 from tests.models import decoders
 from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_plans, test_rope
 from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
+from tests.scale import test_ring
 
 REFERENCE, BLOCKWISE = AttentionForm
 
@@ -51,6 +52,11 @@ def apply(model, tokens, **arguments):
     """The decoder as it is now (a mutant's is not the one that other tests have compiled)."""
     decoder, variables = transformer.Decoder(model), {"params": decoders.params(model)}
     return jax.jit(lambda tokens: decoder.apply(variables, tokens, **arguments))(jnp.asarray(tokens))
+
+
+def ring() -> None:
+    """Rows of one device that travel over two hops, values and gradients."""
+    test_ring.check("packed", {"data": 4}, Boundaries.MASKED)
 
 
 def decoder(model) -> Callable[[], None]:
@@ -93,7 +99,7 @@ ROTATED_KEYS = (
 MUTANTS = {  # name: (module, line or part of it, what it becomes, check that must fail)
     "no causal mask": ("ops.attention", "causal = jnp.arange(S)[None, :] <=", "causal = -jnp.arange(S)[None, :] <=",
                        equation_2(REFERENCE)),
-    "no causal mask, blockwise": ("ops.blockwise", "inside = (start +", "inside = -(start +", equation_2(BLOCKWISE)),
+    "no causal mask, blockwise": ("ops.blocks", "inside = (start +", "inside = -(start +", equation_2(BLOCKWISE)),
     "neighbours i - 1 for i + 1": ("ops.plans", "(i + offset) % streams", "(i - offset) % streams",
                                    equation_2(BLOCKWISE)),
     "two softmaxes": ("ops.crossbatch", "attention.normalise(attention.merge(near, far))",
@@ -114,26 +120,32 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "every layer reads contexts": ("models.transformer", "cond(role.is_memory,", "cond(True,", decoder(LLAMA)),
     "contexts without gradient": ("ops.crossbatch", "keys[rows].reshape", "jax.lax.stop_gradient(keys)[rows].reshape",
                                   equation_2(REFERENCE)),
-    "contexts without gradient, blockwise": ("ops.blockwise", "_add_tile(dk_all, dk, at)", "dk_all",
+    "contexts without gradient, blockwise": ("ops.by_head", "_add_tile(dk_all, dk, at)", "dk_all",
                                              equation_2(BLOCKWISE)),
-    "no gradient through the normaliser": ("ops.blockwise", "(through + d_total[b, g][:, None])", "through",
+    "no gradient through the normaliser": ("ops.by_head", "(through + d_total[b, g][:, None])", "through",
                                            equation_2(BLOCKWISE)),
-    "peaks not rescaled": ("ops.blockwise", "weighted * shrink[:, None] + added", "weighted + added",
+    "peaks not rescaled": ("ops.by_head", "weighted * shrink[:, None] + added", "weighted + added",
                            contexts(BLOCKWISE)),
     "merge without rescaling": ("ops.attention", "a.total * scale_a + b.total * scale_b", "a.total + b.total",
                                 equation_1),
-    "padding seen": ("ops.blockwise", "(key_segments != 0)[:, None, :] & jnp.where(", "jnp.where(",
+    "padding seen": ("ops.blocks", "(key_segments != 0)[:, None, :] & jnp.where(", "jnp.where(",
                      contexts(REFERENCE, Boundaries.JOINED)),
-    "the own document met elsewhere": ("ops.blockwise", "mine, ~same)", "mine, jnp.ones_like(same))",
+    "the own document met elsewhere": ("ops.blocks", "mine, ~same)", "mine, jnp.ones_like(same))",
                                        contexts(BLOCKWISE)),
-    "masked as joined": ("ops.blockwise", "same if boundaries is Boundaries.MASKED else jnp.ones_like(same)",
+    "masked as joined": ("ops.blocks", "same if boundaries is Boundaries.MASKED else jnp.ones_like(same)",
                          "jnp.ones_like(same)", contexts(BLOCKWISE)),
-    "joined as masked": ("ops.blockwise", "same if boundaries is Boundaries.MASKED else jnp.ones_like(same)", "same",
+    "joined as masked": ("ops.blocks", "same if boundaries is Boundaries.MASKED else jnp.ones_like(same)", "same",
                          contexts(BLOCKWISE, Boundaries.JOINED)),
-    "empty slots read row 0": ("ops.blockwise", "jax.lax.cond(plan.context_ids[b, place[0]] >= 0,",
+    "empty slots read row 0": ("ops.by_head", "jax.lax.cond(plan.context_ids[b, place[0]] >= 0,",
                                "jax.lax.cond(True,", contexts(BLOCKWISE)),
     "heads of another group": ("ops.attention", "queries.reshape(B, L, G, H // G, D)",
                                "queries.reshape(B, L, H // G, G, D).swapaxes(2, 3)", contexts(REFERENCE)),
+    "blocks of the wrong device": ("ops.ring", "jax.lax.axis_index(route.axes) - route.step",
+                                   "jax.lax.axis_index(route.axes) + route.step", ring),
+    "gradients lost past the last device": ("ops.ring", "sums = _shift(sums, route.axes, route.step)",
+                                            "sums = _along(route, sums)", ring),
+    "gradients of rows that stay behind": ("ops.ring", "if following is None or row not in following.rows]",
+                                           "if following is None]", ring),
     "the k smallest": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",
                        "(lambda x: (-x[0], x[1]))(jax.lax.top_k(-scores.reshape(-1, M), min(k, M)))", equation_1),
     "k one too small": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",

@@ -1,0 +1,120 @@
+"""The ring against the float64 oracle of equation 2, on meshes; what it sends and what it keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fot_jax.config import Boundaries
+from fot_jax.types import Plan
+from tests import cases, jaxprs
+from tests.scale import ring_cases
+from tests.scale.ring_cases import VARIANTS, mesh_of, problem
+
+MASKED, JOINED = Boundaries
+
+QUICK = [  # variant, mesh, boundaries; 8 rows, so that d is larger than the rows of a device in each
+    ("packed", {"data": 4}, MASKED),
+    ("two pass", {"data": 2, "fsdp": 2, "tensor": 2}, JOINED),
+    ("range", {"data": 8}, MASKED),
+    ("own past", {"data": 2, "context": 2, "tensor": 2}, JOINED),
+]
+MESHES = [{"data": 2}, {"fsdp": 4}, {"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "context": 2}]
+
+
+def check(variant, mesh, boundaries, *, block=4):
+    devices = mesh.get("data", 1) * mesh.get("fsdp", 1)
+    case = problem(variant, rows=8, devices=devices)
+    got = ring_cases.on_devices(case, mesh_of(**mesh), boundaries=boundaries, block=block)
+    cases.assert_close(got, ring_cases.expected(case, boundaries=boundaries), ring_cases.NAMES)
+
+
+@pytest.mark.parametrize(("variant", "mesh", "boundaries"), QUICK)
+def test_ring_is_the_oracle_in_values_and_gradients(variant, mesh, boundaries):
+    check(variant, mesh, boundaries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_plan_on_every_mesh_is_the_oracle(variant, mesh):
+    for boundaries in Boundaries:
+        check(variant, mesh, boundaries, block=6)
+
+
+def traced(variant: str, devices: int, d: int, *, rows: int = 128, length: int = 7, dtype=jnp.float32):
+    """The gradient's program on a mesh of any size; nothing is compiled."""
+    case = problem(variant, rows=rows, devices=devices, d=d)
+    given = [jax.ShapeDtypeStruct(x.shape, dtype) for x in ring_cases.arrays(rows, length=length, dim=4)]
+    ids, own = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (case.plan.context_ids, case.plan.own_document))
+
+    def run(ids, own, segments, *arguments):
+        plan = Plan(context_ids=ids, own_document=own, route=case.route)
+        return ring_cases.gradient(plan, segments, boundaries=MASKED, block=4)(*arguments)
+
+    segments = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    return jax.make_jaxpr(ring_cases.in_mesh(run, ring_cases.abstract_mesh(devices)))(ids, own, segments, *given)
+
+
+def bytes_sent(jaxpr) -> int:
+    """What a device gives to collective-permutes, each as often as its scan runs; no other collective may be there."""
+    total = 0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name = equation.primitive.name
+        assert name not in ("all_gather", "all_to_all", "psum", "psum_invariant", "reduce_scatter"), name
+        if name == "ppermute":
+            total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+        inner = [p for ps in equation.params.values() for p in (ps if isinstance(ps, tuple | list) else (ps,))]
+        times = equation.params["length"] if name == "scan" else 1
+        total += times * sum(bytes_sent(p) for p in inner if hasattr(p, "eqns") or hasattr(p, "jaxpr"))
+    return total
+
+
+def test_bytes_grow_with_d_and_not_with_devices_golden(golden):
+    """128 rows: bytes that one device sends, forward and backward, by variant, d and number of devices."""
+    table = {}
+    for variant in ("packed", "two pass"):
+        for d in (2, 4, 16):
+            counts = {str(n): bytes_sent(traced(variant, n, d)) for n in (2, 8, 32)}
+            table[f"{variant}, d = {d}"] = counts
+            assert len(set(counts.values())) == 1, counts
+    one = table["packed, d = 2"]["2"]  # one row forward and back, its gradients home: 2 · (k + v + segments) + dk + dv
+    assert one == 7 * (2 * (2 * 2 * 4 * 4 + 4) + 2 * 2 * 4 * 4)
+    assert table["packed, d = 16"]["8"] == 15 * one
+    golden("ring_bytes", table)
+
+
+def test_nothing_is_kept_per_hop():
+    """The largest array of the whole gradient is as large with 3 hops as with 15."""
+    largest = {}
+    for d in (4, 16):
+        jaxpr = traced("packed", 64, d)
+        largest[d] = max(ring_cases.size_of(shape) for shape in jaxprs.shapes(jaxpr) if shape[:1] != (128,))
+        assert ring_cases.problem("packed", rows=128, devices=64, d=d).route.hops == d // 2
+    assert largest[4] == largest[16]
+
+
+@pytest.mark.slow
+def test_temporary_memory_is_flat_in_d():
+    """Compiled on 8 devices: d = 32 (hops to every device) needs at most 1.15 times the memory of d = 4."""
+    sizes = {}
+    for d in (4, 32):
+        case = problem("packed", rows=32, devices=8, d=d)
+        given = cases.to_float32(*ring_cases.arrays(32, length=64, dim=16))
+        plan = jax.tree.map(jnp.asarray, case.plan).replace(route=case.route)
+        segments = jnp.asarray(ring_cases.segments_of(32, 64))
+        run = ring_cases.gradient(plan, segments, boundaries=MASKED, block=32)
+        compiled = jax.jit(ring_cases.in_mesh(run, mesh_of(data=8))).lower(*given).compile()
+        sizes[d] = compiled.memory_analysis().temp_size_in_bytes
+    assert sizes[32] <= 1.15 * sizes[4], sizes
+
+
+def test_a_plan_beyond_its_route_is_nan_and_never_wrong():
+    """The route of d = 2 with the plan of d = 4: rows whose slots are not reached are NaN, the others right."""
+    near, far = (problem("packed", rows=8, devices=4, d=d) for d in (2, 4))
+    mixed = ring_cases.Problem(plan=far.plan, route=near.route)
+    got = ring_cases.on_devices(mixed, mesh_of(data=4), boundaries=MASKED)[0]
+    want = ring_cases.expected(far, boundaries=MASKED)[0]
+    lost = np.isnan(got).any(axis=(1, 2, 3))
+    assert lost.any() and not lost.all()
+    cases.assert_close([got[~lost]], [want[~lost]], ["output"])
