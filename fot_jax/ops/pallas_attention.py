@@ -1,0 +1,135 @@
+"""Attention over the row's own chunk or the plan's contexts by the Pallas TPU kernels, differentiable.
+
+The counterpart of `fot_jax/ops/blockwise.py`: the same values, gradients and `Partial`, so that the
+partials of both merge. See docs/kernels.md.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from fot_jax.config import Boundaries
+from fot_jax.ops import pallas_kernels as kernels
+from fot_jax.ops import visits
+from fot_jax.types import Partial, Plan
+
+QUERY_BLOCK = 512  # tokens; with 512 keys a block the largest kernel takes about 8 of 16 MiB of VMEM
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _visited(rule: kernels.Rule, queries, keys, values, plan: Plan | None, query_segments, key_segments):
+    return _forward(rule, queries, keys, values, plan, query_segments, key_segments)[0]
+
+
+def _forward(rule, queries, keys, values, plan, query_segments, key_segments):
+    spans = visits.spans_of(
+        query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block
+    )  # fmt: skip
+    by_reader = visits.own_visits(keys.shape[0]) if plan is None else visits.visits_by_reader(plan)
+    arrays = queries, keys, values, query_segments, key_segments
+    weighted, peak, total = kernels.forward(rule, by_reader, spans, *arrays)
+    return (weighted, peak, total), (queries, keys, values, plan, query_segments, key_segments, peak)
+
+
+def _backward(rule, saved, cotangents):
+    queries, keys, values, plan, query_segments, key_segments, peak = saved
+    d_weighted, _, d_total = cotangents
+    spans = visits.spans_of(
+        query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block
+    )  # fmt: skip
+    if plan is None:
+        by_reader = by_context = visits.own_visits(keys.shape[0])
+    else:
+        by_reader, by_context = visits.visits_by_reader(plan), visits.visits_by_context(plan, rows=keys.shape[0])
+    arrays = queries, keys, values, query_segments, key_segments, d_weighted.astype(values.dtype), peak, d_total
+    dq = kernels.queries_gradient(rule, by_reader, spans, *arrays)
+    dk, dv = kernels.keys_gradient(rule, by_context, spans, *arrays)
+    return dq, dk, dv, None, None, None
+
+
+_visited.defvjp(_forward, _backward)
+
+
+def _whole_block(wanted: int, length: int, *, free: bool) -> int:
+    """The block length used: a multiple of the lane width, no longer than the padded array."""
+    if free:
+        return min(wanted, length)
+    return min(-(-wanted // kernels.LANES), -(-length // kernels.LANES)) * kernels.LANES
+
+
+def pallas_partial(
+    queries: Float[Array, "B L H D"],
+    keys: Float[Array, "rows S G D"],
+    values: Float[Array, "rows S G D"],
+    plan: Plan | None,
+    *,
+    query_segments: Int[Array, "B L"],
+    key_segments: Int[Array, "rows S"],
+    boundaries: Boundaries,
+    block: int,
+    query_block: int = QUERY_BLOCK,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> Partial:
+    """Attends to each row's own chunk (plan None, causal) or to the plan's contexts, on a TPU.
+
+    A function of local arrays: on several devices call it inside `jax.shard_map`, with a plan that
+    names local rows. Differentiable in queries, keys and values.
+
+    Args:
+      queries: scaled queries, float32 or bfloat16; products are summed in float32.
+      keys: the rows that the plan names, not copied; with plan None the readers' own (rows = B, S = L).
+      values: as keys.
+      plan: which of the `rows` each reader reads; None for its own, causally.
+      query_segments: document ids of the queries, 0 for padding.
+      key_segments: document ids of the keys.
+      boundaries: MASKED or JOINED documents.
+      block: keys per block, in tokens; taken up to a multiple of 128.
+      query_block: queries per block, likewise.
+      interpret: True or Pallas' parameters: run on any backend, slowly, blocks taken as given (for tests).
+
+    Raises:
+      ValueError: plan is None and the keys are not the readers' own.
+
+    Source: FoT eq. (2), app. B.3.
+    """
+    B, L, H, D = queries.shape
+    rows, S, _, _ = keys.shape
+    if plan is None and (rows, S) != (B, L):
+        raise ValueError(f"without a plan keys must have the queries' {B} rows of {L} tokens, got {rows} of {S}.")
+    free = bool(interpret)
+    rule = kernels.Rule(
+        boundaries=boundaries,
+        causal=plan is None,
+        query_block=_whole_block(query_block, L, free=free),
+        key_block=_whole_block(block, S, free=free),
+        interpret=interpret,
+    )
+
+    def whole(x, block):
+        return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
+
+    if plan is not None:
+        plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
+    heads_first = functools.partial(jnp.transpose, axes=(0, 2, 1, 3))
+    parts: tuple = _visited(  # pyright: ignore[reportAssignmentType]
+        rule,
+        heads_first(whole(queries, rule.query_block)),
+        heads_first(whole(keys, rule.key_block)),
+        heads_first(whole(values, rule.key_block)),
+        plan,
+        whole(query_segments, rule.query_block).astype(jnp.int32),
+        whole(key_segments, rule.key_block).astype(jnp.int32),
+    )
+    weighted, peak, total = parts
+
+    def numbers(x):
+        return x[:, :, 0, :L].transpose(0, 2, 1)
+
+    return Partial(
+        weighted=heads_first(weighted)[:, :L],
+        peak=jax.lax.stop_gradient(numbers(peak)),
+        total=numbers(total),
+    )
