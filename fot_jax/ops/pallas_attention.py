@@ -12,15 +12,14 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from fot_jax.config import Boundaries
-from fot_jax.ops import pallas_kernels as kernels
-from fot_jax.ops import visits
+from fot_jax.ops import pallas_calls, pallas_kernels, visits
 from fot_jax.types import Partial, Plan
 
 QUERY_BLOCK = 512  # tokens; with 512 keys a block the largest kernel takes about 8 of 16 MiB of VMEM
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _visited(rule: kernels.Rule, queries, keys, values, plan: Plan | None, query_segments, key_segments):
+def _visited(rule: pallas_kernels.Rule, queries, keys, values, plan: Plan | None, query_segments, key_segments):
     return _forward(rule, queries, keys, values, plan, query_segments, key_segments)[0]
 
 
@@ -30,7 +29,7 @@ def _forward(rule, queries, keys, values, plan, query_segments, key_segments):
     )  # fmt: skip
     by_reader = visits.own_visits(keys.shape[0]) if plan is None else visits.visits_by_reader(plan)
     arrays = queries, keys, values, query_segments, key_segments
-    weighted, peak, total = kernels.forward(rule, by_reader, spans, *arrays)
+    weighted, peak, total = pallas_calls.forward(rule, by_reader, spans, *arrays)
     return (weighted, peak, total), (queries, keys, values, plan, query_segments, key_segments, peak)
 
 
@@ -45,8 +44,8 @@ def _backward(rule, saved, cotangents):
     else:
         by_reader, by_context = visits.visits_by_reader(plan), visits.visits_by_context(plan, rows=keys.shape[0])
     arrays = queries, keys, values, query_segments, key_segments, d_weighted.astype(values.dtype), peak, d_total
-    dq = kernels.queries_gradient(rule, by_reader, spans, *arrays)
-    dk, dv = kernels.keys_gradient(rule, by_context, spans, *arrays)
+    dq = pallas_calls.queries_gradient(rule, by_reader, spans, *arrays)
+    dk, dv = pallas_calls.keys_gradient(rule, by_context, spans, *arrays)
     return dq, dk, dv, None, None, None
 
 
@@ -57,7 +56,7 @@ def _whole_block(wanted: int, length: int, *, free: bool) -> int:
     """The block length used: a multiple of the lane width, no longer than the padded array."""
     if free:
         return min(wanted, length)
-    return min(-(-wanted // kernels.LANES), -(-length // kernels.LANES)) * kernels.LANES
+    return min(-(-wanted // pallas_kernels.LANES), -(-length // pallas_kernels.LANES)) * pallas_kernels.LANES
 
 
 def pallas_partial(
@@ -95,12 +94,12 @@ def pallas_partial(
 
     Source: FoT eq. (2), app. B.3.
     """
-    B, L, H, D = queries.shape
-    rows, S, _, _ = keys.shape
+    B, L = queries.shape[:2]
+    rows, S = keys.shape[:2]
     if plan is None and (rows, S) != (B, L):
         raise ValueError(f"without a plan keys must have the queries' {B} rows of {L} tokens, got {rows} of {S}.")
     free = bool(interpret)
-    rule = kernels.Rule(
+    rule = pallas_kernels.Rule(
         boundaries=boundaries,
         causal=plan is None,
         query_block=_whole_block(query_block, L, free=free),

@@ -1,8 +1,7 @@
 """The three TPU kernels: attention over visited rows forward, dq, and dk with dv.
 
-Rows are read where they lie: the index maps look the row of a visit up in scalar memory
-(`fot_jax/ops/visits.py`), so that no context is ever copied in HBM. Scores live in VMEM only, one
-[query block, key block] at a time, and are computed again in the backward kernels.
+Scores live in VMEM only, one [query block, key block] at a time, and are computed again in the
+backward kernels. Which blocks each step gets is in `fot_jax/ops/pallas_calls.py`.
 
 Arrays, padded to whole blocks: queries [B, H, L, D], keys and values [rows, G, S, D], per-query
 numbers (peaks, totals) [B, H, 1, L], segments both as columns [·, ·, 1] and as rows [·, 1, ·].
@@ -11,7 +10,6 @@ Source: FoT eq. (2); online softmax: Milakov & Gimelshein 2018; backward: Dao 20
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from fot_jax.config import Boundaries
 from fot_jax.ops.attention import LOWEST_PEAK, MASKED_SCORE
-from fot_jax.ops.visits import FILLED, FIRST, LAST, OWN, Spans, Visits
+from fot_jax.ops.visits import FILLED, FIRST, LAST, OWN, Visits
 
 LANES = 128  # width of a TPU vector register; a column is kept that many times
 NT = (((1,), (1,)), ((), ()))  # a · bᵀ
@@ -39,7 +37,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
+class Sizes:
     """Sizes read off the padded arrays."""
 
     rule: Rule
@@ -54,10 +52,12 @@ class _Sizes:
 
     @property
     def query_blocks(self) -> int:
+        """Blocks of queries in a row."""
         return self.L // self.rule.query_block
 
     @property
     def key_blocks(self) -> int:
+        """Blocks of keys in a row."""
         return self.S // self.rule.key_block
 
     def last_key_block(self, i):
@@ -73,23 +73,31 @@ class _Sizes:
         first = jax.lax.div(j * self.rule.key_block, self.rule.query_block)
         return jnp.maximum(i, first) if self.rule.causal else i
 
-    def cost(self, visits: Visits, *, products: int, extra_bytes: int) -> pl.CostEstimate:
-        """Counted as if every slot of the plan were filled; `products` matrix products per block."""
-        pairs = visits.readers.shape[0] - (0 if self.rule.causal else self.B)
-        scores = pairs * self.H * self.L * self.S // (2 if self.rule.causal else 1)
-        reads = 2 * pairs * self.H * self.query_blocks * self.S * self.D * self.itemsize
+    def cost(self, visits: Visits, *, products: int, reads: int, arrays: int) -> pl.CostEstimate:
+        """Counted as if every slot were filled, half of the scores where causal.
+
+        Args:
+          visits: the list walked over.
+          products: matrix products per block of scores.
+          reads: numbers of D read anew for each visit and head.
+          arrays: bytes read or written once.
+        """
+        half = 2 if self.rule.causal else 1
+        scores = visits.slots * self.H * self.L * self.S // half
+        moved = visits.slots * self.H * reads * self.D * self.itemsize // half
         return pl.CostEstimate(
-            flops=2 * products * scores * self.D, transcendentals=scores, bytes_accessed=reads + extra_bytes
+            flops=2 * products * scores * self.D, transcendentals=scores, bytes_accessed=moved + arrays
         )
 
 
-def _sizes(rule: Rule, queries, keys) -> _Sizes:
+def sizes_of(rule: Rule, queries, keys) -> Sizes:
+    """Sizes of a call on padded arrays."""
     B, H, L, D = queries.shape
     rows, G, S, _ = keys.shape
-    return _Sizes(rule=rule, B=B, H=H, L=L, D=D, rows=rows, G=G, S=S, itemsize=keys.dtype.itemsize)
+    return Sizes(rule=rule, B=B, H=H, L=L, D=D, rows=rows, G=G, S=S, itemsize=keys.dtype.itemsize)
 
 
-def _visible_block(sizes: _Sizes, visit, i, j, scalars):
+def _visible_block(sizes: Sizes, visit, i, j, scalars):
     """False where no query of block i can see a key of block j: such blocks are skipped."""
     readers, contexts, flags, query_low, query_high, key_low, key_high = scalars
     query, key = readers[visit] * sizes.query_blocks + i, contexts[visit] * sizes.key_blocks + j
@@ -131,7 +139,8 @@ def _to_column(row):
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
-def _forward_kernel(sizes: _Sizes, *refs):
+def forward_kernel(sizes: Sizes, *refs):
+    """weighted, peak, total by online softmax over the grid (query head, query block, visit, key block)."""
     scalars, (q, k, v, q_segments, k_segments, weighted, peak_row, total_row, peak, total) = refs[:7], refs[7:]
     i, visit, j = (pl.program_id(axis) for axis in (1, 2, 3))
     flag = scalars[2][visit]
@@ -160,7 +169,7 @@ def _forward_kernel(sizes: _Sizes, *refs):
         total_row[...] = _to_row(total[...])
 
 
-def _queries_kernel(sizes: _Sizes, *refs):
+def queries_kernel(sizes: Sizes, *refs):
     """dq = Σ ds k with ds = w (dweighted·v + dtotal), w = exp(s − peak)."""
     scalars, refs = refs[:7], refs[7:]
     q, k, v, q_segments, k_segments, d_weighted, peak_row, d_total_row, dq, sum_, peak, d_total = refs
@@ -186,7 +195,7 @@ def _queries_kernel(sizes: _Sizes, *refs):
         dq[...] = sum_[...].astype(dq.dtype)
 
 
-def _keys_kernel(sizes: _Sizes, *refs):
+def keys_kernel(sizes: Sizes, *refs):
     """dv = Σ w dweighted and dk = Σ ds q over all readers; scores are [key block, query block] here."""
     scalars, refs = refs[:7], refs[7:]
     q, k, v, q_segments, k_segments, d_weighted, peak_row, d_total_row, dk, dv, sum_k, sum_v = refs
@@ -211,141 +220,3 @@ def _keys_kernel(sizes: _Sizes, *refs):
     def _():
         dk[...] = sum_k[...].astype(dk.dtype)
         dv[...] = sum_v[...].astype(dv.dtype)
-
-
-def _query_specs(sizes: _Sizes, place):
-    """Blocks of queries, of their segments as column and row, and of per-query numbers.
-
-    `place(*grid, readers, contexts, …)` gives (reader row, query head, query block).
-    """
-    block, D = sizes.rule.query_block, sizes.D
-
-    def at(index):
-        return lambda *ids: index(*place(*ids))
-
-    return (
-        pl.BlockSpec((None, None, block, D), at(lambda b, h, i: (b, h, i, 0))),
-        pl.BlockSpec((None, block, 1), at(lambda b, h, i: (b, i, 0))),
-        pl.BlockSpec((None, 1, block), at(lambda b, h, i: (b, 0, i))),
-        pl.BlockSpec((None, None, 1, block), at(lambda b, h, i: (b, h, 0, i))),
-    )
-
-
-def _key_specs(sizes: _Sizes, place):
-    """Blocks of keys, and of their segments as column and row; `place` gives (row, key head, key block)."""
-    block, D = sizes.rule.key_block, sizes.D
-
-    def at(index):
-        return lambda *ids: index(*place(*ids))
-
-    return (
-        pl.BlockSpec((None, None, block, D), at(lambda b, g, j: (b, g, j, 0))),
-        pl.BlockSpec((None, block, 1), at(lambda b, g, j: (b, j, 0))),
-        pl.BlockSpec((None, 1, block), at(lambda b, g, j: (b, 0, j))),
-    )
-
-
-def _reader_specs(sizes: _Sizes):
-    """Specs of a grid (query head, query block, visit, key block)."""
-    repeats = sizes.H // sizes.G
-    queries = _query_specs(sizes, lambda h, i, visit, j, readers, *_: (readers[visit], h, i))
-
-    def key_place(h, i, visit, j, readers, contexts, *_):
-        return contexts[visit], jax.lax.div(h, repeats), sizes.key_block_read(i, j)
-
-    return queries, _key_specs(sizes, key_place)
-
-
-def _call(kernel, sizes: _Sizes, visits: Visits, spans: Spans, *, name, grid, in_specs, out_specs, out, scratch, cost):
-    """A `pallas_call` of the kernel, to be called with the arrays of `in_specs`."""
-    call = pl.pallas_call(
-        functools.partial(kernel, sizes),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=7, grid=grid, in_specs=in_specs, out_specs=out_specs, scratch_shapes=scratch
-        ),
-        out_shape=out,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel") + ("arbitrary",) * (len(grid) - 2)
-        ),
-        cost_estimate=cost,
-        interpret=sizes.rule.interpret,
-        name=name,
-    )
-    scalars = (visits.readers, visits.contexts, visits.flags)
-    return functools.partial(
-        call, *scalars, spans.query_low, spans.query_high, spans.key_low, spans.key_high
-    )  # fmt: skip
-
-
-def _like(x, shape, dtype) -> jax.ShapeDtypeStruct:
-    """An output that varies over the same mesh axes as x (inside `shard_map`)."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
-
-
-def forward(rule: Rule, visits: Visits, spans: Spans, queries, keys, values, query_segments, key_segments):
-    """(weighted [B, H, L, D], peak [B, H, 1, L], total [B, H, 1, L]), float32; visits by reader."""
-    sizes = _sizes(rule, queries, keys)
-    (q, q_column, _, q_numbers), (k, _, k_row) = _reader_specs(sizes)
-    numbers = _like(queries, (sizes.B, sizes.H, 1, sizes.L), jnp.float32)
-    lanes = pltpu.VMEM((rule.query_block, LANES), jnp.float32)
-    call = _call(
-        _forward_kernel, sizes, visits, spans,
-        name="visited_attention_forward",
-        grid=(sizes.H, sizes.query_blocks, visits.count, sizes.key_blocks),
-        in_specs=[q, k, k, q_column, k_row],
-        out_specs=[q, q_numbers, q_numbers],
-        out=[_like(queries, queries.shape, jnp.float32), numbers, numbers],
-        scratch=[lanes, lanes],
-        cost=sizes.cost(visits, products=2, extra_bytes=queries.nbytes + 4 * queries.size),
-    )  # fmt: skip
-    return call(queries, keys, values, query_segments[:, :, None], key_segments[:, None, :])
-
-
-def queries_gradient(
-    rule: Rule, visits: Visits, spans: Spans, queries, keys, values, query_segments, key_segments,
-    d_weighted, peak, d_total,
-):  # fmt: skip
-    """dq [B, H, L, D] in the dtype of the queries; visits by reader."""
-    sizes = _sizes(rule, queries, keys)
-    (q, q_column, _, q_numbers), (k, _, k_row) = _reader_specs(sizes)
-    lanes = pltpu.VMEM((rule.query_block, LANES), jnp.float32)
-    call = _call(
-        _queries_kernel, sizes, visits, spans,
-        name="visited_attention_queries_gradient",
-        grid=(sizes.H, sizes.query_blocks, visits.count, sizes.key_blocks),
-        in_specs=[q, k, k, q_column, k_row, q, q_numbers, q_numbers],
-        out_specs=q,
-        out=_like(queries, queries.shape, queries.dtype),
-        scratch=[pltpu.VMEM((rule.query_block, sizes.D), jnp.float32), lanes, lanes],
-        cost=sizes.cost(visits, products=3, extra_bytes=3 * queries.nbytes),
-    )  # fmt: skip
-    segments = query_segments[:, :, None], key_segments[:, None, :]
-    return call(queries, keys, values, *segments, d_weighted, peak, d_total)
-
-
-def keys_gradient(
-    rule: Rule, visits: Visits, spans: Spans, queries, keys, values, query_segments, key_segments,
-    d_weighted, peak, d_total,
-):  # fmt: skip
-    """(dk, dv) [rows, G, S, D] in the dtypes of keys and values; visits by context."""
-    sizes = _sizes(rule, queries, keys)
-    repeats = sizes.H // sizes.G
-
-    def query_place(g, j, visit, head, i, readers, *_):
-        return readers[visit], g * repeats + head, sizes.query_block_read(i, j)
-
-    q, _, q_row, q_numbers = _query_specs(sizes, query_place)
-    k, k_column, _ = _key_specs(sizes, lambda g, j, visit, head, i, readers, contexts, *_: (contexts[visit], g, j))
-    sums = pltpu.VMEM((rule.key_block, sizes.D), jnp.float32)
-    call = _call(
-        _keys_kernel, sizes, visits, spans,
-        name="visited_attention_keys_gradient",
-        grid=(sizes.G, sizes.key_blocks, visits.count, repeats, sizes.query_blocks),
-        in_specs=[q, k, k, q_row, k_column, q, q_numbers, q_numbers],
-        out_specs=[k, k],
-        out=[_like(keys, keys.shape, keys.dtype), _like(values, values.shape, values.dtype)],
-        scratch=[sums, sums],
-        cost=sizes.cost(visits, products=4, extra_bytes=4 * keys.nbytes),
-    )  # fmt: skip
-    segments = query_segments[:, None, :], key_segments[:, :, None]
-    return call(queries, keys, values, *segments, d_weighted, peak, d_total)

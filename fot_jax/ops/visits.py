@@ -31,32 +31,35 @@ class Visits:
       contexts: int32 [V], the row of the keys.
       flags: int32 [V], bits OWN, FILLED, FIRST, LAST; without FILLED nothing is read.
       count: int32 scalar, or an int where it is known.
+      slots: the most pairs that can be filled.
     """
 
     readers: jax.Array
     contexts: jax.Array
     flags: jax.Array
     count: jax.Array | int
+    slots: int = flax.struct.field(pytree_node=False)
 
 
 def own_visits(rows: int) -> Visits:
     """Each row reads itself."""
     ids = jnp.arange(rows, dtype=jnp.int32)
-    return Visits(readers=ids, contexts=ids, flags=jnp.full((rows,), OWN | FILLED | FIRST | LAST), count=rows)
+    flags = jnp.full((rows,), OWN | FILLED | FIRST | LAST, jnp.int32)
+    return Visits(readers=ids, contexts=ids, flags=flags, count=rows, slots=rows)
 
 
 def visits_by_reader(plan: Plan) -> Visits:
     """The plan's visits, sorted by the row that reads: V = B·C + B."""
     readers, contexts, flags = _pairs(plan)
     targets, others, flags, count = _sort(readers, contexts, flags, num_targets=plan.context_ids.shape[0])
-    return Visits(readers=targets, contexts=others, flags=flags, count=count)
+    return Visits(readers=targets, contexts=others, flags=flags, count=count, slots=plan.context_ids.size)
 
 
 def visits_by_context(plan: Plan, *, rows: int) -> Visits:
     """The plan's visits, sorted by the row that is read, of `rows` rows: V = B·C + rows."""
     readers, contexts, flags = _pairs(plan)
     targets, others, flags, count = _sort(contexts, readers, flags, num_targets=rows)
-    return Visits(readers=others, contexts=targets, flags=flags, count=count)
+    return Visits(readers=others, contexts=targets, flags=flags, count=count, slots=plan.context_ids.size)
 
 
 def _pairs(plan: Plan):

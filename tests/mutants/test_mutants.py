@@ -24,7 +24,7 @@ from tests.models import decoders
 from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_plans, test_rope
 from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
 
-REFERENCE, BLOCKWISE = AttentionForm
+REFERENCE, BLOCKWISE = AttentionForm.REFERENCE, AttentionForm.BLOCKWISE
 
 
 def contexts(form: AttentionForm, boundaries: Boundaries = Boundaries.MASKED) -> Callable[[], None]:
