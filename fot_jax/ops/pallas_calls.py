@@ -98,7 +98,9 @@ def forward(rule: Rule, visits: Visits, spans: Spans, queries, keys, values, que
         out_specs=[q, q_numbers, q_numbers],
         out=[_like(queries, queries.shape, jnp.float32), numbers, numbers],
         scratch=[lanes, lanes],
-        cost=sizes.cost(visits, products=2, reads=2 * sizes.query_blocks * sizes.S, arrays=queries.nbytes + 4 * queries.size),
+        cost=sizes.cost(
+            visits, products=2, reads=2 * sizes.query_blocks * sizes.S, arrays=queries.nbytes + 4 * queries.size
+        ),
     )  # fmt: skip
     return call(queries, keys, values, query_segments[:, :, None], key_segments[:, None, :])
 

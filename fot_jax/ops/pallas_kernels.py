@@ -97,7 +97,7 @@ def sizes_of(rule: Rule, queries, keys) -> Sizes:
     return Sizes(rule=rule, B=B, H=H, L=L, D=D, rows=rows, G=G, S=S, itemsize=keys.dtype.itemsize)
 
 
-def _visible_block(sizes: Sizes, visit, i, j, scalars):
+def visible_block(sizes: Sizes, visit, i, j, scalars):
     """False where no query of block i can see a key of block j: such blocks are skipped."""
     readers, contexts, flags, query_low, query_high, key_low, key_high = scalars
     query, key = readers[visit] * sizes.query_blocks + i, contexts[visit] * sizes.key_blocks + j
@@ -151,7 +151,7 @@ def forward_kernel(sizes: Sizes, *refs):
         peak[...] = jnp.full_like(peak, LOWEST_PEAK)
         total[...] = jnp.zeros_like(total)
 
-    @pl.when(_visible_block(sizes, visit, i, j, scalars))
+    @pl.when(visible_block(sizes, visit, i, j, scalars))
     def _():
         mask = _mask(sizes.rule, q_segments[...], k_segments[...], flag & OWN, i, j, query_axis=0)
         scores = jnp.where(mask, _dot(q[...], k[...], NT), MASKED_SCORE)
@@ -182,7 +182,7 @@ def queries_kernel(sizes: Sizes, *refs):
         peak[...] = _to_column(peak_row[...])
         d_total[...] = _to_column(d_total_row[...])
 
-    @pl.when(_visible_block(sizes, visit, i, j, scalars))
+    @pl.when(visible_block(sizes, visit, i, j, scalars))
     def _():
         mask = _mask(sizes.rule, q_segments[...], k_segments[...], flag & OWN, i, j, query_axis=0)
         scores = jnp.where(mask, _dot(q[...], k[...], NT), MASKED_SCORE)
@@ -207,7 +207,7 @@ def keys_kernel(sizes: Sizes, *refs):
         sum_k[...] = jnp.zeros_like(sum_k)
         sum_v[...] = jnp.zeros_like(sum_v)
 
-    @pl.when(_visible_block(sizes, visit, i, j, scalars))
+    @pl.when(visible_block(sizes, visit, i, j, scalars))
     def _():
         mask = _mask(sizes.rule, q_segments[...], k_segments[...], flag & OWN, i, j, query_axis=1)
         scores = jnp.where(mask, _dot(k[...], q[...], NT), MASKED_SCORE)
