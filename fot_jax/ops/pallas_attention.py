@@ -12,51 +12,58 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from fot_jax.config import Boundaries
-from fot_jax.ops import pallas_calls, pallas_kernels, visits
+from fot_jax.ops import pallas_calls
+from fot_jax.ops.pallas_kernels import LANES, Rule
+from fot_jax.ops.visits import own_visits, spans_of, visits_by_context, visits_by_reader
 from fot_jax.types import Partial, Plan
 
 QUERY_BLOCK = 512  # tokens; with 512 keys a block the largest kernel takes about 8 of 16 MiB of VMEM
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _visited(rule: pallas_kernels.Rule, queries, keys, values, plan: Plan | None, query_segments, key_segments):
-    return _forward(rule, queries, keys, values, plan, query_segments, key_segments)[0]
+def _visited(rule: Rule, queries, keys, values, plan: Plan | None, query_segments, key_segments):
+    return forward(rule, queries, keys, values, plan, query_segments, key_segments)[0]
 
 
-def _forward(rule, queries, keys, values, plan, query_segments, key_segments):
-    spans = visits.spans_of(
-        query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block
-    )  # fmt: skip
-    by_reader = visits.own_visits(keys.shape[0]) if plan is None else visits.visits_by_reader(plan)
-    arrays = queries, keys, values, query_segments, key_segments
-    weighted, peak, total = pallas_calls.forward(rule, by_reader, spans, *arrays)
-    return (weighted, peak, total), (queries, keys, values, plan, query_segments, key_segments, peak)
+def forward(rule: Rule, queries, keys, values, plan: Plan | None, query_segments, key_segments):
+    """((weighted, peak, total), what `gradients` needs), in the kernels' layout and whole blocks.
+
+    With `gradients` the counterpart of `blockwise.forward`, for who merges partials before the backward
+    pass: that needs only the merged peak in the place of the one returned here.
+    """
+    spans = spans_of(query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block)
+    visits = own_visits(keys.shape[0]) if plan is None else visits_by_reader(plan)
+    parts = pallas_calls.forward(rule, visits, spans, queries, keys, values, query_segments, key_segments)
+    return parts, (queries, keys, values, plan, query_segments, key_segments, parts[1])
+
+
+def gradients(rule: Rule, saved, cotangents):
+    """Float32 (dq, dk, dv) by the gradients of weighted and total."""
+    queries, keys, values, plan, query_segments, key_segments, peak = saved
+    d_weighted, _, d_total = cotangents
+    spans = spans_of(query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block)
+    if plan is None:
+        by_reader = by_context = own_visits(keys.shape[0])
+    else:
+        by_reader, by_context = visits_by_reader(plan), visits_by_context(plan, rows=keys.shape[0])
+    arrays = queries, keys, values, query_segments, key_segments, d_weighted.astype(values.dtype), peak, d_total
+    dq = pallas_calls.queries_gradient(rule, by_reader, spans, *arrays)
+    return dq, *pallas_calls.keys_gradient(rule, by_context, spans, *arrays)
 
 
 def _backward(rule, saved, cotangents):
-    queries, keys, values, plan, query_segments, key_segments, peak = saved
-    d_weighted, _, d_total = cotangents
-    spans = visits.spans_of(
-        query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block
-    )  # fmt: skip
-    if plan is None:
-        by_reader = by_context = visits.own_visits(keys.shape[0])
-    else:
-        by_reader, by_context = visits.visits_by_reader(plan), visits.visits_by_context(plan, rows=keys.shape[0])
-    arrays = queries, keys, values, query_segments, key_segments, d_weighted.astype(values.dtype), peak, d_total
-    dq = pallas_calls.queries_gradient(rule, by_reader, spans, *arrays)
-    dk, dv = pallas_calls.keys_gradient(rule, by_context, spans, *arrays)
-    return dq, dk, dv, None, None, None
+    cast = [d.astype(x.dtype) for d, x in zip(gradients(rule, saved, cotangents), saved[:3], strict=True)]
+    return *cast, None, None, None
 
 
-_visited.defvjp(_forward, _backward)
+_visited.defvjp(forward, _backward)
 
 
 def _whole_block(wanted: int, length: int, *, free: bool) -> int:
     """The block length used: a multiple of the lane width, no longer than the padded array."""
     if free:
         return min(wanted, length)
-    return min(-(-wanted // pallas_kernels.LANES), -(-length // pallas_kernels.LANES)) * pallas_kernels.LANES
+    return min(-(-wanted // LANES), -(-length // LANES)) * LANES
 
 
 def pallas_partial(
@@ -99,7 +106,7 @@ def pallas_partial(
     if plan is None and (rows, S) != (B, L):
         raise ValueError(f"without a plan keys must have the queries' {B} rows of {L} tokens, got {rows} of {S}.")
     free = bool(interpret)
-    rule = pallas_kernels.Rule(
+    rule = Rule(
         boundaries=boundaries,
         causal=plan is None,
         query_block=_whole_block(query_block, L, free=free),

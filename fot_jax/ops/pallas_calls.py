@@ -109,7 +109,7 @@ def queries_gradient(
     rule: Rule, visits: Visits, spans: Spans, queries, keys, values, query_segments, key_segments,
     d_weighted, peak, d_total,
 ):  # fmt: skip
-    """dq [B, H, L, D] in the dtype of the queries; visits by reader."""
+    """Float32 dq [B, H, L, D]; visits by reader."""
     sizes = sizes_of(rule, queries, keys)
     (q, q_column, _, q_numbers), (k, _, k_row) = _reader_specs(sizes)
     lanes = pltpu.VMEM((rule.query_block, LANES), jnp.float32)
@@ -119,8 +119,8 @@ def queries_gradient(
         grid=(sizes.H, sizes.query_blocks, visits.count, sizes.key_blocks),
         in_specs=[q, k, k, q_column, k_row, q, q_numbers, q_numbers],
         out_specs=q,
-        out=_like(queries, queries.shape, queries.dtype),
-        scratch=[pltpu.VMEM((rule.query_block, sizes.D), jnp.float32), lanes, lanes],
+        out=_like(queries, queries.shape, jnp.float32),
+        scratch=[lanes, lanes],
         cost=sizes.cost(visits, products=3, reads=2 * sizes.query_blocks * sizes.S, arrays=3 * queries.nbytes),
     )  # fmt: skip
     segments = query_segments[:, :, None], key_segments[:, None, :]
@@ -131,7 +131,7 @@ def keys_gradient(
     rule: Rule, visits: Visits, spans: Spans, queries, keys, values, query_segments, key_segments,
     d_weighted, peak, d_total,
 ):  # fmt: skip
-    """(dk, dv) [rows, G, S, D] in the dtypes of keys and values; visits by context."""
+    """Float32 (dk, dv) [rows, G, S, D]; visits by context."""
     sizes = sizes_of(rule, queries, keys)
     repeats = sizes.H // sizes.G
 
@@ -140,15 +140,14 @@ def keys_gradient(
 
     q, _, q_row, q_numbers = _query_specs(sizes, query_place)
     k, k_column, _ = _key_specs(sizes, lambda g, j, visit, head, i, readers, contexts, *_: (contexts[visit], g, j))
-    sums = pltpu.VMEM((rule.key_block, sizes.D), jnp.float32)
     call = _call(
         keys_kernel, sizes, visits, spans,
         name="visited_attention_keys_gradient",
         grid=(sizes.G, sizes.key_blocks, visits.count, repeats, sizes.query_blocks),
         in_specs=[q, k, k, q_row, k_column, q, q_numbers, q_numbers],
         out_specs=[k, k],
-        out=[_like(keys, keys.shape, keys.dtype), _like(values, values.shape, values.dtype)],
-        scratch=[sums, sums],
+        out=[_like(keys, keys.shape, jnp.float32)] * 2,
+        scratch=[],
         cost=sizes.cost(visits, products=4, reads=2 * sizes.key_blocks * sizes.L, arrays=4 * keys.nbytes),
     )  # fmt: skip
     segments = query_segments[:, None, :], key_segments[:, :, None]

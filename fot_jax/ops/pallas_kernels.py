@@ -1,7 +1,8 @@
 """The three TPU kernels: attention over visited rows forward, dq, and dk with dv.
 
 Scores live in VMEM only, one [query block, key block] at a time, and are computed again in the
-backward kernels. Which blocks each step gets is in `fot_jax/ops/pallas_calls.py`.
+backward kernels. Outputs are float32 and stay in VMEM from the FIRST visit of their row to the LAST.
+Which blocks each step gets is in `fot_jax/ops/pallas_calls.py`.
 
 Arrays, padded to whole blocks: queries [B, H, L, D], keys and values [rows, G, S, D], per-query
 numbers (peaks, totals) [B, H, 1, L], segments both as columns [·, ·, 1] and as rows [·, 1, ·].
@@ -172,13 +173,13 @@ def forward_kernel(sizes: Sizes, *refs):
 def queries_kernel(sizes: Sizes, *refs):
     """dq = Σ ds k with ds = w (dweighted·v + dtotal), w = exp(s − peak)."""
     scalars, refs = refs[:7], refs[7:]
-    q, k, v, q_segments, k_segments, d_weighted, peak_row, d_total_row, dq, sum_, peak, d_total = refs
+    q, k, v, q_segments, k_segments, d_weighted, peak_row, d_total_row, dq, peak, d_total = refs
     i, visit, j = (pl.program_id(axis) for axis in (1, 2, 3))
     flag = scalars[2][visit]
 
     @pl.when((flag & FIRST != 0) & (j == 0))
     def _():
-        sum_[...] = jnp.zeros_like(sum_)
+        dq[...] = jnp.zeros_like(dq)
         peak[...] = _to_column(peak_row[...])
         d_total[...] = _to_column(d_total_row[...])
 
@@ -188,24 +189,20 @@ def queries_kernel(sizes: Sizes, *refs):
         scores = jnp.where(mask, _dot(q[...], k[...], NT), MASKED_SCORE)
         weights = jnp.exp(scores - peak[:, :1])
         d_scores = weights * (_dot(d_weighted[...], v[...], NT) + d_total[:, :1])
-        sum_[...] += _dot(d_scores.astype(k.dtype), k[...], NN)
-
-    @pl.when((flag & LAST != 0) & (j == sizes.key_blocks - 1))
-    def _():
-        dq[...] = sum_[...].astype(dq.dtype)
+        dq[...] += _dot(d_scores.astype(k.dtype), k[...], NN)
 
 
 def keys_kernel(sizes: Sizes, *refs):
     """dv = Σ w dweighted and dk = Σ ds q over all readers; scores are [key block, query block] here."""
     scalars, refs = refs[:7], refs[7:]
-    q, k, v, q_segments, k_segments, d_weighted, peak_row, d_total_row, dk, dv, sum_k, sum_v = refs
+    q, k, v, q_segments, k_segments, d_weighted, peak_row, d_total_row, dk, dv = refs
     j, visit, head, i = (pl.program_id(axis) for axis in (1, 2, 3, 4))
     flag = scalars[2][visit]
 
     @pl.when((flag & FIRST != 0) & (head == 0) & (i == 0))
     def _():
-        sum_k[...] = jnp.zeros_like(sum_k)
-        sum_v[...] = jnp.zeros_like(sum_v)
+        dk[...] = jnp.zeros_like(dk)
+        dv[...] = jnp.zeros_like(dv)
 
     @pl.when(visible_block(sizes, visit, i, j, scalars))
     def _():
@@ -213,10 +210,5 @@ def keys_kernel(sizes: Sizes, *refs):
         scores = jnp.where(mask, _dot(k[...], q[...], NT), MASKED_SCORE)
         weights = jnp.exp(scores - peak_row[...])
         d_scores = weights * (_dot(v[...], d_weighted[...], NT) + d_total_row[...])
-        sum_v[...] += _dot(weights.astype(v.dtype), d_weighted[...], NN)
-        sum_k[...] += _dot(d_scores.astype(q.dtype), q[...], NN)
-
-    @pl.when((flag & LAST != 0) & (head == sizes.H // sizes.G - 1) & (i == sizes.query_blocks - 1))
-    def _():
-        dk[...] = sum_k[...].astype(dk.dtype)
-        dv[...] = sum_v[...].astype(dv.dtype)
+        dv[...] += _dot(weights.astype(v.dtype), d_weighted[...], NN)
+        dk[...] += _dot(d_scores.astype(q.dtype), q[...], NN)
