@@ -31,6 +31,7 @@ def get_config() -> config_dict.ConfigDict:
         {"name": "proofs", "kind": "jsonl", "path": "data_cache/corpora/proofs.jsonl", "rate": 1.0, "min_tokens": 4096},
         {"name": "prose", "kind": "jsonl", "path": "data_cache/corpora/prose.jsonl", "rate": 1.0, "min_tokens": 4096},
     )
+    config.data.heldout_fraction = 0.25
     config.data.vocabulary.path = "runs/smollm2/tokenizer/tokenizer.json"
 
     config.train.init_from = "runs/smollm2"

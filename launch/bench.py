@@ -19,6 +19,7 @@ from fot_jax.config import AttentionForm, ConfigError, CrossbatchConfig, Experim
 from launch import cli
 
 MEBIBYTE = 2**20
+FORMS = (AttentionForm.REFERENCE, AttentionForm.BLOCKWISE)  # PALLAS runs on TPUs only
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -120,7 +121,7 @@ def main(flags: argparse.Namespace) -> None:
     contexts = [_positive(text, "--contexts") for text in flags.contexts.split(",")]
     repeats = _positive(flags.repeats, "--repeats")
     rows = [prepare(config, form=config.model.attention, contexts=0)]
-    rows += [prepare(config, form=form, contexts=d) for d in contexts for form in AttentionForm]
+    rows += [prepare(config, form=form, contexts=d) for d in contexts for form in FORMS]
     measure(rows, repeats=repeats)
     records = table(rows, tokens=config.train.batch_rows * config.model.local_context)
     print(f"{'step':<18} {'seconds':>9} {'tokens/s':>10} {'x plain':>8} {'temp MiB':>9}")

@@ -38,10 +38,15 @@ class RopeScaling(enum.Enum):
 
 
 class AttentionForm(enum.Enum):
-    """REFERENCE materialises all scores; BLOCKWISE is an online softmax over blocks of keys."""
+    """REFERENCE materialises all scores; BLOCKWISE is an online softmax over blocks of keys.
+
+    PALLAS: the same in TPU kernels. AUTO: by backend (`fot_jax/ops/forms.py`).
+    """
 
     REFERENCE = "reference"
     BLOCKWISE = "blockwise"
+    PALLAS = "pallas"
+    AUTO = "auto"
 
 
 class Remat(enum.Enum):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, blocks, blockwise, ring
+from fot_jax.ops import attention, blocks, blockwise, forms, pallas_attention, ring
 from fot_jax.types import Partial, Plan
 
 
@@ -68,8 +68,9 @@ def crossbatch_partial(
         blocks of rows (`fot_jax/ops/ring.py`) whatever the form.
       segments: document ids of the rows, 0 for padding.
       boundaries: MASKED or JOINED documents.
-      form: REFERENCE gathers [B, C, S, G, D]; BLOCKWISE reads a block at a time.
-      block: keys per block of the BLOCKWISE form, in tokens.
+      form: REFERENCE gathers [B, C, S, G, D]; BLOCKWISE reads a block at a time; PALLAS the same on a TPU;
+        AUTO chooses between these two.
+      block: keys per block of the BLOCKWISE and PALLAS forms, in tokens.
 
     Gradients flow into all keys and values (the point of crossbatch, sec. 5.6.1).
     """
@@ -77,7 +78,13 @@ def crossbatch_partial(
         with jax.named_scope("crossbatch_ring"):
             return ring.ring_partial(queries, keys, values, plan, segments=segments, boundaries=boundaries, block=block)
     plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
+    form = forms.resolve(form)
     with jax.named_scope("crossbatch_scores"):
+        if form is AttentionForm.PALLAS:
+            return pallas_attention.pallas_partial(
+                queries, keys, values, plan,
+                query_segments=segments, key_segments=segments, boundaries=boundaries, block=block,
+            )  # fmt: skip
         if form is AttentionForm.BLOCKWISE:
             return blockwise.online_partial(
                 queries, keys, values, plan, segments=segments, boundaries=boundaries, block=block
@@ -104,7 +111,13 @@ def local_partial(
     block: int,
 ) -> Partial:
     """Attends causally to the row's own chunk; arguments as `crossbatch_partial`, keys rotated."""
+    form = forms.resolve(form)
     with jax.named_scope("local_scores"):
+        if form is AttentionForm.PALLAS:
+            return pallas_attention.pallas_partial(
+                queries, keys, values, None,
+                query_segments=segments, key_segments=segments, boundaries=boundaries, block=block,
+            )  # fmt: skip
         if form is AttentionForm.BLOCKWISE and block < keys.shape[1]:
             return blockwise.online_partial(
                 queries, keys, values, None, segments=segments, boundaries=boundaries, block=block
@@ -138,7 +151,7 @@ def crossbatch_attention(
       plan: which rows each row reads.
       segments: document ids, 0 for padding.
       boundaries: MASKED or JOINED documents.
-      form: REFERENCE or BLOCKWISE.
+      form: see `crossbatch_partial`.
       block: keys per block, in tokens.
 
     Source: FoT eq. (2), app. B.3. Differs: LongLLaMA lets padded keys through; here they are hidden.

@@ -62,7 +62,8 @@ def ring_partial(
     """
     assert plan.route is not None
     rule = (boundaries, block)
-    weighted, peak, total = _ring(rule, plan.route, queries, keys, values, _bare(plan), segments)
+    parts: tuple = _ring(rule, plan.route, queries, keys, values, _bare(plan), segments)  # pyright: ignore[reportAssignmentType]
+    weighted, peak, total = parts
     return Partial(weighted=weighted, peak=jax.lax.stop_gradient(peak), total=total)
 
 

@@ -25,7 +25,7 @@ from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_
 from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
 from tests.scale import test_ring
 
-REFERENCE, BLOCKWISE = AttentionForm
+REFERENCE, BLOCKWISE = AttentionForm.REFERENCE, AttentionForm.BLOCKWISE
 
 
 def contexts(form: AttentionForm, boundaries: Boundaries = Boundaries.MASKED) -> Callable[[], None]:

@@ -1,0 +1,141 @@
+"""Attention over the row's own chunk or the plan's contexts by the Pallas TPU kernels, differentiable.
+
+The counterpart of `fot_jax/ops/blockwise.py`: the same values, gradients and `Partial`, so that the
+partials of both merge. See docs/kernels.md.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from fot_jax.config import Boundaries
+from fot_jax.ops import pallas_calls
+from fot_jax.ops.pallas_kernels import LANES, Rule
+from fot_jax.ops.visits import own_visits, spans_of, visits_by_context, visits_by_reader
+from fot_jax.types import Partial, Plan
+
+QUERY_BLOCK = 512  # tokens; with 512 keys a block the largest kernel takes about 8 of 16 MiB of VMEM
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _visited(rule: Rule, queries, keys, values, plan: Plan | None, query_segments, key_segments):
+    return forward(rule, queries, keys, values, plan, query_segments, key_segments)[0]
+
+
+def forward(rule: Rule, queries, keys, values, plan: Plan | None, query_segments, key_segments):
+    """((weighted, peak, total), what `gradients` needs), in the kernels' layout and whole blocks.
+
+    With `gradients` the counterpart of `blockwise.forward`, for who merges partials before the backward
+    pass: that needs only the merged peak in the place of the one returned here.
+    """
+    spans = spans_of(query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block)
+    visits = own_visits(keys.shape[0]) if plan is None else visits_by_reader(plan)
+    parts = pallas_calls.forward(rule, visits, spans, queries, keys, values, query_segments, key_segments)
+    return parts, (queries, keys, values, plan, query_segments, key_segments, parts[1])
+
+
+def gradients(rule: Rule, saved, cotangents):
+    """Float32 (dq, dk, dv) by the gradients of weighted and total."""
+    queries, keys, values, plan, query_segments, key_segments, peak = saved
+    d_weighted, _, d_total = cotangents
+    spans = spans_of(query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block)
+    if plan is None:
+        by_reader = by_context = own_visits(keys.shape[0])
+    else:
+        by_reader, by_context = visits_by_reader(plan), visits_by_context(plan, rows=keys.shape[0])
+    arrays = queries, keys, values, query_segments, key_segments, d_weighted.astype(values.dtype), peak, d_total
+    dq = pallas_calls.queries_gradient(rule, by_reader, spans, *arrays)
+    return dq, *pallas_calls.keys_gradient(rule, by_context, spans, *arrays)
+
+
+def _backward(rule, saved, cotangents):
+    cast = [d.astype(x.dtype) for d, x in zip(gradients(rule, saved, cotangents), saved[:3], strict=True)]
+    return *cast, None, None, None
+
+
+_visited.defvjp(forward, _backward)
+
+
+def _whole_block(wanted: int, length: int, *, free: bool) -> int:
+    """The block length used: a multiple of the lane width, no longer than the padded array."""
+    if free:
+        return min(wanted, length)
+    return min(-(-wanted // LANES), -(-length // LANES)) * LANES
+
+
+def pallas_partial(
+    queries: Float[Array, "B L H D"],
+    keys: Float[Array, "rows S G D"],
+    values: Float[Array, "rows S G D"],
+    plan: Plan | None,
+    *,
+    query_segments: Int[Array, "B L"],
+    key_segments: Int[Array, "rows S"],
+    boundaries: Boundaries,
+    block: int,
+    query_block: int = QUERY_BLOCK,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> Partial:
+    """Attends to each row's own chunk (plan None, causal) or to the plan's contexts, on a TPU.
+
+    A function of local arrays: on several devices call it inside `jax.shard_map`, with a plan that
+    names local rows. Differentiable in queries, keys and values.
+
+    Args:
+      queries: scaled queries, float32 or bfloat16; products are summed in float32.
+      keys: the rows that the plan names, not copied; with plan None the readers' own (rows = B, S = L).
+      values: as keys.
+      plan: which of the `rows` each reader reads; None for its own, causally.
+      query_segments: document ids of the queries, 0 for padding.
+      key_segments: document ids of the keys.
+      boundaries: MASKED or JOINED documents.
+      block: keys per block, in tokens; taken up to a multiple of 128.
+      query_block: queries per block, likewise.
+      interpret: True or Pallas' parameters: run on any backend, slowly, blocks taken as given (for tests).
+
+    Raises:
+      ValueError: plan is None and the keys are not the readers' own.
+
+    Source: FoT eq. (2), app. B.3.
+    """
+    B, L = queries.shape[:2]
+    rows, S = keys.shape[:2]
+    if plan is None and (rows, S) != (B, L):
+        raise ValueError(f"without a plan keys must have the queries' {B} rows of {L} tokens, got {rows} of {S}.")
+    free = bool(interpret)
+    rule = Rule(
+        boundaries=boundaries,
+        causal=plan is None,
+        query_block=_whole_block(query_block, L, free=free),
+        key_block=_whole_block(block, S, free=free),
+        interpret=interpret,
+    )
+
+    def whole(x, block):
+        return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
+
+    if plan is not None:
+        plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
+    heads_first = functools.partial(jnp.transpose, axes=(0, 2, 1, 3))
+    parts: tuple = _visited(  # pyright: ignore[reportAssignmentType]
+        rule,
+        heads_first(whole(queries, rule.query_block)),
+        heads_first(whole(keys, rule.key_block)),
+        heads_first(whole(values, rule.key_block)),
+        plan,
+        whole(query_segments, rule.query_block).astype(jnp.int32),
+        whole(key_segments, rule.key_block).astype(jnp.int32),
+    )
+    weighted, peak, total = parts
+
+    def numbers(x):
+        return x[:, :, 0, :L].transpose(0, 2, 1)
+
+    return Partial(
+        weighted=heads_first(weighted)[:, :L],
+        peak=jax.lax.stop_gradient(numbers(peak)),
+        total=numbers(total),
+    )
