@@ -2,8 +2,8 @@
 
 python -m launch.aot_compile --config=configs/longllama_3b.py --topology=v3:8x8
 python -m launch.aot_compile --config=configs/longllama_7b.py --topology=v5e:16x16 --programs=train,read,decode
-python -m launch.aot_compile --config=configs/paper_600m.py --topology=v5p:4x4x4 --sweep-mesh=1x64x1,8x8x1 \
-    --sweep-contexts=2,16,64
+python -m launch.aot_compile --config=configs/paper_600m.py --topology=v5p:4x4x4 --sweep-contexts=2,16,64 \
+    --sweep-mesh=fsdp=8,fsdp=32:tensor=2
 python -m launch.aot_compile --config=configs/tiny_code.py --topology=cpu:8      # a dry run, without libtpu
 
 Memory, FLOPs, traffic and time bounds of each device go to the terminal; --out writes them as JSON. Needs libtpu
@@ -13,7 +13,6 @@ Memory, FLOPs, traffic and time bounds of each device go to the terminal; --out 
 import argparse
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The flags of this command."""
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
-    parser.add_argument("--topology", required=True, metavar="CHIP:NxM", help="v3:8x8, v5e:16x16, v5p:4x4x4, cpu:8, ...")
+    parser.add_argument(
+        "--topology", required=True, metavar="CHIP:NxM", help="v3:8x8, v5e:16x16, v5p:4x4x4, cpu:8, ..."
+    )
     parser.add_argument(
         "--programs", default="train", metavar="P,P", help=f"which of {', '.join(PROGRAMS)}; default %(default)s"
     )
@@ -40,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--memory-entries", default="16384", metavar="M", help="memory of a row in read and decode; default %(default)s"
     )
     sweep = parser.add_argument_group("sweep: every mesh with every d, one program after another")
-    sweep.add_argument("--sweep-mesh", metavar="AxBxC,...", help="data x fsdp x tensor; default: the config's mesh")
+    sweep.add_argument("--sweep-mesh", metavar="MESH,...", help="as fsdp=64:tensor=2; default: the config's")
     sweep.add_argument("--sweep-contexts", metavar="D,D,...", help="d of train; default: the schedule's last")
     parser.add_argument("--out", metavar="FILE", help="also write the reports as JSON")
     parser.add_argument("--hlo", metavar="DIR", help="also write each program's text (HLO)")
@@ -58,14 +59,21 @@ def meshes(flags: argparse.Namespace, config: ExperimentConfig) -> list[MeshConf
     """The meshes to compile for."""
     if not flags.sweep_mesh:
         return [config.mesh]
-    found = []
-    for text in flags.sweep_mesh.split(","):
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
-        if not match:
-            raise ConfigError(f"--sweep-mesh must be DATAxFSDPxTENSOR, as 1x64x1, got {text!r}.")
-        data, fsdp, tensor = map(int, match.groups())
-        found.append(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
-    return found
+    return [_mesh(text) for text in flags.sweep_mesh.split(",")]
+
+
+def _mesh(text: str) -> MeshConfig:
+    """The mesh that "fsdp=64:tensor=2" means; data takes what remains unless it is named."""
+    axes = [field.name for field in dataclasses.fields(MeshConfig)]
+    sizes = {}
+    for part in text.split(":"):
+        name, _, size = part.strip().partition("=")
+        if name not in axes or not size.isdecimal() or int(size) < 1:
+            raise ConfigError(
+                f"--sweep-mesh must be AXIS=SIZE joined by ':' (meshes by ','), of {', '.join(axes)}; got {part!r}."
+            )
+        sizes[name] = int(size)
+    return MeshConfig(**sizes)
 
 
 def contexts(flags: argparse.Namespace, config: ExperimentConfig) -> list[int]:
@@ -80,7 +88,7 @@ def contexts(flags: argparse.Namespace, config: ExperimentConfig) -> list[int]:
     return [ContextSchedule(config.crossbatch.schedule, config.seed).final]
 
 
-def jobs(flags: argparse.Namespace, config: ExperimentConfig, *, devices: int) -> "list[Job]":
+def jobs(flags: argparse.Namespace, config: ExperimentConfig) -> "list[Job]":
     """All programs to compile, in order."""
     from fot_jax.aot.compiling import Job
     from fot_jax.aot.programs import ProgramKind
@@ -89,10 +97,10 @@ def jobs(flags: argparse.Namespace, config: ExperimentConfig, *, devices: int) -
     for name in names:
         if name not in PROGRAMS:
             raise ConfigError(f"--programs must be some of {', '.join(PROGRAMS)}, got {name!r}.")
+    rows = whole_number(flags.rows, "--rows", least=1) if flags.rows else 0
     entries = whole_number(flags.memory_entries, "--memory-entries", least=0)
     found = []
     for mesh in meshes(flags, config):
-        rows = whole_number(flags.rows, "--rows", least=1) if flags.rows else devices // mesh.tensor
         own = dataclasses.replace(config, mesh=mesh)
         for name in names:
             for d in contexts(flags, config) if name == "train" else [0]:
@@ -111,7 +119,8 @@ def jobs(flags: argparse.Namespace, config: ExperimentConfig, *, devices: int) -
 
 def summary(reports: "list[Report]") -> list[str]:
     """One line a program, for a sweep."""
-    rows = [f"{'program':<8} {'mesh':<12} {'variant':<9} {'peak GiB':>9} {'of':>6} {'fits':>5} {'received GB':>12} {'roofline s':>11}"]
+    heads = f"{'program':<8} {'mesh':<12} {'variant':<9} {'peak GiB':>9} {'of':>6} {'fits':>5}"
+    rows = [f"{heads} {'received GB':>12} {'roofline s':>11}"]
     for report in reports:
         record = report.record()
         mesh = "x".join(map(str, report.mesh.values()))
@@ -141,7 +150,7 @@ def main(flags: argparse.Namespace) -> None:
         from fot_jax.aot.report import lines
         from fot_jax.sharding import make_mesh
 
-        todo = jobs(flags, config, devices=pod.devices)
+        todo = jobs(flags, config)
         devices = pod_devices(pod)
         for number, job in enumerate(todo):
             report, text = compile_program(job, pod=pod, mesh=make_mesh(job.config.mesh, devices))

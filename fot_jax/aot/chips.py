@@ -116,7 +116,9 @@ def parse_topology(text: str) -> Pod:
     if match[1] == CPU.name:
         return Pod(topology=text, chip=CPU, chips=math.prod(sides))
     if match[1] not in CHIPS:
-        raise UserError(f"--topology must name one of the chips {', '.join(CHIPS)}, got {text!r}. Examples: {EXAMPLES}.")
+        raise UserError(
+            f"--topology must name one of the chips {', '.join(CHIPS)}, got {text!r}. Examples: {EXAMPLES}."
+        )
     axes = 3 if match[1] in ("v4", "v5p") else 2
     if len(sides) != axes:
         raise UserError(f"--topology of a {match[1]} must have {axes} sides, got {text!r}. Examples: {EXAMPLES}.")

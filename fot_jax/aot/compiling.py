@@ -24,10 +24,10 @@ class Job:
     """What to compile.
 
     Attributes:
-      config: the experiment; its mesh is the one given to `compile_program` by shape.
+      config: the experiment, with the mesh to compile for.
       kind: which program.
       num_contexts: d of TRAIN.
-      rows: of READ and DECODE.
+      rows: of READ and DECODE; 0: one a device.
       memory_entries: of a row, READ and DECODE.
       variant: how a sweep calls it.
     """
@@ -43,9 +43,7 @@ class Job:
 def _program(job: Job, mesh: Mesh) -> Program:
     if job.kind is ProgramKind.TRAIN:
         return programs.train_program(job.config, mesh, num_contexts=job.num_contexts)
-    return programs.inference_program(
-        job.config, mesh, kind=job.kind, rows=job.rows, memory_entries=job.memory_entries
-    )
+    return programs.inference_program(job.config, mesh, kind=job.kind, rows=job.rows, memory_entries=job.memory_entries)
 
 
 def branch_shares(config: ExperimentConfig) -> dict[str, float]:

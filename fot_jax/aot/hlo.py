@@ -67,7 +67,7 @@ class Instruction:
     @functools.cached_property
     def called(self) -> dict[str, str]:
         """Computations it calls, by role."""
-        return {role: name for role, name in CALLED.findall(self.attributes)}
+        return dict(CALLED.findall(self.attributes))
 
     @functools.cached_property
     def branches(self) -> tuple[str, ...]:
@@ -118,7 +118,9 @@ class Module:
 def parse_shape(text: str) -> tuple[Array, ...]:
     """The arrays of a shape: "bf16[128,2048]{1,0:T(8,128)(2,1)S(1)}", or of a tuple of shapes."""
     return tuple(
-        Array(dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d), bool(re.search(r"S\([1-9]", layout or "")))
+        Array(
+            dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d), bool(re.search(r"S\([1-9]", layout or ""))
+        )
         for dtype, dims, layout in ARRAY.findall(text)
     )
 
@@ -204,9 +206,9 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 def group_size(instruction: Instruction, devices: int) -> int:
     """Devices that take part in one group of a collective; all where none are named.
 
-        replica_groups=[2,64]<=[128]                            64
-        replica_groups={{0,1,2,3},{4,5,6,7}}                    4
-        replica_groups=mesh['a'=2,'b'=64] {'b'}                 64; an axis may be split: 'b':(4)16 is 16 of it
+    replica_groups=[2,64]<=[128]                            64
+    replica_groups={{0,1,2,3},{4,5,6,7}}                    4
+    replica_groups=mesh['a'=2,'b'=64] {'b'}                 64; an axis may be split: 'b':(4)16 is 16 of it
     """
     text = instruction.attributes
     compact = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text)
@@ -215,6 +217,8 @@ def group_size(instruction: Instruction, devices: int) -> int:
     named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
     if named:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-        return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2]))
+        return math.prod(
+            int(part or sizes[axis]) for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2])
+        )
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
     return len(listed[1].split(",")) if listed else devices

@@ -225,7 +225,10 @@ def _convolution_flops(here: Computation, one: Instruction) -> float:
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     assert labels is not None, one.attributes
     left, right = (here.instructions[name].shape[0].dims for name in one.operands[:2])
-    sizes = [dict(zip(names, dims, strict=True)) for names, dims in zip(labels.groups(), (left, right, one.shape[0].dims), strict=True)]
+    sizes = [
+        dict(zip(names, dims, strict=True))
+        for names, dims in zip(labels.groups(), (left, right, one.shape[0].dims), strict=True)
+    ]
     spatial = sorted(name for name in labels[3] if name.isdigit())
     groups = re.search(r"batch_group_count=(\d+)", one.attributes)
     places = 1.0

@@ -72,9 +72,7 @@ def train_program(config: ExperimentConfig, mesh: Mesh, *, num_contexts: int) ->
     B, L = config.train.batch_rows, config.model.local_context
     rows = batch_sharding(mesh)
     integers = _shape((B, L), jnp.int32, rows)
-    batch = Batch(
-        tokens=integers, targets=integers, loss_mask=_shape((B, L), jnp.float32, rows), segments=integers
-    )
+    batch = Batch(tokens=integers, targets=integers, loss_mask=_shape((B, L), jnp.float32, rows), segments=integers)
     micro = B // config.train.accumulation
     host_plan = make_plan(config.crossbatch, batch_rows=micro, num_contexts=num_contexts)
     whole = replicated(mesh)
@@ -97,7 +95,7 @@ def train_program(config: ExperimentConfig, mesh: Mesh, *, num_contexts: int) ->
 def inference_program(
     config: ExperimentConfig, mesh: Mesh, *, kind: ProgramKind, rows: int, memory_entries: int
 ) -> Program:
-    """READ or DECODE with a memory of `memory_entries` entries a row in device arrays.
+    """READ or DECODE of `rows` rows (0: one a device) with a memory of `memory_entries` a row in device arrays.
 
     Rows are split over data and fsdp, heads over tensor.
 
@@ -105,10 +103,11 @@ def inference_program(
       ConfigError: rows or a parameter do not divide over the mesh; the memory is ScaNN's, on the host.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = rows or parts
     check(rows % parts == 0, "--rows", f"be a multiple of the {parts} devices along mesh.data × mesh.fsdp", rows)
     retrieval = config.memory.retrieval
     check(retrieval is not Retrieval.SCANN, "memory.retrieval", "be 'exact' or 'dense' to compile", retrieval.value)
-    model, whole, over_rows = config.model, replicated(mesh), batch_sharding(mesh)
+    model, whole, over_rows = config.model, replicated(mesh), NamedSharding(mesh, spec("batch"))
     boxed = abstract_params(config)
     params = jax.tree.map(
         lambda leaf, sharding: _shape(leaf.shape, leaf.dtype, sharding), nn.unbox(boxed), param_shardings(boxed, mesh)

@@ -137,7 +137,9 @@ def lines(report: Report) -> list[str]:
     """The report as text."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     variant = f", {report.variant}" if report.variant else ""
-    head = f"{report.config} {report.program}{variant}: {report.pod.topology}, {report.pod.devices} devices, mesh {mesh}"
+    head = (
+        f"{report.config} {report.program}{variant}: {report.pod.topology}, {report.pod.devices} devices, mesh {mesh}"
+    )
     if report.memory is None or report.costs is None:
         return [head, f"  does NOT fit: {report.refusal}", _time_line(report)]
     return [

@@ -64,7 +64,8 @@ def test_shapes():
 
 def test_an_instruction():
     one = parse_instruction(
-        '  ROOT %a.1 = (f32[2]{0:T(256)}, u32[]) fusion(%b, %c.2), kind=kLoop, calls=%f.3, metadata={op_name="jit(s)/x)/cond"}'
+        "  ROOT %a.1 = (f32[2]{0:T(256)}, u32[]) fusion(%b, %c.2), kind=kLoop, calls=%f.3,"
+        ' metadata={op_name="jit(s)/x)/cond"}'
     )
     assert one is not None
     assert (one.name, one.opcode, one.operands, one.is_root) == ("a.1", "fusion", ("b", "c.2"), True)
