@@ -18,9 +18,8 @@ import functools
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
-from fot_jax.aot.hlo import Computation, Instruction, Module, group_size, trip_count
+from fot_jax.aot.hlo import Array, Computation, Instruction, Module, group_size, trip_count
+from fot_jax.aot.hlo_flops import flops
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all", "ragged-all-to-all")
 FREE = {
@@ -147,33 +146,21 @@ class _Walk:
 
     def _plain_bytes(self, here: Computation, one: Instruction) -> float:
         """Operands and result of an instruction that is no fusion."""
+        operands = [here.instructions[name] for name in one.operands]
         if one.opcode in SLICES:
-            return 2.0 * _hbm(one)
+            return float(_hbm(one) + min(one.bytes, _hbm(operands[0])))
         if one.opcode == "dynamic-update-slice":
-            return 2.0 * _hbm(here.instructions[one.operands[1]])
-        return float(_hbm(one) + sum(_hbm(here.instructions[name]) for name in one.operands))
+            return 2.0 * min(_hbm(one), operands[1].bytes)
+        if one.opcode == "copy-start":  # (destination, source, counter)
+            return float(_hbm(operands[0]) + (0 if one.shape[0].on_chip else one.shape[0].bytes))
+        return float(_hbm(one) + sum(map(_hbm, operands)))
 
     def _fusion_bytes(self, here: Computation, one: Instruction) -> float:
         fused = self.module.computations[one.called["calls"]]
-        total = float(self._written(fused, fused.root, one))
+        total = float(_written(fused, fused.root, one.shape))
         for number, name in enumerate(one.operands):
-            operand = here.instructions[name]
-            total += min(_hbm(operand), self._read(fused, fused.parameters[number].name))
+            total += min(_hbm(here.instructions[name]), self._read(fused, fused.parameters[number].name))
         return total
-
-    def _written(self, fused: Computation, root: Instruction, outer: Instruction) -> int:
-        """Bytes a fusion writes: of an update in place the update alone."""
-        while root.opcode == "bitcast":
-            root = fused.instructions[root.operands[0]]
-        if root.opcode == "tuple":
-            parts = [fused.instructions[name] for name in root.operands]
-            return sum(
-                0 if array.on_chip else min(array.bytes, self._written(fused, part, outer))
-                for array, part in zip(outer.shape, parts, strict=True)
-            )
-        if root.opcode == "dynamic-update-slice":
-            return _hbm(fused.instructions[root.operands[1]])
-        return root.bytes if root is not fused.root or not all(a.on_chip for a in outer.shape) else 0
 
     def _read(self, fused: Computation, name: str) -> int:
         """Bytes of a parameter that a fusion reads: where it is only sliced, the slices."""
@@ -194,6 +181,19 @@ class _Walk:
         return total
 
 
+def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
+    """Bytes that a fusion writes to its results: of an update in place the update alone."""
+    while root.opcode == "bitcast":
+        root = fused.instructions[root.operands[0]]
+    if root.opcode == "tuple":
+        parts = [fused.instructions[name] for name in root.operands]
+        return sum(_written(fused, part, (array,)) for part, array in zip(parts, arrays, strict=True))
+    whole = sum(array.bytes for array in arrays if not array.on_chip)
+    if root.opcode == "dynamic-update-slice":
+        return min(whole, fused.instructions[root.operands[1]].bytes)
+    return whole
+
+
 def _keeps_a_part(here: Computation, one: Instruction) -> bool:
     """Whether an all-reduce is half of a TPU's reduce-scatter: a fusion of it and the slice that is kept."""
     if one.opcode != "all-reduce":
@@ -205,53 +205,3 @@ def _keeps_a_part(here: Computation, one: Instruction) -> bool:
 def _hbm(one: Instruction) -> int:
     """Bytes of a result that lie in HBM."""
     return sum(array.bytes for array in one.shape if not array.on_chip)
-
-
-def flops(here: Computation, one: Instruction) -> float:
-    """FLOPs of a matrix product; 0 of anything else."""
-    if one.opcode == "dot":
-        left = here.instructions[one.operands[0]].shape[0].dims
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
-        axes = [int(axis) for axis in contracted[1].split(",")] if contracted and contracted[1] else []
-        return 2.0 * one.shape[0].elements * float(np.prod([left[axis] for axis in axes], initial=1))
-    return _convolution_flops(here, one) if one.opcode == "convolution" else 0.0
-
-
-def _convolution_flops(here: Computation, one: Instruction) -> float:
-    """2 x kernel features in x features out x batch x valid (output, kernel) places of each window axis.
-
-    XLA writes matrix products for TPUs as convolutions, batch axes as windows that meet one place each.
-    """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
-    assert labels is not None, one.attributes
-    left, right = (here.instructions[name].shape[0].dims for name in one.operands[:2])
-    sizes = [
-        dict(zip(names, dims, strict=True))
-        for names, dims in zip(labels.groups(), (left, right, one.shape[0].dims), strict=True)
-    ]
-    spatial = sorted(name for name in labels[3] if name.isdigit())
-    groups = re.search(r"batch_group_count=(\d+)", one.attributes)
-    places = 1.0
-    for axis, name in enumerate(spatial):
-        kernel = sizes[1][name]
-        window = {key: _window(one, key, axis, len(spatial)) for key in ("stride", "lhs_dilate", "rhs_dilate", "pad")}
-        places *= _valid_places(sizes[0][name], kernel, sizes[2][name], **window)
-    return 2.0 * sizes[1]["i"] * sizes[2]["f"] * sizes[0]["b"] / int(groups[1] if groups else 1) * places
-
-
-def _window(one: Instruction, key: str, axis: int, axes: int) -> int:
-    """One value of `window={size=3x3 stride=2x2 pad=1_1x1_1}`; of a padding the low side."""
-    default = {"pad": 0}.get(key, 1)
-    match = re.search(rf"window=\{{[^}}]*\b{key}=([\d_x\-]+)", one.attributes)
-    if not match:
-        return default
-    entries = match[1].split("x")
-    assert len(entries) == axes, one.attributes
-    return int(entries[axis].split("_")[0])
-
-
-def _valid_places(size: int, kernel: int, out: int, *, stride: int, lhs_dilate: int, rhs_dilate: int, pad: int) -> int:
-    """(output, kernel) pairs that meet an element of the input, not padding and not the gaps of a dilation."""
-    places = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * rhs_dilate - pad
-    inside = (places >= 0) & (places <= (size - 1) * lhs_dilate) & (places % lhs_dilate == 0)
-    return int(inside.sum())

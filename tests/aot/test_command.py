@@ -44,10 +44,6 @@ def _own_environment(monkeypatch):
         ),
         (("--topology=cpu:8", "--config.mesh.data=3"), "mesh.data=3"),
         (("--topology=cpu:8", "--config.mesh.data=8", "--programs=read", "--rows=3"), "--rows must be a multiple"),
-        (
-            ("--topology=cpu:8", "--config.mesh.data=8", "--programs=read", "--config.memory.retrieval=scann"),
-            "memory.retrieval must be 'exact' or 'dense' to compile, got 'scann'",
-        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flags, message, capfd):

@@ -12,7 +12,7 @@ from fot_jax.aot.compiling import Job, compile_program
 from fot_jax.aot.hlo import parse_module
 from fot_jax.aot.hlo_costs import count
 from fot_jax.aot.programs import ProgramKind, device_bytes
-from fot_jax.config import MeshConfig
+from fot_jax.config import ConfigError, MeshConfig
 from fot_jax.models.account import count_parameters
 from fot_jax.sharding import make_mesh
 from tests.train.tiny import tiny
@@ -59,6 +59,11 @@ def test_inference_flops_are_those_of_the_formula(kind):
     """Each of 4 x 2 devices computes its share; the layers are scanned, one of two reads the memory."""
     found = report(kind, rows=8, memory_entries=64, memory__retrieval="dense", model__num_layers=4)
     assert found.costs.flops == pytest.approx(found.formula_flops, rel=1e-6)
+
+
+def test_a_memory_on_the_host_is_no_part_of_a_program():
+    with pytest.raises(ConfigError, match="memory.retrieval must be 'exact' or 'dense' to compile, got 'scann'"):
+        report(ProgramKind.READ, memory_entries=64, memory__retrieval="scann")
 
 
 def test_train_flops_hold_the_formula():

@@ -246,3 +246,15 @@ def test_kernels_are_counted_with_the_flops_they_declare():
         ' backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000","bytes_accessed":"9"}}}',
     )
     assert (found.flops, dict(found.kernels), found.hbm_bytes) == (1000, {"tpu_custom_call": 1}, 2048)
+
+
+def test_what_is_fetched_to_the_chip_is_read_once():
+    fetched = costs(
+        "%p = f32[256] parameter(0)",
+        "%s = (f32[256]{0:S(1)}, f32[256]{0}, u32[]) copy-start(%p)",
+        "%d = f32[256]{0:S(1)} copy-done(%s)",
+        "ROOT %n = f32[256]{0} negate(%d)",
+    )
+    assert fetched.hbm_bytes == 1024 + 1024  # p read, n written
+    cut = costs("%p = f32[256] parameter(0)", "ROOT %s = f32[64]{0:S(1)} slice(%p), slice={[0:64]}")
+    assert cut.hbm_bytes == 256
