@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from fot_jax.aot import programs
 from fot_jax.aot.chips import Pod
-from fot_jax.aot.hlo import parse_module
+from fot_jax.aot.hlo import largest_arrays, parse_module
 from fot_jax.aot.hlo_costs import count
 from fot_jax.aot.programs import Program, ProgramKind
 from fot_jax.aot.report import Report, memory_of, refusal_memory
@@ -76,11 +76,13 @@ def compile_program(job: Job, *, pod: Pod, mesh: Mesh) -> tuple[Report, str]:
         return Report(**common, memory=None, costs=None, compiler={}, seconds=seconds, refusal=refusal), str(error)
     seconds = {"tracing": traced - start, "compiling": time.perf_counter() - traced}
     text = compiled.as_text()
+    module = parse_module(text)
     analysis = compiled.cost_analysis() or {}
     report = Report(
         **common,
         memory=memory_of(compiled.memory_analysis(), inputs=program.bytes, chip=pod.chip),
-        costs=count(parse_module(text), devices=pod.devices, branch_shares=branch_shares(job.config)),
+        costs=count(module, devices=pod.devices, branch_shares=branch_shares(job.config)),
+        arrays=largest_arrays(module, most=6),
         compiler={key: float(analysis[key]) for key in COMPILER_KEYS if key in analysis},
         seconds=seconds,
     )

@@ -9,6 +9,7 @@ BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64, "u64": 64,
     "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0,
 }  # fmt: skip
+HANDED_ON = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}  # make no array
 ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
@@ -185,6 +186,24 @@ def parse_module(text: str) -> Module:
     if not entry:
         raise ValueError("HLO text without an ENTRY computation")
     return Module(computations, entry)
+
+
+def largest_arrays(module: Module, *, most: int) -> list[tuple[str, int, str]]:
+    """(shape, bytes, op_name) of the largest arrays made outside of fusions, each shape once, largest first."""
+    fused = {
+        one.called["calls"]
+        for computation in module.computations.values()
+        for one in computation.instructions.values()
+        if one.opcode == "fusion"
+    }
+    found: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}
+    for computation in module.computations.values():
+        for one in computation.instructions.values() if computation.name not in fused else ():
+            if one.opcode not in HANDED_ON:
+                for array in one.shape:
+                    found.setdefault((array.dtype, array.dims), (array.bytes, one.op_name))
+    ranked = sorted(found.items(), key=lambda item: -item[1][0])[:most]
+    return [(f"{dtype}[{','.join(map(str, dims))}]", size, name) for (dtype, dims), (size, name) in ranked]
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:

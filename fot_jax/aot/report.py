@@ -95,6 +95,7 @@ class Report:
       compiler: `flops` and `bytes accessed` of the compiler's own analysis (loop bodies once), `optimal_seconds`.
       seconds: of tracing and of compiling.
       refusal: the compiler's words where the program does not fit.
+      arrays: (shape, bytes, where from) of the largest arrays the program makes; some never lie in HBM whole.
     """
 
     config: str
@@ -109,6 +110,7 @@ class Report:
     compiler: dict[str, float]
     seconds: dict[str, float]
     refusal: str = ""
+    arrays: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
 
     @property
     def fits(self) -> bool:
@@ -145,6 +147,8 @@ def lines(report: Report) -> list[str]:
     return [
         head,
         *_memory_lines(report.memory),
+        *(["  largest arrays"] if report.arrays else []),
+        *(_row(shape, _gib(size), name[-70:]) for shape, size, name in report.arrays),
         *_flops_lines(report, report.costs),
         *_traffic_lines(report.costs),
         *_bound_lines(report, report.costs),

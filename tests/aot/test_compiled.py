@@ -62,7 +62,7 @@ def test_inference_flops_are_those_of_the_formula(kind):
 
 
 def test_a_memory_on_the_host_is_no_part_of_a_program():
-    with pytest.raises(ConfigError, match="memory.retrieval must be 'exact' or 'dense' to compile, got 'scann'"):
+    with pytest.raises(ConfigError, match=r"memory\.retrieval must be 'exact' or 'dense' to compile, got 'scann'"):
         report(ProgramKind.READ, memory_entries=64, memory__retrieval="scann")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fot_jax.aot.hlo import Array, group_size, parse_instruction, parse_module, parse_shape, trip_count
+from fot_jax.aot.hlo import Array, group_size, largest_arrays, parse_instruction, parse_module, parse_shape, trip_count
 from fot_jax.aot.hlo_costs import count
 
 # A scan of 5 runs: one product 4x8 by 8x16, one all-gather, one fused slice of a stack that lies in HBM.
@@ -86,6 +86,11 @@ def test_a_loop_counts_as_often_as_it_runs():
     # a run: slice read and written; its product with x, which lies on the chip; the gathered array twice
     assert found.hbm_bytes == 5 * (512 + 4 + 512 + (512 + 256) + 2 * 1024)
     assert found.unknown_loops == 0
+
+
+def test_the_largest_arrays_are_those_that_are_made_outside_of_fusions():
+    """The stack of 2560 bytes is handed on, the gathered array is made."""
+    assert largest_arrays(parse_module(LOOP), most=2) == [("f32[16,16]", 1024, ""), ("f32[1,8,16]", 512, "")]
 
 
 def test_trip_counts():
