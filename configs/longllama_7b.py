@@ -2,6 +2,7 @@
 
 Command:  python -m launch.train --config=configs/longllama_7b.py
 Hardware: a TPUv3-128 pod slice (topology v3 8x8; the paper's). Starts from OpenLLaMA 7B's weights there.
+          On v5e 16x16 the 128 rows want --config.mesh.tensor=2; `make aot` says what a device carries.
 Time:     3B tokens, 11,444 steps of 256K; not measured here.
 Expected: short-context quality of OpenLLaMA 7B kept and use of context beyond 2K; no number is restated here.
 """

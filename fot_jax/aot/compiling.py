@@ -1,0 +1,89 @@
+"""Compiles one program for a pod and reports what came out."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fot_jax.aot import programs
+from fot_jax.aot.chips import Pod
+from fot_jax.aot.hlo import largest_arrays, parse_module
+from fot_jax.aot.hlo_costs import count
+from fot_jax.aot.programs import Program, ProgramKind
+from fot_jax.aot.report import Report, memory_of, refusal_memory
+from fot_jax.config import ExperimentConfig
+
+MEMORY_BRANCH = r"_join/cond$"  # op_name of the conditional in models/transformer.py: is this a memory layer?
+COMPILER_KEYS = ("flops", "bytes accessed", "optimal_seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to compile.
+
+    Attributes:
+      config: the experiment, with the mesh to compile for.
+      kind: which program.
+      num_contexts: d of TRAIN.
+      rows: of READ and DECODE; 0: one a device.
+      memory_entries: of a row, READ and DECODE.
+      variant: how a sweep calls it.
+    """
+
+    config: ExperimentConfig
+    kind: ProgramKind
+    num_contexts: int
+    rows: int
+    memory_entries: int
+    variant: str = ""
+
+
+def _program(job: Job, mesh: Mesh) -> Program:
+    if job.kind is ProgramKind.TRAIN:
+        return programs.train_program(job.config, mesh, num_contexts=job.num_contexts)
+    return programs.inference_program(job.config, mesh, kind=job.kind, rows=job.rows, memory_entries=job.memory_entries)
+
+
+def branch_shares(config: ExperimentConfig) -> dict[str, float]:
+    """How often the branch of a memory layer is taken: P of N layers where they are scanned."""
+    model = config.model
+    return {MEMORY_BRANCH: len(model.memory_layers) / model.num_layers} if model.scan_layers else {}
+
+
+def compile_program(job: Job, *, pod: Pod, mesh: Mesh) -> tuple[Report, str]:
+    """The report of one program, and its text ("" where the compiler gave up for want of memory)."""
+    start = time.perf_counter()
+    program = _program(job, mesh)
+    traced = time.perf_counter()
+    common: dict[str, Any] = {
+        "config": job.config.name,
+        "program": job.kind.value,
+        "pod": pod,
+        "mesh": dict(mesh.shape),
+        "variant": job.variant,
+        "tokens": program.tokens,
+        "formula_flops": program.flops,
+    }
+    try:
+        compiled = program.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        seconds = {"tracing": traced - start, "compiling": time.perf_counter() - traced}
+        refusal = refusal_memory(str(error))
+        return Report(**common, memory=None, costs=None, compiler={}, seconds=seconds, refusal=refusal), str(error)
+    seconds = {"tracing": traced - start, "compiling": time.perf_counter() - traced}
+    text = compiled.as_text()
+    module = parse_module(text)
+    analysis = compiled.cost_analysis() or {}
+    report = Report(
+        **common,
+        memory=memory_of(compiled.memory_analysis(), inputs=program.bytes, chip=pod.chip),
+        costs=count(module, devices=pod.devices, branch_shares=branch_shares(job.config)),
+        arrays=largest_arrays(module, most=6),
+        compiler={key: float(analysis[key]) for key in COMPILER_KEYS if key in analysis},
+        seconds=seconds,
+    )
+    return report, text

@@ -1,0 +1,82 @@
+"""Devices of a pod that is not here: described by libtpu to the compiler, or the CPU's own for a dry run.
+
+`prepare_environment` comes before JAX's first import in the process.
+"""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fot_jax.aot.chips import CPU, Pod
+from fot_jax.config import UserError
+
+FOLDER = ".libtpu"  # where `make libtpu` puts it: no part of the environment
+INSTALL = f"make libtpu (or: pip install --no-deps --target {FOLDER} -r requirements-aot.txt)"
+LOCK = "fot_jax_libtpu.lock"
+
+
+def prepare_environment(pod: Pod) -> None:
+    """Sets what JAX and libtpu read when they start: no TPU is looked for, compiling needs none.
+
+    Raises:
+      UserError: libtpu is not installed, or JAX is already imported.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if pod.chip is CPU:
+        flag = f"--xla_force_host_platform_device_count={pod.devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+        return
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "none",
+        "TPU_MIN_LOG_LEVEL": "2",
+    }
+    if Path(FOLDER).is_dir() and str(Path(FOLDER).resolve()) not in sys.path:
+        sys.path.append(str(Path(FOLDER).resolve()))
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(f"--topology={pod.topology} needs libtpu, which is not installed: {INSTALL}.")
+
+
+@contextlib.contextmanager
+def only_libtpu(pod: Pod, *, say: Callable[[str], None] = print, folder: str | None = None) -> Iterator[None]:
+    """Waits for other processes of ours that compile: libtpu serves one process of a machine at a time."""
+    if pod.chip is CPU:
+        yield
+        return
+    path = Path(folder or tempfile.gettempdir()) / LOCK
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that compiles ({path})")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def pod_devices(pod: Pod) -> list[Any]:
+    """The pod's devices in JAX's order.
+
+    Raises:
+      UserError: libtpu refuses the topology, or another program holds libtpu.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    if pod.chip is CPU:
+        devices = jax.devices()
+    else:
+        try:
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"--topology={pod.topology} cannot be described by libtpu: {reason}") from error
+    if len(devices) != pod.devices:
+        raise UserError(f"--topology={pod.topology} must have {pod.devices} devices, but {len(devices)} are there.")
+    return list(devices)

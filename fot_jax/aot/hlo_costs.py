@@ -1,0 +1,207 @@
+"""What a compiled program does, from its text: matrix FLOPs, bytes through HBM, bytes through the interconnect.
+
+The compiler's own cost analysis counts the body of a loop once; here it counts as often as it runs. All figures are
+those of one device and one run of the program:
+
+    FLOPs        2 x multiplications of `dot` and `convolution`; of kernels what they declare
+    HBM          what each instruction or fusion reads and writes; of a sliced operand the slice; nothing that lies on
+                 the chip (`S(1)`); without the padding of tiles
+    interconnect what a device receives, g devices in a group, b the bytes of the whole result or operand:
+                     all-gather, reduce-scatter, all-to-all   b (g − 1) / g
+                     all-reduce                               2 b (g − 1) / g
+                     collective-permute                       b
+    conditional  its costliest branch, as often as `branch_shares` says
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+
+from fot_jax.aot.hlo import Array, Computation, Instruction, Module, group_size, trip_count
+from fot_jax.aot.hlo_flops import flops
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all", "ragged-all-to-all")
+FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "opt-barrier", "iota", "domain", "add-dependency",
+}  # fmt: skip
+SLICES = ("dynamic-slice", "slice", "gather")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Sums of one run on one device.
+
+    Attributes:
+      flops: of matrix products.
+      hbm_bytes: read and written.
+      received: interconnect bytes by kind of collective.
+      collectives: how many of each kind run.
+      kernels: how many custom calls of each target run.
+      unknown_loops: loops whose trip count is not in the text; they count once.
+    """
+
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    received: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unknown_loops: float = 0.0
+
+    def plus(self, other: "Costs", times: float = 1.0) -> "Costs":
+        """This and `times` the other."""
+        sums = {}
+        for field in dataclasses.fields(self):
+            mine, its = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(mine, Mapping):
+                sums[field.name] = {k: mine.get(k, 0.0) + times * its.get(k, 0.0) for k in {**mine, **its}}
+            else:
+                sums[field.name] = mine + times * its
+        return Costs(**sums)
+
+
+def count(module: Module, *, devices: int, branch_shares: Mapping[str, float] | None = None) -> Costs:
+    """The costs of a program.
+
+    Args:
+      module: the parsed text.
+      devices: of the whole program.
+      branch_shares: a pattern for the `op_name` of a conditional, and the share of its runs in which the costliest
+        branch is taken; conditionals that none matches take it always.
+    """
+    return _Walk(module, devices, dict(branch_shares or {})).computation(module.entry)
+
+
+@dataclasses.dataclass
+class _Walk:
+    module: Module
+    devices: int
+    branch_shares: dict[str, float]
+
+    def __post_init__(self):
+        self.computation = functools.cache(self._computation)
+
+    def _computation(self, name: str) -> Costs:
+        here = self.module.computations[name]
+        total = Costs()
+        for one in here.instructions.values():
+            total = total.plus(self._instruction(here, one))
+        return total
+
+    def _instruction(self, here: Computation, one: Instruction) -> Costs:
+        if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
+            return Costs()
+        if one.opcode == "while":
+            trips = trip_count(self.module, one)
+            body = self.computation(one.called["body"])
+            return Costs(unknown_loops=float(trips is None)).plus(body, times=1 if trips is None else trips)
+        if one.opcode == "conditional":
+            costliest = max((self.computation(name) for name in one.branches), key=lambda c: (c.flops, c.hbm_bytes))
+            return Costs().plus(costliest, times=self._share(one))
+        if one.opcode in ("call", "async-start"):
+            role = "calls" if "calls" in one.called else "to_apply"
+            return self.computation(one.called[role])
+        if one.opcode == "fusion":
+            inside = self.computation(one.called["calls"])
+            return dataclasses.replace(inside, hbm_bytes=self._fusion_bytes(here, one))
+        kind = one.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            kind = "all-reduce-scatter" if _keeps_a_part(here, one) else kind
+            received = self._received(kind, one)
+            moved = sum(array.bytes for array in self._result(one) if not array.on_chip)
+            kind = "reduce-scatter" if kind == "all-reduce-scatter" else kind
+            return Costs(hbm_bytes=2.0 * moved, received={kind: received}, collectives={kind: 1.0})
+        if one.opcode == "custom-call":
+            return Costs() if '"AllocateBuffer"' in one.attributes else self._custom_call(here, one)
+        return Costs(flops=flops(here, one), hbm_bytes=self._plain_bytes(here, one))
+
+    def _share(self, one: Instruction) -> float:
+        shares = [share for pattern, share in self.branch_shares.items() if re.search(pattern, one.op_name)]
+        return shares[0] if shares else 1.0
+
+    def _result(self, one: Instruction):
+        """The arrays a collective hands on; a `-start` carries its operands and counters too."""
+        if not one.opcode.endswith("-start") or one.opcode == "all-reduce-start":
+            return one.shape
+        number = len(one.operands)
+        return one.shape[number : 2 * number] or one.shape
+
+    def _received(self, kind: str, one: Instruction) -> float:
+        result = float(sum(array.bytes for array in self._result(one)))
+        if kind == "collective-permute":
+            return result
+        size = group_size(one, self.devices)
+        whole = result * size if kind == "reduce-scatter" else result
+        return whole * (size - 1) / size * (2 if kind == "all-reduce" else 1)
+
+    def _custom_call(self, here: Computation, one: Instruction) -> Costs:
+        target = re.search(r'custom_call_target="([^"]*)"', one.attributes)
+        declared = re.search(r'"flops":"?(\d+)', one.attributes)
+        return Costs(
+            flops=float(declared[1]) if declared else 0.0,
+            hbm_bytes=self._plain_bytes(here, one),
+            kernels={target[1] if target else "unnamed": 1.0},
+        )
+
+    def _plain_bytes(self, here: Computation, one: Instruction) -> float:
+        """Operands and result of an instruction that is no fusion."""
+        operands = [here.instructions[name] for name in one.operands]
+        if one.opcode in SLICES:
+            return float(_hbm(one) + min(one.bytes, _hbm(operands[0])))
+        if one.opcode == "dynamic-update-slice":
+            return 2.0 * min(_hbm(one), operands[1].bytes)
+        if one.opcode == "copy-start":  # (destination, source, counter)
+            return float(_hbm(operands[0]) + (0 if one.shape[0].on_chip else one.shape[0].bytes))
+        return float(_hbm(one) + sum(map(_hbm, operands)))
+
+    def _fusion_bytes(self, here: Computation, one: Instruction) -> float:
+        fused = self.module.computations[one.called["calls"]]
+        total = float(_written(fused, fused.root, one.shape))
+        for number, name in enumerate(one.operands):
+            total += min(_hbm(here.instructions[name]), self._read(fused, fused.parameters[number].name))
+        return total
+
+    def _read(self, fused: Computation, name: str) -> int:
+        """Bytes of a parameter that a fusion reads: where it is only sliced, the slices."""
+        total = 0
+        for user in fused.users(name):
+            if user.opcode in SLICES and user.operands[0] == name:
+                total += user.bytes
+            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+                continue
+            elif user.opcode == "bitcast":
+                total += self._read(fused, user.name)
+            elif user.opcode == "fusion":
+                inner = self.module.computations[user.called["calls"]]
+                places = [i for i, operand in enumerate(user.operands) if operand == name]
+                total += sum(self._read(inner, inner.parameters[i].name) for i in places)
+            else:
+                return fused.instructions[name].bytes
+        return total
+
+
+def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
+    """Bytes that a fusion writes to its results: of an update in place the update alone."""
+    while root.opcode == "bitcast":
+        root = fused.instructions[root.operands[0]]
+    if root.opcode == "tuple":
+        parts = [fused.instructions[name] for name in root.operands]
+        return sum(_written(fused, part, (array,)) for part, array in zip(parts, arrays, strict=True))
+    whole = sum(array.bytes for array in arrays if not array.on_chip)
+    if root.opcode == "dynamic-update-slice":
+        return min(whole, fused.instructions[root.operands[1]].bytes)
+    return whole
+
+
+def _keeps_a_part(here: Computation, one: Instruction) -> bool:
+    """Whether an all-reduce is half of a TPU's reduce-scatter: a fusion of it and the slice that is kept."""
+    if one.opcode != "all-reduce":
+        return False
+    users = here.users(one.name)
+    return len(users) == 1 and users[0].opcode == "dynamic-slice" and here.name.startswith("all-reduce-scatter")
+
+
+def _hbm(one: Instruction) -> int:
+    """Bytes of a result that lie in HBM."""
+    return sum(array.bytes for array in one.shape if not array.on_chip)

@@ -1,0 +1,156 @@
+"""The real programs (train step, reading a window, decoding a token) on shapes alone, ready to be compiled."""
+
+import dataclasses
+import enum
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from fot_jax.config import ExperimentConfig, PlanKind, Retrieval, check
+from fot_jax.infer.steps import absorb, advance
+from fot_jax.memory.device_copy import power_of_two
+from fot_jax.memory.views import DeviceView
+from fot_jax.models import account
+from fot_jax.models.cache import init_cache
+from fot_jax.models.layers import DTYPES
+from fot_jax.ops.plans import make_plan
+from fot_jax.sharding import batch_sharding, param_shardings, replicated, spec
+from fot_jax.train.state import abstract_params, abstract_state
+from fot_jax.train.step import make_train_step
+from fot_jax.types import Batch
+
+
+class ProgramKind(enum.Enum):
+    """TRAIN: one optimizer step. READ: one window of every row, no logits. DECODE: one token of every row."""
+
+    TRAIN = "train"
+    READ = "read"
+    DECODE = "decode"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is to be compiled, and what is known of it beforehand.
+
+    Attributes:
+      lowered: `jax.stages.Lowered`.
+      bytes: of each group of inputs, on one device.
+      flops: of one device by formula (fot_jax/models/account.py); what remat computes again is not counted.
+      tokens: of all devices in one run of the program.
+    """
+
+    lowered: Any
+    bytes: dict[str, int]
+    flops: float
+    tokens: int
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that the arrays of a tree take on one device, without the padding of tiles."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        entries = 1
+        for size in leaf.sharding.shard_shape(leaf.shape):
+            entries *= size
+        total += entries * leaf.dtype.itemsize
+    return total
+
+
+def _shape(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def train_program(config: ExperimentConfig, mesh: Mesh, *, num_contexts: int) -> Program:
+    """The train step at d = `num_contexts`, as `fot_jax.train.loop` calls it.
+
+    Raises:
+      ConfigError: rows or a parameter do not divide over the mesh.
+    """
+    B, L = config.train.batch_rows, config.model.local_context
+    rows = batch_sharding(mesh)
+    integers = _shape((B, L), jnp.int32, rows)
+    batch = Batch(tokens=integers, targets=integers, loss_mask=_shape((B, L), jnp.float32, rows), segments=integers)
+    micro = B // config.train.accumulation
+    host_plan = make_plan(config.crossbatch, batch_rows=micro, num_contexts=num_contexts)
+    whole = replicated(mesh)
+    plan = jax.tree.map(lambda x: _shape(x.shape, x.dtype, whole), host_plan)
+    plan = None if config.crossbatch.plan is PlanKind.OFF else plan
+    state = abstract_state(config, mesh)
+    per_token = account.flops_per_token(config.model, contexts_per_row=account.mean_contexts(host_plan))
+    return Program(
+        lowered=make_train_step(config, mesh).lower(state, batch, plan),
+        bytes={
+            "parameters": device_bytes(state.params),
+            "optimizer": device_bytes(state.opt_state),
+            "batch and plan": device_bytes((batch, plan)),
+        },
+        flops=per_token.train * B * L / mesh.size,
+        tokens=B * L,
+    )
+
+
+def inference_program(
+    config: ExperimentConfig, mesh: Mesh, *, kind: ProgramKind, rows: int, memory_entries: int
+) -> Program:
+    """READ or DECODE of `rows` rows (0: one a device) with a memory of `memory_entries` a row in device arrays.
+
+    Rows are split over data and fsdp, heads over tensor.
+
+    Raises:
+      ConfigError: rows or a parameter do not divide over the mesh; the memory is ScaNN's, on the host.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = rows or parts
+    check(rows % parts == 0, "--rows", f"be a multiple of the {parts} devices along mesh.data × mesh.fsdp", rows)
+    retrieval = config.memory.retrieval
+    check(retrieval is not Retrieval.SCANN, "memory.retrieval", "be 'exact' or 'dense' to compile", retrieval.value)
+    model, whole, over_rows = config.model, replicated(mesh), NamedSharding(mesh, spec("batch"))
+    boxed = abstract_params(config)
+    params = jax.tree.map(
+        lambda leaf, sharding: _shape(leaf.shape, leaf.dtype, sharding), nn.unbox(boxed), param_shardings(boxed, mesh)
+    )
+    # [N, B, W, G, D] of the cache, [P, B, M, G, D] of the memory
+    entries = NamedSharding(mesh, spec(None, "batch", None, "kv_heads", None))
+    cache = jax.eval_shape(lambda: init_cache(model, rows))
+    cache = dataclasses.replace(
+        jax.tree.map(lambda x: _shape(x.shape, x.dtype, entries if x.ndim == 5 else whole), cache),
+        lengths=_shape((rows,), jnp.int32, over_rows),
+    )
+    view, M = None, power_of_two(memory_entries)
+    if memory_entries and model.memory_layers:
+        shape = (len(model.memory_layers), rows, M, model.num_kv_heads, model.head_dim)
+        far = _shape(shape, DTYPES[model.dtype], entries)
+        top_k = config.memory.top_k if retrieval is Retrieval.EXACT else None
+        view = DeviceView(keys=far, values=far, lengths=_shape((rows,), jnp.int32, over_rows), top_k=top_k)
+    T = 1 if kind is ProgramKind.DECODE else model.local_context
+    tokens, counts = _shape((rows, T), jnp.int32, over_rows), _shape((rows,), jnp.int32, over_rows)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        if kind is ProgramKind.DECODE:
+            logits = _shape((rows, model.vocab_size), jnp.float32, over_rows)
+            lowered = advance.lower(params, model, tokens, counts, cache, view, logits)
+        else:
+            lowered = absorb.lower(params, model, tokens, counts, cache, view)
+    return Program(
+        lowered=lowered,
+        bytes={
+            "parameters": device_bytes(params),
+            "local cache": device_bytes(cache),
+            "memory": device_bytes(view),
+            "tokens": device_bytes((tokens, counts)),
+        },
+        flops=_inference_flops(config, kind=kind, memory=M if view else 0) * rows * T / mesh.size,
+        tokens=rows * T,
+    )
+
+
+def _inference_flops(config: ExperimentConfig, *, kind: ProgramKind, memory: int) -> float:
+    """Forward FLOPs of one token by formula: all W keys of the cache are scored, and all of the memory."""
+    model = config.model
+    flops = account.flops_per_token(model)
+    per_key = 2 * 2 * model.num_heads * model.head_dim
+    attention = per_key * (model.num_layers * model.local_context + len(model.memory_layers) * memory)
+    logits = flops.unembedding if kind is ProgramKind.DECODE else 0.0
+    return flops.projections + flops.feed_forward + attention + logits

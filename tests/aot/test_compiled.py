@@ -1,0 +1,98 @@
+"""The cost walk on programs that XLA compiles here, for the eight CPU devices of the tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fot_jax.aot.chips import parse_topology
+from fot_jax.aot.compiling import Job, compile_program
+from fot_jax.aot.hlo import parse_module
+from fot_jax.aot.hlo_costs import count
+from fot_jax.aot.programs import ProgramKind, device_bytes
+from fot_jax.config import ConfigError, MeshConfig
+from fot_jax.models.account import count_parameters
+from fot_jax.sharding import make_mesh
+from tests.train.tiny import tiny
+
+POD = parse_topology("cpu:8")
+
+
+@functools.cache
+def report(kind: ProgramKind, *, rows: int = 0, memory_entries: int = 0, **changes):
+    """The report of one program of the tiny experiment on data 2 x fsdp 2 x tensor 2."""
+    config = tiny(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **changes)
+    job = Job(config=config, kind=kind, num_contexts=2, rows=rows, memory_entries=memory_entries)
+    return compile_program(job, pod=POD, mesh=make_mesh(config.mesh))[0]
+
+
+def test_collectives_in_a_scan():
+    """Seven runs of a permute, an all-gather and a sum of f32[16] over eight devices."""
+    mesh = make_mesh(MeshConfig(data=8))
+    ring = [(i, (i + 1) % 8) for i in range(8)]
+
+    def once(x, _):
+        x = jax.lax.ppermute(x, "data", ring)
+        whole = jax.lax.all_gather(x, "data")
+        return jax.lax.psum(jnp.sin(x), "data") + whole.max(axis=0), None
+
+    def scanned(x):
+        return jax.lax.scan(once, x, None, length=7)[0]
+
+    over_rows = PartitionSpec("data")
+    step = jax.jit(jax.shard_map(scanned, mesh=mesh, in_specs=over_rows, out_specs=over_rows, check_vma=False))
+    x = jax.ShapeDtypeStruct((128,), jnp.float32, sharding=NamedSharding(mesh, over_rows))
+    found = count(parse_module(step.lower(x).compile().as_text()), devices=8)
+    assert found.received == {
+        "collective-permute": 7 * 64,
+        "all-gather": 7 * 64 * 8 * 7 / 8,
+        "all-reduce": 7 * 2 * 64 * 7 / 8,
+    }
+    assert found.collectives == {"collective-permute": 7, "all-gather": 7, "all-reduce": 7}
+    assert found.unknown_loops == 0
+
+
+@pytest.mark.parametrize("kind", [ProgramKind.READ, ProgramKind.DECODE])
+def test_inference_flops_are_those_of_the_formula(kind):
+    """Each of 4 x 2 devices computes its share; the layers are scanned, one of two reads the memory."""
+    found = report(kind, rows=8, memory_entries=64, memory__retrieval="dense", model__num_layers=4)
+    assert found.costs.flops == pytest.approx(found.formula_flops, rel=1e-6)
+
+
+def test_a_memory_on_the_host_is_no_part_of_a_program():
+    with pytest.raises(ConfigError, match=r"memory\.retrieval must be 'exact' or 'dense' to compile, got 'scann'"):
+        report(ProgramKind.READ, memory_entries=64, memory__retrieval="scann")
+
+
+PLAIN = {"model__num_layers": 4, "model__attention": "reference", "crossbatch__plan": "off"}
+
+
+def test_train_flops_hold_the_formula():
+    """Scanned layers count as often as they run: the same as layers one by one, and the formula within them."""
+    scanned, plain = report(ProgramKind.TRAIN, **PLAIN), report(ProgramKind.TRAIN, **PLAIN, model__scan_layers=False)
+    assert scanned.costs.flops == pytest.approx(plain.costs.flops, rel=0.01)
+    assert scanned.formula_flops < scanned.costs.flops < 1.3 * scanned.formula_flops
+    assert scanned.compiler["flops"] < 0.8 * plain.compiler["flops"]  # why we count ourselves
+
+
+def test_a_report_of_the_train_step():
+    found = report(ProgramKind.TRAIN, **PLAIN)
+    memory, record = found.memory, found.record()
+    parameters = count_parameters(tiny(**PLAIN).model).total * 4
+    assert parameters / 4 < memory.inputs["parameters"] < parameters  # over fsdp and tensor; norms lie whole
+    assert memory.inputs["optimizer"] == 2 * memory.inputs["parameters"] + 8  # AdamW's moments, two counts
+    inputs = sum(memory.inputs.values())
+    assert inputs + 4 == pytest.approx(memory.arguments, rel=0.01)  # the step's number too
+    assert memory.peak == memory.arguments + memory.outputs + memory.temporaries + memory.code
+    assert found.fits and record["fits"] and record["memory"]["largest"] in {*memory.inputs, "temporaries", "code"}
+    assert {"all-gather", "all-reduce"} <= set(found.costs.received)
+    assert record["roofline_seconds"] == max(record["bounds_seconds"].values()) > 0
+
+
+def test_device_bytes_of_split_arrays():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    split = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+    assert device_bytes({"x": jax.ShapeDtypeStruct((8, 3, 10), jnp.bfloat16, sharding=split)}) == 2 * 3 * 5 * 2
+    assert device_bytes(None) == 0

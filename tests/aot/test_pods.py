@@ -1,0 +1,38 @@
+"""Real compiles for real pods: `make test-aot`. Each runs in a process of its own, as libtpu asks."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.aot
+
+SMALL_3B = ("--config=configs/longllama_3b.py", "--config.model.num_layers=2", "--config.model.memory_layers=1")
+
+
+def reports(tmp_path, *flags):
+    """What the command writes; layers are scanned, so that two of them compile the program of 26."""
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "launch.aot_compile", *flags, f"--out={out}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text())
+
+
+def test_3b_on_v3(tmp_path):
+    (report,) = reports(tmp_path, *SMALL_3B, "--topology=v3:8x8")
+    assert report["mesh"]["fsdp"] == 64 and report["memory"]["limit"] == 16 * 2**30
+    assert report["memory"]["spare"] > 0.5
+    assert 0.3 < report["formula_flops"] / report["costs"]["flops"] < 1
+    assert report["costs"]["received"]["all-gather"] > 0
+    assert report["costs"]["unknown_loops"] == 0
+
+
+def test_reading_and_decoding_on_v5e(tmp_path):
+    flags = ("--topology=v5e:4x4", "--config.mesh.fsdp=8", "--config.mesh.tensor=2", "--programs=read,decode")
+    read, decode = reports(tmp_path, *SMALL_3B, *flags, "--config.memory.retrieval=dense", "--memory-entries=4096")
+    for report in (read, decode):
+        assert report["fits"]
+        assert report["costs"]["flops"] == pytest.approx(report["formula_flops"], rel=0.1)
+    assert decode["tokens"] == 8
