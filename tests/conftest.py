@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # Eight devices on few busy cores may wait long for each other; XLA's 40 s would abort the process.
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    ]
+)
 
 if any(name == "fot_jax.ops" or name.startswith("fot_jax.ops.") for name in sys.modules):
     raise RuntimeError("fot_jax.ops was imported before conftest: its shapes would go unchecked.")
