@@ -37,7 +37,7 @@ def test_the_rows_of_a_process(spans, expected):
 )
 def test_a_batch_of_parts_is_the_batch(mesh):
     sharding = batch_sharding(make_mesh(mesh))
-    whole = {"tokens": np.arange(24).reshape(8, 3), "mask": np.arange(8.0)}
+    whole = {"tokens": np.arange(24).reshape(8, 3), "mask": np.arange(24.0).reshape(8, 3)}
     parts = [jax.tree.map(lambda x: x[span], whole) for span in (slice(0, 2), slice(2, 8))]  # noqa: B023
     placed = distributed.put_rows(parts, sharding, rows=8)
     assert placed["tokens"].sharding == sharding and placed["tokens"].shape == (8, 3)
