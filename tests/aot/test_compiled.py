@@ -69,6 +69,7 @@ def test_a_memory_on_the_host_is_no_part_of_a_program():
 PLAIN = {"model__num_layers": 4, "model__attention": "reference", "crossbatch__plan": "off"}
 
 
+@pytest.mark.slow
 def test_train_flops_hold_the_formula():
     """Scanned layers count as often as they run: the same as layers one by one, and the formula within them."""
     scanned, plain = report(ProgramKind.TRAIN, **PLAIN), report(ProgramKind.TRAIN, **PLAIN, model__scan_layers=False)

@@ -125,6 +125,7 @@ def run_evaluate(workdir, *arguments: str) -> None:
     cli.run(evaluate.main, evaluate.make_parser(), [f"--workdir={workdir}", "--task=needle", *arguments])
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_plot_and_examples(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(needle, "ANSWER_TOKENS", dict.fromkeys(NeedleKind, 4))
     workdir = tmp_path / "tiny"

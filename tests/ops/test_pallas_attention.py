@@ -143,6 +143,7 @@ def test_empty_slots_and_blocks_that_nobody_sees_are_not_read():
         np.testing.assert_array_equal(g, w)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_near_to_float32_as_the_blockwise_form():
     """Over head dim 100, both forms against the blockwise form in float32 of the same rounded numbers."""
     shape, groups = (ROWS, LENGTH, 4, 100), (ROWS, LENGTH, 2, 100)
