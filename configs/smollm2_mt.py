@@ -4,6 +4,7 @@ A row reads the seven rows of its own document before it, no gradient reaches th
 document is seen (method.md section 3; FoT sec. 5.6.1).
 
 Command:  python -m launch.train --config=configs/smollm2_mt.py
+Hardware: one GPU or TPU host, as smollm2_fot. Not yet run.
 """
 
 from ml_collections import config_dict

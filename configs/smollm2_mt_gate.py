@@ -1,6 +1,7 @@
 """smollm2_mt with the Memorizing Transformer's gate between memory and local context instead of one softmax.
 
 Command:  python -m launch.train --config=configs/smollm2_mt_gate.py
+Hardware: one GPU or TPU host, as smollm2_fot. Not yet run.
 """
 
 from ml_collections import config_dict

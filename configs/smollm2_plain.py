@@ -1,6 +1,7 @@
 """smollm2_fot's first baseline: the same weights, documents and tokens without crossbatch, read with a sliding window.
 
 Command:  python -m launch.train --config=configs/smollm2_plain.py
+Hardware: one GPU or TPU host, as smollm2_fot. Not yet run.
 """
 
 from ml_collections import config_dict

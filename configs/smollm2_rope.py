@@ -3,6 +3,7 @@
 YaRN stretches the published model's 8,192 positions to 65,536; the same tokens in rows of 8,192.
 
 Command:  python -m launch.train --config=configs/smollm2_rope.py
+Hardware: one GPU or TPU host, as smollm2_fot. Not yet run.
 """
 
 from ml_collections import config_dict
