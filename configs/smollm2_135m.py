@@ -6,8 +6,8 @@ Time:     20-35 s a step of 2,048 tokens on two CPU cores (0.27 GFLOP a token fo
 Expected: not measured from random weights, which this config starts from; configs/smollm2_fot_cpu.py starts
           from the published ones.
 
-Memory layers are those in which the published model already attends from an answer to a passkey
-(0.65-0.86 of the largest head's mass): which layers get memory matters more than anything else tried.
+Memory layers are among those in which the published model already attends from an answer to a passkey
+(0.56-0.81 of the largest head's mass, docs/smollm2.md).
 """
 
 from ml_collections import config_dict

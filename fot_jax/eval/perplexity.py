@@ -58,6 +58,17 @@ class Sweep:
             num_bytes=int(self.num_bytes.sum()),
         )
 
+    def figures(self, index: int) -> dict[str, float]:
+        """Perplexity, bits per byte and the change against the first size, for reports."""
+        score, change = self.score(index), self.change(index)
+        return {
+            "perplexity": score.perplexity,
+            "bits_per_byte": score.bits_per_byte,
+            "change": change.estimate,
+            "change_low": change.low,
+            "change_high": change.high,
+        }
+
     def change(self, index: int, *, against: int = 0) -> Interval:
         """Relative difference of the loss between two sizes, 95 % paired bootstrap over documents."""
         documents = np.asarray([target.document for target in self.targets])

@@ -12,6 +12,8 @@ from fot_jax.ops import blocks
 from fot_jax.ops.attention import LOWEST_PEAK, MASKED_SCORE
 from fot_jax.ops.blocks import Rule
 
+CACHE_BYTES = 1 << 21  # of a CPU core; scores that fit it gain nothing from being cut by head
+
 
 def forward(rule, queries, keys, values, plan, query_segments, segments):
     """One row and key/value head after another: its scores stay in a CPU core's cache, its empty slots cost nothing."""
@@ -24,22 +26,31 @@ def forward(rule, queries, keys, values, plan, query_segments, segments):
 
         def visit(carry, place):
             def attend(carry):
-                weighted, peak, total = carry
                 k, v, mask = read(*place)
-                scores = _tile_scores(queries[b, g], k, mask)
-                new_peak = jnp.maximum(peak, scores.max(axis=-1))
-                weights = jnp.exp(scores - new_peak[:, None])
-                shrink = jnp.exp(peak - new_peak)
-                added = jnp.einsum("TS,SD->TD", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-                return weighted * shrink[:, None] + added, new_peak, total * shrink + weights.sum(axis=-1)
+                return add_keys(carry, queries[b, g], k, v, mask)
 
             return jax.lax.cond(plan.context_ids[b, place[0]] >= 0, attend, lambda same: same, carry), None
 
-        nothing = jnp.zeros((T, D), jnp.float32), jnp.full((T,), LOWEST_PEAK, jnp.float32), jnp.zeros((T,), jnp.float32)
-        return jax.lax.scan(visit, nothing, places)[0]
+        return jax.lax.scan(visit, no_keys(T, D), places)[0]
 
     parts = jax.lax.map(one, jnp.arange(B * G))
     return jax.tree.map(lambda x: x.reshape(B, G, *x.shape[1:]), parts)
+
+
+def no_keys(T: int, D: int):
+    """(weighted, peak, total) of T queries before any key."""
+    return jnp.zeros((T, D), jnp.float32), jnp.full((T,), LOWEST_PEAK, jnp.float32), jnp.zeros((T,), jnp.float32)
+
+
+def add_keys(carry, queries, keys, values, mask):
+    """One step of the online softmax: (weighted, peak, total) of queries [T, D] with keys [S, D] more."""
+    weighted, peak, total = carry
+    scores = _tile_scores(queries, keys, mask)
+    new_peak = jnp.maximum(peak, scores.max(axis=-1))
+    weights = jnp.exp(scores - new_peak[:, None])
+    shrink = jnp.exp(peak - new_peak)
+    added = jnp.einsum("TS,SD->TD", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return weighted * shrink[:, None] + added, new_peak, total * shrink + weights.sum(axis=-1)
 
 
 def _tile(rule: Rule, keys, values, plan, query_segments, segments, b, g, slot, start):

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.ops import attention
+from fot_jax.ops.by_head import CACHE_BYTES, add_keys, no_keys
 from fot_jax.types import Partial
-
-CACHE_BYTES = 1 << 21  # of a CPU core; smaller tiles gain nothing from being cut by head
 
 
 def prefix_partial(
@@ -94,24 +93,12 @@ def _head_by_head(queries, keys, values, valid, counts, *, block: int) -> Partia
             start, k, v, ok = entry
 
             def attend(carry):
-                weighted, peak, total = carry
                 mask = ok[None, :] & ((start + jnp.arange(block))[None, :] < limits[:, None])
-                scores = jnp.einsum("TD,SD->TS", tiles[n], k, preferred_element_type=jnp.float32)
-                scores = jnp.where(mask, scores, attention.MASKED_SCORE)
-                new_peak = jnp.maximum(peak, scores.max(axis=-1))
-                weights = jnp.exp(scores - new_peak[:, None])
-                shrink = jnp.exp(peak - new_peak)
-                added = jnp.einsum("TS,SD->TD", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-                return weighted * shrink[:, None] + added, new_peak, total * shrink + weights.sum(axis=-1)
+                return add_keys(carry, tiles[n], k, v, mask)
 
             return jax.lax.cond(jnp.any(ok) & (start < most), attend, lambda same: same, carry), None
 
-        state = (
-            jnp.zeros((R * L, D), jnp.float32),
-            jnp.full((R * L,), attention.LOWEST_PEAK, jnp.float32),
-            jnp.zeros((R * L,), jnp.float32),
-        )
-        return jax.lax.scan(visit, state, (starts, keys[n], values[n], valid[row].reshape(-1, block)))[0]
+        return jax.lax.scan(visit, no_keys(R * L, D), (starts, keys[n], values[n], valid[row].reshape(-1, block)))[0]
 
     weighted, peak, total = jax.lax.map(one, jnp.arange(B * G))
 

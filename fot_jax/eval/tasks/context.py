@@ -92,19 +92,7 @@ def _table(source: str, sweeps: list[tuple[Run, Sweep]]) -> Table:
 
 
 def _results(run: Run, sweep: Sweep) -> dict[str, object]:
-    points = []
-    for index, size in enumerate(sweep.sizes):
-        score, change = sweep.score(index), sweep.change(index)
-        points.append(
-            {
-                "windows": size,
-                "perplexity": score.perplexity,
-                "bits_per_byte": score.bits_per_byte,
-                "change": change.estimate,
-                "change_low": change.low,
-                "change_high": change.high,
-            }
-        )
+    points = [{"windows": size, **sweep.figures(index)} for index, size in enumerate(sweep.sizes)]
     reading = run.config.evaluation.reading.value
     label, count = run.subject.label, len(sweep.targets)
     return {"model": label, "reading": reading, "step": run.step, "targets": count, "points": points}

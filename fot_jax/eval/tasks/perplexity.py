@@ -110,20 +110,10 @@ def _table(sweeps: Sweeps, *, title: str, column: str) -> Table:
 
 
 def _results(run: Run, sweep: Sweep) -> dict[str, object]:
-    points = []
-    for index, size in enumerate(sweep.sizes):
-        score, change = sweep.score(index), sweep.change(index)
-        points.append(
-            {
-                "size": size,
-                "nats_per_token": score.nats_per_token,
-                "perplexity": score.perplexity,
-                "bits_per_byte": score.bits_per_byte,
-                "change": change.estimate,
-                "change_low": change.low,
-                "change_high": change.high,
-            }
-        )
+    points = [
+        {"size": size, "nats_per_token": sweep.score(index).nats_per_token, **sweep.figures(index)}
+        for index, size in enumerate(sweep.sizes)
+    ]
     return {"model": run.subject.label, "step": run.step, "targets": len(sweep.targets), "points": points}
 
 
