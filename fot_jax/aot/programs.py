@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from fot_jax.config import ExperimentConfig, PlanKind, Retrieval, check
+from fot_jax.config import ExperimentConfig, ModelConfig, PlanKind, Retrieval, check
 from fot_jax.infer.steps import absorb, advance
 from fot_jax.memory.device_copy import power_of_two
 from fot_jax.memory.views import DeviceView
 from fot_jax.models import account
 from fot_jax.models.cache import init_cache
 from fot_jax.models.layers import DTYPES
+from fot_jax.models.lower import up_to_last_memory_layer
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, param_shardings, replicated, spec
 from fot_jax.train.state import abstract_params, abstract_state
@@ -108,6 +109,8 @@ def inference_program(
     retrieval = config.memory.retrieval
     check(retrieval is not Retrieval.SCANN, "memory.retrieval", "be 'exact' or 'dense' to compile", retrieval.value)
     model, whole, over_rows = config.model, replicated(mesh), NamedSharding(mesh, spec("batch"))
+    if kind is ProgramKind.READ and model.memory_layers:
+        model = up_to_last_memory_layer(model)
     boxed = abstract_params(config)
     params = jax.tree.map(
         lambda leaf, sharding: _shape(leaf.shape, leaf.dtype, sharding), nn.unbox(boxed), param_shardings(boxed, mesh)
@@ -141,14 +144,13 @@ def inference_program(
             "memory": device_bytes(view),
             "tokens": device_bytes((tokens, counts)),
         },
-        flops=_inference_flops(config, kind=kind, memory=M if view else 0) * rows * T / mesh.size,
+        flops=_inference_flops(model, kind=kind, memory=M if view else 0) * rows * T / mesh.size,
         tokens=rows * T,
     )
 
 
-def _inference_flops(config: ExperimentConfig, *, kind: ProgramKind, memory: int) -> float:
+def _inference_flops(model: ModelConfig, *, kind: ProgramKind, memory: int) -> float:
     """Forward FLOPs of one token by formula: all W keys of the cache are scored, and all of the memory."""
-    model = config.model
     flops = account.flops_per_token(model)
     per_key = 2 * 2 * model.num_heads * model.head_dim
     attention = per_key * (model.num_layers * model.local_context + len(model.memory_layers) * memory)

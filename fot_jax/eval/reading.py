@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from fot_jax.config import MemoryConfig, MemoryPositions, ModelConfig, UserError
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
+from fot_jax.models.lower import first_layers, up_to_last_memory_layer
 from fot_jax.models.transformer import run
 from fot_jax.types import KeyValue, MemoryView
 
@@ -70,8 +71,9 @@ def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def _remember(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
-    """Keys and values of one window in the memory layers; the logits are not computed."""
-    output = run(config, params, tokens, segments=segments, memory=memory, capture=True)
+    """Keys and values of one window in the memory layers; nothing above the last of them is computed."""
+    config = up_to_last_memory_layer(config)
+    output = run(config, first_layers(config, params), tokens, segments=segments, memory=memory, capture=True)
     assert output.keys is not None and output.values is not None
     layers = np.asarray(config.memory_layers)
     return KeyValue(keys=output.keys[layers], values=output.values[layers])

@@ -8,29 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from fot_jax.config import ModelConfig
+from fot_jax.models.lower import first_layers
 from fot_jax.models.transformer import run
 from fot_jax.types import KeyValue, LocalCache, MemoryView
 
 
-def _apply(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view) -> tuple[jax.Array, LocalCache]:
-    output = run(config, params, tokens, token_counts=counts, cache=cache, memory=view)
-    assert output.cache is not None
-    return jnp.asarray(output.logits), output.cache
-
-
 @functools.partial(jax.jit, static_argnums=1)
 def absorb(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None) -> LocalCache:
-    """The cache after tokens [B, T], of which row b's first counts[b] count; no logits are computed."""
-    return _apply(params, config, tokens, counts, cache, view)[1]
+    """The cache after tokens [B, T], of which row b's first counts[b] count; no logits are computed.
+
+    `config` may have fewer layers than `params`: the first ones are run.
+    """
+    params = first_layers(config, params)
+    after = run(config, params, tokens, token_counts=counts, cache=cache, memory=view).cache
+    assert after is not None
+    return after
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def advance(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
     """(logits [B, V] after each row's last counting token, cache); a row without tokens keeps its logits."""
-    every, cache = _apply(params, config, tokens, counts, cache, view)
-    last = jnp.maximum(counts - 1, 0)[:, None, None]
-    new = jnp.take_along_axis(every, last, axis=1)[:, 0]
-    return jnp.where((counts > 0)[:, None], new, logits), cache
+    output = run(config, params, tokens, token_counts=counts, cache=cache, memory=view, last_logits=True)
+    return jnp.where((counts > 0)[:, None], output.logits[:, 0], logits), output.cache
 
 
 @functools.partial(jax.jit, static_argnums=0)

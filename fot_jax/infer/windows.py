@@ -11,8 +11,12 @@ of the past comes through the memory layers. The cuts are a function of the inpu
 an input is read in nor the piece length changes them, or the result beyond rounding; another c
 does, as does reading a text in two halves.
 
+Windows that go to memory are processed up to the last memory layer, as nothing above it reaches the
+memory, and once for all rows that have read the same so far (shared_past.py).
+
 Source: FoT sec. 3.1, LongLLaMA's inference code.
-Differs: LongLLaMA computes logits for every token of the input; here only for the last window's.
+Differs: LongLLaMA runs every layer on every token of the input and computes its logits; here only on
+the last window's, with logits of its last token.
 """
 
 import dataclasses
@@ -26,12 +30,14 @@ import numpy as np
 from jaxtyping import Int
 
 from fot_jax.config import MemoryConfig, ModelConfig, UserError, check
+from fot_jax.infer.shared_past import readers, split
 from fot_jax.infer.steps import absorb, advance, memory_entries
 from fot_jax.memory.device_copy import power_of_two
 from fot_jax.memory.notices import notice_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource
 from fot_jax.models.cache import init_cache
+from fot_jax.models.lower import up_to_last_memory_layer
 from fot_jax.types import KeyValue, LocalCache, MemoryView
 
 
@@ -65,9 +71,15 @@ class Reading:
     logits: jax.Array
     keep: int
 
-    def view(self) -> MemoryView | None:
-        """The memory as it is now."""
-        return None if self.source is None else self.source.view()
+    def view(self, rows: np.ndarray | None = None) -> MemoryView | None:
+        """The memory as it is now; `rows`: of these rows alone."""
+        return None if self.source is None else self.source.view(rows)
+
+    def pasts(self) -> np.ndarray:
+        """int [B], a number for what each row has read: one for all in a new memory with a stream a row."""
+        rows = np.arange(len(self.lengths))
+        alike = self.source is not None and self.source.can_select and not self.source.store.appended.any()
+        return 0 * rows if alike else rows
 
     def remember(self, entries: KeyValue, counts: np.ndarray) -> None:
         """Appends the first counts[b] entries of each row to its stream (or to the shared one)."""
@@ -170,13 +182,18 @@ def read(
 
 def _read_past(params: Any, config: ModelConfig, tokens, cuts, reading: Reading, *, piece: int, report) -> None:
     """Every window but the last of each row, into memory; rows with fewer windows wait."""
-    done, empty = 0, reading.cache
-    for number in range(max(map(len, cuts)) - 1 if config.memory_layers else 0):
+    if not config.memory_layers:
+        return
+    lower, pasts, done = up_to_last_memory_layer(config), reading.pasts(), 0
+    for number in range(max(map(len, cuts)) - 1):
         parts = [_window(ids, cut, number) for ids, cut in zip(tokens, cuts, strict=True)]
-        view, cache = reading.view(), empty
-        for block, counts in _blocks(parts, piece or config.local_context):
-            cache = absorb(params, config, block, counts, cache, view)
-        reading.remember(memory_entries(config, cache), np.array([len(part) for part in parts]))
+        pasts = split(pasts, parts)
+        who = readers(pasts)
+        view, cache = reading.view(who.rows), init_cache(lower, len(who.rows))
+        for block, counts in _blocks([parts[row] for row in who.rows], piece or config.local_context):
+            cache = absorb(params, lower, block, counts, cache, view)
+        entries = jax.tree.map(lambda x, place=who.place: np.asarray(x)[:, place], memory_entries(lower, cache))
+        reading.remember(entries, np.array([len(part) for part in parts]))
         done += sum(map(len, parts))
         report(done)
 

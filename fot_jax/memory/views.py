@@ -79,18 +79,30 @@ class ViewSource:
         self._copy: DeviceCopy | None = None
         self._index: ScannIndex | None = None
 
-    def view(self) -> MemoryView:
-        """The store's present entries as a pytree to hand to the decoder."""
+    @property
+    def can_select(self) -> bool:
+        """Whether `view` can show some of the streams: a stream a row, on the device."""
+        return self.store.streams > 1 and self.config.retrieval is not Retrieval.SCANN
+
+    def view(self, rows: np.ndarray | None = None) -> MemoryView:
+        """The store's present entries as a pytree to hand to the decoder.
+
+        Args:
+          rows: streams to show, where `can_select`; by default, and where they are all, the store as it is.
+        """
         if self.config.retrieval is Retrieval.SCANN:
             self._index = self._index or ScannIndex(self.store, self.config)
             self._index.refresh()
             return ScannView.of(self._index, top_k=self.config.top_k)
         self._copy = self._copy or DeviceCopy(self.store)
         self._copy.refresh()
+        keys, values, lengths = self._copy.keys, self._copy.values, self.store.lengths.astype(np.int32)
+        if rows is not None and len(rows) < self.store.streams:
+            keys, values, lengths = keys[:, rows], values[:, rows], lengths[rows]
         return DeviceView(
-            keys=self._copy.keys,
-            values=self._copy.values,
-            lengths=jnp.asarray(self.store.lengths.astype(np.int32)),
+            keys=keys,
+            values=values,
+            lengths=jnp.asarray(lengths),
             top_k=self.config.top_k if self.config.retrieval is Retrieval.EXACT else None,
         )
 

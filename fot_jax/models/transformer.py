@@ -190,6 +190,7 @@ class Decoder(nn.Module):
         token_counts: jax.Array | None = None,
         memory: MemoryView | None = None,
         capture: bool = False,
+        last_logits: bool = False,
     ) -> DecoderOutput:
         """Logits of the next token at every position.
 
@@ -203,6 +204,7 @@ class Decoder(nn.Module):
           token_counts: int32 [B], how many of the tokens count (the rest is padding); with a cache.
           memory: the external memory that memory layers read.
           capture: also return queries, keys and values of every layer.
+          last_logits: only those after each row's last counting token, [B, 1, V].
 
         Raises:
           ValueError: both a plan and a memory or cache were given, or a plan without segments.
@@ -235,6 +237,8 @@ class Decoder(nn.Module):
         )
         stored = None if cache is None else (cache.keys, cache.values, cache.products)
         x, kept, captured = self._stack(x, call, stored)
+        if last_logits:
+            x = jnp.take_along_axis(x, jnp.maximum(token_counts - 1, 0)[:, None, None], axis=1)
         x = layers.Norm(config, name="final_norm")(x)
         if config.tie_embeddings:
             logits = jnp.einsum("BLE,VE->BLV", x, embedding.astype(dtype), preferred_element_type=jnp.float32)

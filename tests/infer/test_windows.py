@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fot_jax.config import ConfigError, MemoryConfig, MemoryPositions, ModelConfig, Retrieval, UserError
+from fot_jax.infer import windows
 from fot_jax.infer.generate import FINISHED, generate, push_local
 from fot_jax.infer.sampling import SamplingConfig
+from fot_jax.infer.steps import absorb
 from fot_jax.infer.windows import Reading, cut_windows, read
 from fot_jax.memory import notices
 from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
+from fot_jax.types import KeyValue
 from tests.infer.oracle_reader import Reader
 
 MODEL = ModelConfig(
@@ -82,20 +85,23 @@ def oracle_reading(
             3,
         ),
         (dataclasses.replace(MODEL, smear_keys=True), DENSE, None),
+        (dataclasses.replace(MODEL, memory_layers=(1,)), DENSE, None),
+        (dataclasses.replace(MODEL, memory_layers=(0,), scan_layers=False), DENSE, None),
     ],
-    ids=["rope0-dense", "nope-top3", "smeared"],
+    ids=["rope0-dense", "nope-top3", "smeared", "layers above the last memory", "not scanned"],
 )
 def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
     """Two rows of 45 and 18 tokens (6 and 3 windows), then 12 new tokens, which overflow the cache."""
     if model.smear_keys:
         params = smeared(params)
-    reading = read(params, model, TEXTS, memory=memory)
+    given = params if model.scan_layers else unstacked(params)
+    reading = read(given, model, TEXTS, memory=memory)
     cuts = ([8, 8, 8, 8, 8, 5], [8, 5, 5])
     oracles = [oracle_reading(params, text, model, cut, top_k=top_k) for text, cut in zip(TEXTS, cuts, strict=True)]
     assert reading.lengths.tolist() == np.asarray(reading.cache.lengths).tolist() == [5, 5]
     expected = [logits for _, logits in oracles]
     slides = 0
-    for step, tokens in enumerate(generate(params, model, reading, sampling=GREEDY, max_new_tokens=12)):
+    for step, tokens in enumerate(generate(given, model, reading, sampling=GREEDY, max_new_tokens=12)):
         np.testing.assert_allclose(reading.logits, expected, rtol=1e-5, atol=2e-5)
         for row, (reader, _) in enumerate(oracles):
             assert tokens[row] == np.argmax(expected[row])
@@ -119,6 +125,13 @@ def smeared(params):
     shares = np.random.default_rng(8).normal(0.5, 1.0, (3, 2)).astype(np.float32)
     projections = {**attention["projections"], "smear": shares}
     return {**params, "layers": {**params["layers"], "attention": {**attention, "projections": projections}}}
+
+
+def unstacked(params):
+    """The parameters of the same model with `scan_layers` off."""
+    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
+    layers = {f"layer_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], params["layers"]) for n in range(MODEL.num_layers)}
+    return rest | layers
 
 
 def continue_greedily(params, reading: Reading, *, eos_id: int | None = None, model=MODEL) -> np.ndarray:
@@ -156,6 +169,47 @@ def test_pieces_change_nothing(params, smear):
         continue_greedily(params, whole, model=model).tolist()
         == continue_greedily(params, pieces, model=model).tolist()
     )
+
+
+@pytest.mark.parametrize("memory", [DENSE, dataclasses.replace(DENSE, budget=12)], ids=["unbounded", "budget"])
+def test_rows_with_one_past_are_read_once(params, monkeypatch, memory):
+    """Five texts that part in windows 0, 1 and 4, one shorter; each equals its reading alone."""
+    base = np.random.default_rng(5).integers(0, 31, 45).astype(np.int32)
+    texts = [base.copy() for _ in range(5)]
+    texts[1][33] += 1 - 2 * (texts[1][33] == 30)
+    texts[2][0] += 1 - 2 * (texts[2][0] == 30)
+    texts[3][9] += 1 - 2 * (texts[3][9] == 30)
+    texts[4] = base[:37]
+    processed = []
+
+    def counting(params, config, tokens, *inputs):
+        processed.append(len(tokens))
+        return absorb(params, config, tokens, *inputs)
+
+    monkeypatch.setattr(windows, "absorb", counting)
+    together = read(params, MODEL, texts, memory=memory)
+    assert processed == [2, 4, 4, 4, 5], "2 pasts, then 3 (a power of two is read), then all"
+    for row, text in enumerate(texts):
+        alone = read(params, MODEL, [text], memory=memory)
+        np.testing.assert_allclose(together.logits[row], alone.logits[0], rtol=1e-5, atol=1e-5)
+        assert together.store.appended[row] == alone.store.appended[0]
+        for a, b in zip(*(r.store.take(s, r.store.live(s)) for r, s in ((together, row), (alone, 0))), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_memories_with_different_entries_are_not_shared(params):
+    """Two rows with one text, each reading on with a memory of its own."""
+    kept = [read(params, MODEL, [text], memory=DENSE).store for text in TEXTS]
+    store = MemoryStore.for_model(MODEL, streams=2)
+    for stream, held in enumerate(kept):
+        keys, values = held.take(0, held.live(0))  # [P, G, n, D]
+        rows = KeyValue(keys=keys.swapaxes(1, 2)[:, None], values=values.swapaxes(1, 2)[:, None])
+        store.append(rows, np.asarray([keys.shape[2]]), streams=[stream])
+    text = np.random.default_rng(6).integers(0, 31, 20).astype(np.int32)
+    both = read(params, MODEL, [text, text], memory=DENSE, store=store)
+    for row, held in enumerate(kept):
+        alone = read(params, MODEL, [text], memory=DENSE, store=held)
+        np.testing.assert_allclose(both.logits[row], alone.logits[0], rtol=1e-5, atol=1e-5)
 
 
 def test_budget_bounds_the_memory_and_push_local_empties_the_cache(params):

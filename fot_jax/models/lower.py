@@ -1,0 +1,20 @@
+"""The part of a decoder that reading into memory needs: nothing above the last memory layer reaches the memory."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from fot_jax.config import ModelConfig
+
+
+def up_to_last_memory_layer(config: ModelConfig) -> ModelConfig:
+    """The config cut behind its last memory layer (24 of SmolLM2's 30 layers, 19 of LongLLaMA 3B's 26)."""
+    return dataclasses.replace(config, num_layers=max(config.memory_layers) + 1)
+
+
+def first_layers(config: ModelConfig, params: Any) -> Any:
+    """The parameters of the first `config.num_layers` layers, and all that belong to no layer."""
+    if not config.scan_layers:
+        return params  # a layer is looked up by its own name
+    return {**params, "layers": jax.tree.map(lambda leaf: leaf[: config.num_layers], params["layers"])}
