@@ -1,6 +1,7 @@
 """Every test: eight devices on the CPU, shapes checked at run time, no silent rank promotion."""
 
 import difflib
+import gc
 import json
 import os
 import sys
@@ -34,6 +35,13 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_addoption(parser):
     """`make update-golden` gives this."""
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden and print the difference")
+
+
+@pytest.fixture
+def abandoned_reads():
+    """For a test that damages checkpoints: what Orbax abandons is finalised at its end, not within another test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ def restored(workdir, abstract):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops its other reads
+@pytest.mark.usefixtures("abandoned_reads")
 def test_every_file_cut_short_gives_one_line_or_a_whole_state(tmp_path, saved):
     """Each file of the newest checkpoint in turn loses its second half, then all of it."""
     original, state = saved

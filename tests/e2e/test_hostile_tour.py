@@ -77,6 +77,7 @@ CASES = {
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops its other reads
+@pytest.mark.usefixtures("abandoned_reads")
 @pytest.mark.parametrize("name", CASES)
 def test_a_mistake_is_one_line_and_exit_code_2(tour, name, capfd):
     arguments, message = CASES[name]
