@@ -1,5 +1,6 @@
 """Fresh parameters of a decoder, independent or arranged for copying."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -37,8 +38,9 @@ def param_shapes(config: ModelConfig) -> Any:
     return nn.unbox(boxed_shapes(config))
 
 
+@functools.lru_cache(maxsize=16)  # tracing a model takes a second, and a run asks often
 def boxed_shapes(config: ModelConfig) -> Any:
-    """The same in boxes that carry their logical axes."""
+    """The same in boxes that carry their logical axes; not to be changed in place."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from fot_jax import distributed
 from fot_jax.config import ExperimentConfig, UserError
-from fot_jax.models.init import init_params, param_shapes
+from fot_jax.models.init import boxed_shapes, init_params, param_shapes
 from fot_jax.sharding import param_shardings, replicated
 from fot_jax.train.optimizer import make_optimizer
 
@@ -37,19 +37,19 @@ class TrainState:
     opt_state: Any
 
 
-def _boxed_params(config: ExperimentConfig, seed: int) -> Any:
-    """Fresh parameters in boxes that carry their logical axes."""
-    return init_params(config.model, jax.random.key(seed))
-
-
 def abstract_params(config: ExperimentConfig) -> Any:
     """Shapes and logical axes of the parameters, without making them."""
-    return jax.eval_shape(lambda: _boxed_params(config, config.seed))
+    return boxed_shapes(config.model)
+
+
+def _abstract(config: ExperimentConfig) -> TrainState:
+    """The state as shapes and dtypes."""
+    return jax.eval_shape(functools.partial(_init, config), param_shapes(config.model))
 
 
 def _init(config: ExperimentConfig, params: Any = None) -> TrainState:
     if params is None:
-        params = nn.unbox(_boxed_params(config, config.seed))
+        params = nn.unbox(init_params(config.model, jax.random.key(config.seed)))
     opt_state = make_optimizer(config.optimizer, config.train).init(params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
 
@@ -64,7 +64,7 @@ def state_shardings(config: ExperimentConfig, mesh: Mesh) -> TrainState:
       ConfigError: a parameter does not divide over the mesh.
     """
     params = param_shardings(abstract_params(config), mesh)
-    abstract = jax.eval_shape(lambda: _init(config))
+    abstract = _abstract(config)
     by_path = {
         jax.tree_util.keystr(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
@@ -87,7 +87,7 @@ def abstract_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
     """The state as shapes, dtypes and shardings: what a checkpoint is restored into."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(lambda: _init(config)),
+        _abstract(config),
         state_shardings(config, mesh),
     )
 
