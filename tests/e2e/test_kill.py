@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,19 +13,22 @@ import pytest
 
 from fot_jax.train.metrics import read_rows
 
-STEPS = 40
-COMMAND = [sys.executable, "-m", "launch.train", "--config=tests/e2e/tiny_config.py", f"--config.train.steps={STEPS}"]
+STEPS = 24
+FLAGS = ["--config=tests/e2e/tiny_config.py", f"--config.train.steps={STEPS}"]
+COMMAND = [sys.executable, "-m", "launch.train", *FLAGS]
+WITHOUT_TORCH = "tests/e2e/without_torch"  # for PYTHONPATH
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """One CPU device, quick compiles kept between processes."""
+    """One CPU device, quick compiles kept between processes, no torch."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "PYTHONPATH": WITHOUT_TORCH,
     }
 
 
@@ -43,6 +47,33 @@ def finish(environment, workdir, *flags):
     process = start(environment, workdir, *flags)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
+
+
+IN_TURN = """
+import sys
+from launch import cli, train
+for flags in {}:
+    try:
+        cli.run(train.main, train.make_parser(), flags)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    print("EXIT", code, file=sys.stderr, flush=True)
+"""
+
+
+def finish_in_turn(environment, workdir, *flags):
+    """Commands with their flags, one after another in one process, as a start costs seconds.
+
+    Returns the (exit code, stderr) of each; what the process says at its end belongs to the last.
+    """
+    commands = [[*FLAGS, f"--workdir={workdir}", *each] for each in flags]
+    program = [sys.executable, "-c", IN_TURN.format(commands)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    *said, end = re.split(r"^EXIT (\d+)\n", done.stderr, flags=re.MULTILINE)
+    assert done.returncode == 0 and len(said) == 2 * len(flags), done.stderr
+    results = [(int(code), err) for err, code in zip(said[::2], said[1::2], strict=True)]
+    return [*results[:-1], (results[-1][0], results[-1][1] + end)]
 
 
 def interrupt(environment, workdir, signum, *, after: float):
@@ -107,19 +138,22 @@ def test_sigterm_saves_and_exits_with_0_then_what_is_wrong_is_refused_in_one_lin
     newest = tmp_path / "checkpoints" / str(step)
     assert newest.is_dir() and losses(tmp_path) == reference[:step]
 
-    code, out, err = finish(environment, tmp_path, "--config.model.mlp_dim=64")
+    for file in newest.rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    mistakes = ["--config.model.mlp_dim=64"], ["--config.mesh.data=3", "--allow-change=mesh.data"], []
+    other_config, mesh, damaged = finish_in_turn(environment, tmp_path, *mistakes)
+
+    code, err = other_config
     assert code == 2 and len(err.splitlines()) == 1, err
     assert "model.mlp_dim: 32 -> 64" in err and "--allow-change=model.mlp_dim" in err
     assert json.loads((tmp_path / "config.json").read_text())["model"]["mlp_dim"] == 32
 
-    code, out, err = finish(environment, tmp_path, "--config.mesh.data=3", "--allow-change=mesh.data")
+    code, err = mesh
     assert code == 2 and len(err.splitlines()) == 1, err
     assert "mesh.data=3" in err and "1 devices" in err
 
-    for file in newest.rglob("*"):
-        if file.is_file() and file.parent.name == "d":
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    code, out, err = finish(environment, tmp_path)
+    code, err = damaged
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
     assert f"checkpoint of step {step} cannot be read" in lines[0] and "Delete" in lines[0]

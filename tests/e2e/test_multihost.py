@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fot_jax.train.metrics import read_rows
+from tests.e2e.test_kill import WITHOUT_TORCH
 
 STEPS = 16
 COMMAND = [
@@ -46,6 +47,7 @@ class Run:
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "PYTHONPATH": WITHOUT_TORCH,
         }
         port = free_port()
         self.logs = [Path(f"{workdir}.{number}.log") for number in range(processes)]
