@@ -19,6 +19,7 @@ from fot_jax.infer.generate import FINISHED
 from fot_jax.models.transformer import Decoder
 from launch import cli, generate
 from tests.data.test_chat import save_tokenizer
+from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 RUN = {
     "name": "tiny",

@@ -13,6 +13,7 @@ from fot_jax.ops import attention, blockwise, crossbatch, forms, plans
 from fot_jax.ops.pallas_attention import pallas_partial
 from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
+from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 NAMES = ("output", "d queries_local", "d queries_context", "d keys_local", "d keys_context", "d values")
 BFLOAT16 = 2.0**-8  # relative spacing
