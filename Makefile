@@ -73,11 +73,11 @@ corpora: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	@echo "== tests, without the slow ones"
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.dev
 	@echo "== all tests"
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not aot"
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not aot"
 
 LIBTPU := .libtpu
 

@@ -29,12 +29,23 @@ CHECKED = ["fot_jax.ops"]  # packages whose jaxtyping signatures beartype checks
 install_import_hook(CHECKED, "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+LONG = ("e2e", "train", "mutants", "aot", "scale", "convert", "eval", "infer", "ops", "test_checkpoint.py")
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser):
     """`make update-golden` gives this."""
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden and print the difference")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long first: handed out last, one such file would keep one worker busy and the others idle."""
+
+    def place(item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 @pytest.fixture
