@@ -134,11 +134,12 @@ class OptimizerKind(enum.Enum):
 
 
 class LearningRateKind(enum.Enum):
-    """INVERSE_SQRT: the paper's; CONSTANT: LongLLaMA's; COSINE: to min_learning_rate."""
+    """INVERSE_SQRT: the paper's; CONSTANT: LongLLaMA's; COSINE, and WSD in its last steps: to min_learning_rate."""
 
     INVERSE_SQRT = "inverse_sqrt"
     CONSTANT = "constant"
     COSINE = "cosine"
+    WSD = "wsd"  # warm-up, stable, decay
 
 
 class Retrieval(enum.Enum):

@@ -18,6 +18,7 @@ class OptimizerConfig:
     min_learning_rate: float = 0.0
     schedule: LearningRateKind = LearningRateKind.CONSTANT
     warmup_steps: int = 0
+    decay_steps: int = 0  # of WSD, the last ones of the run
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -34,6 +35,13 @@ class OptimizerConfig:
             self.min_learning_rate,
         )
         check(self.warmup_steps >= 0, f"{path}.warmup_steps", "be >= 0", self.warmup_steps)
+        wsd, decay = self.schedule is LearningRateKind.WSD, self.decay_steps
+        check(
+            decay >= 1 if wsd else decay == 0,
+            f"{path}.decay_steps",
+            "be >= 1 with schedule='wsd' and 0 with any other",
+            decay,
+        )
         check(self.clip_norm >= 0, f"{path}.clip_norm", "be >= 0 (0: no clipping)", self.clip_norm)
         check(self.weight_decay >= 0, f"{path}.weight_decay", "be >= 0", self.weight_decay)
         for name in ("beta1", "beta2"):

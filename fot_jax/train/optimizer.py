@@ -20,17 +20,19 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> Callable[[jax.typin
         INVERSE_SQRT  max(min, max · sqrt(W / s))
         CONSTANT      max
         COSINE        min + (max − min) · (1 + cos(π · (s − W) / (steps − W))) / 2, then min
+        WSD           max, over the last D = decay_steps linearly to min at s = steps, then min
 
     Warm-up starts below `min_learning_rate`: the floor holds for the decay only.
 
     Args:
       config: optimizer section of the experiment.
-      steps: length of the run in optimizer steps (COSINE ends there).
+      steps: length of the run in optimizer steps (COSINE and WSD end there).
 
     Returns:
       A function of `count`, the optimizer steps done so far.
 
-    Source: FoT app. B.1 (inverse square root, 1000 warm-up steps); app. A.1 (LongLLaMA: constant).
+    Source: FoT app. B.1 (inverse square root, 1000 warm-up steps); app. A.1 (LongLLaMA: constant);
+    WSD: Hu et al. 2024 (MiniCPM), arXiv 2404.06395.
     """
     peak, floor = config.learning_rate, config.min_learning_rate
     warmup = max(config.warmup_steps, 1)
@@ -42,6 +44,9 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> Callable[[jax.typin
         elif config.schedule is LearningRateKind.COSINE:
             progress = jnp.clip((step - warmup) / max(steps - warmup, 1), 0, 1)
             decayed = floor + (peak - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        elif config.schedule is LearningRateKind.WSD:
+            left = jnp.clip((steps - step) / config.decay_steps, 0, 1)
+            decayed = floor + (peak - floor) * left
         else:
             decayed = jnp.full((), peak, jnp.float32)
         return jnp.where(step <= warmup, peak * step / warmup, decayed)

@@ -17,8 +17,10 @@ from tests.train.tiny import tiny
 TRAIN = TrainConfig(steps=5000, batch_rows=8)
 
 
-def rates(kind: LearningRateKind, counts, *, warmup=1000, steps=5000):
-    config = OptimizerConfig(learning_rate=2e-2, min_learning_rate=1e-2, schedule=kind, warmup_steps=warmup)
+def rates(kind: LearningRateKind, counts, *, warmup=1000, steps=5000, decay=0):
+    config = OptimizerConfig(
+        learning_rate=2e-2, min_learning_rate=1e-2, schedule=kind, warmup_steps=warmup, decay_steps=decay
+    )
     return [float(learning_rate(config, steps=steps)(count)) for count in counts]
 
 
@@ -37,6 +39,11 @@ def test_constant_and_cosine_after_warm_up():
     cosine = rates(LearningRateKind.COSINE, [3, 53, 103, 500], warmup=4, steps=104)
     assert cosine == pytest.approx([2e-2, 1.5e-2, 1e-2, 1e-2], rel=1e-6)
     assert rates(LearningRateKind.CONSTANT, [0], warmup=0) == pytest.approx([2e-2], rel=1e-6)
+
+
+def test_wsd_is_stable_and_then_decays_to_the_end_of_the_run():
+    wsd = rates(LearningRateKind.WSD, [0, 3, 49, 50, 74, 99, 500], warmup=4, steps=100, decay=50)
+    assert wsd == pytest.approx([5e-3, 2e-2, 2e-2, 1.98e-2, 1.5e-2, 1e-2, 1e-2], rel=1e-6)
 
 
 @pytest.mark.parametrize("scan", [True, False])
