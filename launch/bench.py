@@ -1,145 +1,190 @@
-"""Times the training step of a config: plain, and crossbatch in both forms at several d, in one run.
+r"""Times an experiment's programs: training steps, reading, decoding, data; all in one run, taking turns.
 
 python -m launch.bench --config=configs/tiny_code.py --contexts=2,8,64
-python -m launch.bench --config=configs/tiny_code.py --contexts=8 --repeats=15 --out=runs/bench.json
+python -m launch.bench --config=configs/tiny_code.py --measure=step,read,decode,data --out=runs/bench
+python -m launch.bench --config=configs/smollm2_135m.py --measure=decode --entries=4096,65536,1048576 \
+    --retrievals=dense,exact,scann
 
-The forms take turns, so that other load on the machine falls on all of them alike: compare the
-ratios of one run, not seconds across runs. Temporary memory is the compiler's own figure.
+Compare the ratios of one run, not seconds across runs: programs take turns, so that other load falls on
+all alike. FLOPs are counted by formula; their share is of a matrix product timed in the same run, that of
+bytes of a pass over memory. Parameters are random; temporary memory is the compiler's own figure.
 """
 
 import argparse
-import dataclasses
 import json
-import statistics
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
-from fot_jax.config import AttentionForm, ConfigError, CrossbatchConfig, ExperimentConfig, PlanKind
+from fot_jax.config import ConfigError, ExperimentConfig, Retrieval
 from launch import cli
 
 MEBIBYTE = 2**20
-FORMS = (AttentionForm.REFERENCE, AttentionForm.BLOCKWISE)  # PALLAS runs on TPUs only
+MEASURES = ("step", "read", "decode", "data")
 
 
-@dataclasses.dataclass(kw_only=True)
-class Row:
-    """One measured program.
-
-    Attributes:
-      name: "plain", or the form and d.
-      contexts: d.
-      temp_bytes: temporary memory by the compiler's analysis.
-      seconds: wall seconds of each repeat.
-    """
-
-    name: str
-    contexts: int
-    temp_bytes: int
-    call: Any
-    seconds: list[float] = dataclasses.field(default_factory=list)
+def _integers(text: str, flag: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise ConfigError(f"{flag} must be integers >= 1, got {text!r}.")
+    return [int(part) for part in parts]
 
 
-def prepare(config: ExperimentConfig, *, form: AttentionForm, contexts: int) -> Row:
-    """Compiles the loss and gradient of one batch of random tokens with `contexts` contexts in every row.
-
-    d contexts need no d rows: slots wrap around the batch, as the cost does not depend on which row is read.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from flax import linen as nn
-
-    from fot_jax.models.transformer import Decoder
-    from fot_jax.train.step import loss_gradient
-    from fot_jax.types import Batch, Plan
-
-    model = dataclasses.replace(config.model, attention=form)
-    off = CrossbatchConfig(plan=PlanKind.OFF)  # the plan is given, rows need no layout
-    config = dataclasses.replace(
-        config, model=model, crossbatch=off, train=dataclasses.replace(config.train, accumulation=1)
-    )
-    B, L = config.train.batch_rows, model.local_context
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (B, L), dtype=np.int32)
-    segments = np.broadcast_to(np.arange(1, B + 1, dtype=np.int32)[:, None], (B, L))
-    batch = Batch(
-        tokens=tokens, targets=np.roll(tokens, -1, 1), loss_mask=np.ones((B, L), np.float32), segments=segments
-    )
-    plan = None
-    if contexts:
-        ids = (np.arange(B)[:, None] + 1 + np.arange(contexts)) % B
-        plan = Plan(context_ids=ids.astype(np.int32), own_document=ids == np.arange(B)[:, None])
-    params = nn.unbox(jax.jit(Decoder(model).init)(jax.random.key(0), jnp.asarray(tokens))["params"])
-    gradient = jax.jit(lambda params, batch, plan: loss_gradient(params, batch, plan, config=config))
-    compiled = gradient.lower(params, batch, plan).compile()
-    memory: Any = compiled.memory_analysis()
-    name = "plain" if not contexts else f"{form.value} d={contexts}"
-    call = lambda: jax.block_until_ready(compiled(params, batch, plan))  # noqa: E731
-    call()
-    return Row(name=name, contexts=contexts, temp_bytes=int(memory.temp_size_in_bytes), call=call)
+def _names(text: str, flag: str, allowed: tuple[str, ...]) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if part not in allowed]
+    if wrong:
+        raise ConfigError(f"{flag} must name some of {', '.join(allowed)}, got {wrong[0]!r}.")
+    return parts
 
 
-def measure(rows: list[Row], *, repeats: int) -> None:
-    """Runs all programs in turn, `repeats` times."""
-    for _ in range(repeats):
-        for row in rows:
-            start = time.perf_counter()
-            row.call()
-            row.seconds.append(time.perf_counter() - start)
+def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str, list[Any]]:
+    """Per measure, its programs, compiled; 'machine' always."""
+    contexts, lengths = _integers(flags.contexts, "--contexts"), _integers(flags.lengths, "--lengths")
+    entries = _integers(flags.entries, "--entries")
+    retrievals = [
+        Retrieval(name) for name in _names(flags.retrievals, "--retrievals", tuple(kind.value for kind in Retrieval))
+    ]
+    wanted = _names(flags.measure, "--measure", MEASURES)
+    model = config.model
+    if not model.memory_layers and wanted != ["data"]:
+        raise ConfigError("model.memory_layers must name at least one layer to time crossbatch and memory, got ().")
+    short = [length for length in lengths if length % model.local_context]
+    if "read" in wanted and short:
+        raise ConfigError(f"--lengths must be whole windows of {model.local_context} tokens, got {short[0]}.")
 
+    from fot_jax.bench import inference, machine, pipeline, steps
 
-def table(rows: list[Row], *, tokens: int) -> list[dict[str, Any]]:
-    """One record a program: median seconds, tokens/s, the ratio to the plain step, memory."""
-    plain = statistics.median(rows[0].seconds)
-    records = []
-    for row in rows:
-        seconds = statistics.median(row.seconds)
-        records.append(
-            {
-                "step": row.name,
-                "contexts": row.contexts,
-                "seconds": seconds,
-                "tokens_per_second": tokens / seconds,
-                "times_plain": seconds / plain,
-                "temp_mebibytes": row.temp_bytes / MEBIBYTE,
-            }
+    found = {"machine": machine.machine_programs(model)}
+    params = inference.random_params(model) if wanted != ["data"] else None
+    if "step" in wanted:
+        found["step"] = steps.step_programs(config, params, contexts=contexts)
+    if "read" in wanted:
+        found["read"] = inference.reading_programs(model, params, memory=config.memory, lengths=lengths)
+    if "decode" in wanted:
+        found["decode"] = inference.decoding_programs(
+            model, params, memory=config.memory, entries=entries, retrievals=retrievals
         )
+    if "data" in wanted:
+        found["data"] = pipeline.pipeline_programs(config)
+    return found
+
+
+def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """One record a program: median seconds, tokens/s, times the first of its group, shares of the machine, memory."""
+    product, memory = groups["machine"]
+    peak, bandwidth = product.flops / product.median, memory.bytes / memory.median
+    records = []
+    for measure, programs in groups.items():
+        for program in programs:
+            seconds = program.median
+            records.append(
+                {
+                    "measure": measure,
+                    "program": program.name,
+                    "x": program.x,
+                    "series": program.series,
+                    "seconds": seconds,
+                    "tokens_per_second": program.tokens / seconds,
+                    "times_first": None if measure == "machine" else seconds / programs[0].median,
+                    "flops_per_second": program.flops / seconds,
+                    "flops_share": program.flops / seconds / peak,
+                    "bytes_per_second": program.bytes / seconds,
+                    "bytes_share": program.bytes / seconds / bandwidth,
+                    "temp_mebibytes": None if program.temp_bytes is None else program.temp_bytes / MEBIBYTE,
+                }
+            )
     return records
 
 
-def _positive(text: str, flag: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise ConfigError(f"{flag} must be integers >= 1, got {text!r}.")
-    return int(text)
+def _text(value: float | None, form: str) -> str:
+    return format(value, form) if value else "–"
+
+
+def print_table(records: list[dict[str, Any]]) -> None:
+    """The records, a line each, to standard output."""
+    print(f"{'program':<26} {'seconds':>10} {'tokens/s':>10} {'x first':>8} {'FLOPs':>6} {'bytes':>6} {'temp MiB':>9}")
+    for row in records:
+        print(
+            f"{row['program']:<26} {row['seconds']:>10.4g} {_text(row['tokens_per_second'], '.0f'):>10}"
+            f" {_text(row['times_first'], '.2f'):>8} {_text(row['flops_share'], '.0%'):>6}"
+            f" {_text(row['bytes_share'], '.0%'):>6} {_text(row['temp_mebibytes'], '.1f'):>9}"
+        )
+
+
+def plot(path: Path, records: list[dict[str, Any]], *, title: str) -> bool:
+    """Cost against d, length and memory size, a panel each; False where nothing has an axis."""
+    from fot_jax.eval.plots import Curve, Panel, plot_panels
+
+    axes = {
+        "step": ("contexts d", "seconds a step"),
+        "read": ("tokens of the text", "seconds a token"),
+        "decode": ("entries in memory", "seconds a token"),
+    }
+    panels = []
+    for measure, (x_label, y_label) in axes.items():
+        rows = [row for row in records if row["measure"] == measure]
+        curves = []
+        for series in dict.fromkeys(row["series"] for row in rows):
+            points = [row for row in rows if row["series"] == series]
+            y = [row["seconds"] if measure == "step" else 1 / row["tokens_per_second"] for row in points]
+            curves.append(Curve(label=series, x=[row["x"] for row in points], y=y))
+        if curves:
+            panel = Panel(title=title, x_label=x_label, y_label=y_label, y_log=measure == "decode")
+            panels.append((panel, curves))
+    if panels:
+        plot_panels(path, panels=panels)
+    return bool(panels)
+
+
+def _write(folder: Path, config: ExperimentConfig, records: list[dict[str, Any]], *, repeats: int) -> None:
+    import jax
+
+    folder.mkdir(parents=True, exist_ok=True)
+    device = jax.devices()[0].device_kind
+    about = {"config": config.name, "device": device, "devices": jax.device_count(), "repeats": repeats}
+    (folder / "bench.json").write_text(json.dumps({**about, "rows": records}, indent=2) + "\n")
+    drawn = plot(folder / "bench.png", records, title=f"{config.name}, {device}")
+    print(f"written to {folder}: bench.json{', bench.png' if drawn else ''}", file=sys.stderr)
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Measures and prints; also writes JSON where --out says so."""
+    """Measures and prints; also writes JSON and a plot where --out says so."""
     config = cli.load_experiment(flags)
-    if not config.model.memory_layers:
-        raise ConfigError("model.memory_layers must name at least one layer to time crossbatch, got ().")
-    contexts = [_positive(text, "--contexts") for text in flags.contexts.split(",")]
-    repeats = _positive(flags.repeats, "--repeats")
-    rows = [prepare(config, form=config.model.attention, contexts=0)]
-    rows += [prepare(config, form=form, contexts=d) for d in contexts for form in FORMS]
-    measure(rows, repeats=repeats)
-    records = table(rows, tokens=config.train.batch_rows * config.model.local_context)
-    print(f"{'step':<18} {'seconds':>9} {'tokens/s':>10} {'x plain':>8} {'temp MiB':>9}")
-    for record in records:
-        print(
-            f"{record['step']:<18} {record['seconds']:>9.3f} {record['tokens_per_second']:>10.0f}"
-            f" {record['times_plain']:>8.2f} {record['temp_mebibytes']:>9.1f}"
-        )
+    [repeats] = _integers(flags.repeats, "--repeats")[:1]
+    groups = programs_of(config, flags)
+
+    from fot_jax.bench.timing import take_turns
+
+    def progress(done: int, total: int, name: str) -> None:
+        print(f"\r{done}/{total} {name:<26}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    take_turns([program for group in groups.values() for program in group], repeats=repeats, progress=progress)
+    records = records_of(groups)
+    print_table(records)
     if flags.out:
-        path = Path(flags.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"config": config.name, "repeats": repeats, "rows": records}, indent=2) + "\n")
+        _write(Path(flags.out), config, records, repeats=repeats)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = cli.make_parser(__doc__)
+    cli.add_experiment_flags(parser)
+    parser.add_argument(
+        "--measure", default="step", metavar="NAMES", help=f"of {','.join(MEASURES)}; default %(default)s"
+    )
+    parser.add_argument(
+        "--contexts", default="2,8", metavar="D,D,…", help="step: contexts per row; default %(default)s"
+    )
+    parser.add_argument("--lengths", default="4096,16384", metavar="N,…", help="read: tokens; default %(default)s")
+    parser.add_argument(
+        "--entries", default="4096,65536", metavar="M,…", help="decode: memory sizes; default %(default)s"
+    )
+    parser.add_argument("--retrievals", default="dense,exact", metavar="NAMES", help="decode: default %(default)s")
+    parser.add_argument("--repeats", default="7", metavar="N", help="timed calls of each program; default %(default)s")
+    parser.add_argument("--out", metavar="DIR", help="also write bench.json and bench.png there")
+    return parser
 
 
 if __name__ == "__main__":
-    parser = cli.make_parser(__doc__)
-    cli.add_experiment_flags(parser)
-    parser.add_argument("--contexts", default="2,8", metavar="D,D,…", help="contexts per row; default %(default)s")
-    parser.add_argument("--repeats", default="7", metavar="N", help="timed steps of each program; default %(default)s")
-    parser.add_argument("--out", metavar="FILE", help="also write the table as JSON")
-    cli.run(main, parser)
+    cli.run(main, make_parser())

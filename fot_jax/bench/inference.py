@@ -1,0 +1,117 @@
+"""Reading long texts into memory, and decoding with memories of several sizes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.bench.timing import Program
+from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
+from fot_jax.infer.steps import advance
+from fot_jax.infer.windows import read
+from fot_jax.memory.store import MemoryStore
+from fot_jax.memory.views import ViewSource
+from fot_jax.models import account
+from fot_jax.models.cache import init_cache
+from fot_jax.models.lower import up_to_last_memory_layer
+from fot_jax.models.transformer import Decoder
+from fot_jax.types import KeyValue
+
+FILLED_AT_ONCE = 1 << 14  # entries
+
+
+def random_params(model: ModelConfig) -> Any:
+    """Unboxed parameters as initialised."""
+    return nn.unbox(jax.jit(Decoder(model).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
+
+
+def reading_flops(model: ModelConfig, *, tokens: int) -> float:
+    """Forward FLOPs of reading a text of whole windows with dense memory, by formula.
+
+    Every window but the last runs up to the last memory layer; its local queries see W keys (the cache is
+    scored whole), those of memory layers all windows before theirs. One token's logits are computed.
+    """
+    W, per_key = model.local_context, 2 * 2 * model.num_heads * model.head_dim
+    windows = tokens // W
+
+    def window(part: ModelConfig) -> float:
+        flops = account.flops_per_token(part)
+        return W * (flops.projections + flops.feed_forward + per_key * part.num_layers * W)
+
+    before = W * W * windows * (windows - 1) / 2  # (query, memory key) pairs of a memory layer
+    memory = per_key * len(model.memory_layers) * before
+    last = account.flops_per_token(model).unembedding
+    return (windows - 1) * window(up_to_last_memory_layer(model)) + window(model) + memory + last
+
+
+def reading_programs(model: ModelConfig, params: Any, *, memory: MemoryConfig, lengths: Sequence[int]) -> list[Program]:
+    """`read` of one text of random tokens at each length, host copies included; `x` is the length."""
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, max(lengths)).astype(np.int32)
+
+    def program(length: int) -> Program:
+        return Program(
+            name=f"read {length}",
+            call=lambda: read(params, model, [tokens[:length]], memory=memory),
+            tokens=length,
+            x=length,
+            series=memory.retrieval.value,
+            flops=reading_flops(model, tokens=length) if memory.retrieval is Retrieval.DENSE else 0.0,
+        )
+
+    return [program(length) for length in lengths]
+
+
+def filled_store(model: ModelConfig, *, entries: int) -> MemoryStore:
+    """A memory of one stream with `entries` random unit keys and values."""
+    store, generator = MemoryStore.for_model(model, streams=1), np.random.default_rng(0)
+    for start in range(0, entries, FILLED_AT_ONCE):
+        count = min(FILLED_AT_ONCE, entries - start)
+        shape = (len(model.memory_layers), 1, count, model.num_kv_heads, model.head_dim)
+        keys, values = (generator.standard_normal(shape, np.float32) for _ in range(2))
+        keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+        store.append(KeyValue(keys=keys.astype(store.dtype), values=values.astype(store.dtype)), np.array([count]))
+    return store
+
+
+def decoding_programs(
+    model: ModelConfig, params: Any, *, memory: MemoryConfig, entries: Sequence[int], retrievals: Sequence[Retrieval]
+) -> list[Program]:
+    """One token of one row behind a full half window, at each memory size and retrieval; `x` is the size.
+
+    `bytes` are those that every token must read: the parameters in their own dtype (an untied embedding's
+    one row aside), the local cache, and with dense and exact retrieval the memory's keys (and values).
+    """
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    if not model.tie_embeddings:
+        weights -= params["embedding"].nbytes
+    programs = []
+    for size in entries:
+        store = filled_store(model, entries=size)
+        for retrieval in retrievals:
+            source = ViewSource(store, dataclasses.replace(memory, retrieval=retrieval))
+            cache = init_cache(model, 1)
+            half = jnp.full((1,), model.local_context // 2, jnp.int32)
+            cache = dataclasses.replace(cache, lengths=half)
+            read_share = {Retrieval.DENSE: 1.0, Retrieval.EXACT: 0.5}.get(retrieval, 0.0)
+            local = cache.keys.nbytes + cache.values.nbytes
+            programs.append(
+                Program(
+                    name=f"decode {retrieval.value} {size}",
+                    call=_decode_call(model, params, cache, source.view()),
+                    tokens=1,
+                    x=size,
+                    series=retrieval.value,
+                    bytes=weights + local + read_share * store.bytes(),
+                )
+            )
+    return programs
+
+
+def _decode_call(model: ModelConfig, params: Any, cache, view):
+    tokens, counts = np.ones((1, 1), np.int32), np.ones(1, np.int32)
+    logits = jnp.zeros((1, model.vocab_size), jnp.float32)
+    return lambda: jax.block_until_ready(advance(params, model, tokens, counts, cache, view, logits)[0])

@@ -1,0 +1,116 @@
+"""What `launch.bench` counts and prints; that its programs run. No test here measures time."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fot_jax.bench import machine
+from fot_jax.bench.inference import decoding_programs, filled_store, random_params, reading_flops
+from fot_jax.bench.timing import Program, take_turns
+from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
+from launch import bench, cli
+from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+MODEL = ModelConfig(
+    num_layers=3, embed_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12, vocab_size=19, local_context=4,
+    memory_layers=(1,),
+)  # fmt: skip
+TINY = [
+    "--config=configs/tiny_code.py", "--config.model.num_layers=2", "--config.model.memory_layers=0",
+    "--config.model.embed_dim=16", "--config.model.mlp_dim=16", "--config.model.num_heads=2",
+    "--config.model.num_kv_heads=1", "--config.model.head_dim=8", "--config.model.local_context=16",
+    "--config.train.batch_rows=16",
+]  # fmt: skip
+
+
+def test_the_flops_of_a_reading_are_counted_key_by_key():
+    """16 tokens in four windows: counted with loops from the definition."""
+    matrices = 2 * (2 * 8 * 8 + 2 * 8 * 4) + 2 * 3 * 8 * 12  # of one layer and token
+    total = 2 * 8 * 19  # logits of the last token
+    for window in range(4):
+        for layer in range(3 if window == 3 else 2):
+            for _ in range(4):
+                keys = 4 + (4 * window if layer == 1 else 0)
+                total += matrices + sum(2 * 2 * 2 * 4 for _ in range(keys))
+    assert reading_flops(MODEL, tokens=16) == total
+
+
+def test_a_filled_memory_and_the_bytes_of_a_token():
+    store = filled_store(MODEL, entries=20000)
+    assert store.lengths.tolist() == [20000]
+    keys, _ = store.take(0, np.array([0, 17000]))
+    np.testing.assert_allclose(np.linalg.norm(keys, axis=-1), 1, rtol=1e-6)
+    params = random_params(MODEL)
+    kinds = [Retrieval.DENSE, Retrieval.EXACT]
+    dense, exact = decoding_programs(MODEL, params, memory=MemoryConfig(top_k=4), entries=[64], retrievals=kinds)
+    memory, local = 64 * 2 * 4 * 4, 3 * 2 * 4 * 4 * 4
+    weights = sum(leaf.nbytes for name in params if name != "embedding" for leaf in jax.tree.leaves(params[name]))
+    weights += local  # an untied embedding gives one row
+    assert (dense.bytes, exact.bytes) == (weights + memory, weights + memory / 2)
+    assert np.isfinite(np.asarray(dense.call())).all()
+
+
+def test_programs_take_turns_after_one_call_each_to_warm_up():
+    called, seen = [], []
+    programs = [Program(name=name, call=lambda name=name: called.append(name)) for name in "ab"]
+    take_turns(programs, repeats=2, progress=lambda *state: seen.append(state))
+    assert called == ["a", "b"] * 3
+    assert [len(program.seconds) for program in programs] == [2, 2]
+    assert seen[0] == (1, 6, "a") and seen[-1] == (6, 6, "b")
+
+
+def test_records_are_shares_of_the_machine():
+    product = Program(name="product", call=lambda: None, flops=200.0, seconds=[2.0])
+    memory = Program(name="pass", call=lambda: None, bytes=50.0, seconds=[1.0])
+    first = Program(name="plain", call=lambda: None, tokens=8, flops=40.0, seconds=[1.0, 2.0, 9.0], temp_bytes=2**20)
+    second = Program(name="d", call=lambda: None, tokens=8, bytes=10.0, seconds=[4.0])
+    *_, plain, crossbatch = bench.records_of({"machine": [product, memory], "step": [first, second]})
+    assert (plain["seconds"], plain["tokens_per_second"], plain["times_first"]) == (2.0, 4.0, 1.0)
+    assert (plain["flops_share"], plain["temp_mebibytes"]) == (0.2, 1.0)
+    assert (crossbatch["times_first"], crossbatch["bytes_share"]) == (2.0, 0.05)
+
+
+def run(*flags: str) -> None:
+    cli.run(bench.main, bench.make_parser(), [*TINY, *flags])
+
+
+@pytest.mark.parametrize(
+    ("measures", "programs"),
+    [
+        (["read", "decode"], ["read 32", "decode exact 32"]),
+        pytest.param(["step"], ["plain", "reference d=2", "blockwise d=2"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_table_the_records_and_the_plot_of_a_tiny_model(measures, programs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "SIDE", {"cpu": 64})
+    monkeypatch.setattr(machine, "PASS_BYTES", {"cpu": 4096})
+    sizes = ("--contexts=2", "--lengths=32", "--entries=32", "--retrievals=exact", "--repeats=1", f"--out={tmp_path}")
+    run(f"--measure={','.join(measures)}", *sizes)
+    table = capsys.readouterr().out
+    for name in ("matrix product", *programs):
+        assert name in table
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert {row["measure"] for row in rows} == {"machine", *measures}
+    assert all(row["seconds"] > 0 for row in rows)
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--contexts=2,x"], "--contexts must be integers >= 1, got '2,x'"),
+        (["--repeats=0"], "--repeats must be integers >= 1, got '0'"),
+        (["--measure=steps"], "--measure must name some of step, read, decode, data, got 'steps'"),
+        (["--measure=read", "--lengths=40"], "--lengths must be whole windows of 16 tokens, got 40"),
+        (["--retrievals=faiss"], "--retrievals must name some of dense, exact"),
+        (["--config.model.memory_layers=", "--config.crossbatch.plan=off"], "must name at least one layer"),
+    ],
+)
+def test_bad_flags_give_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(*flags)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
