@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fot_jax.config import ConfigError, MeshConfig
+from fot_jax.types import MemoryLayout
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")  # the busiest links last
 
@@ -25,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     "norm": None,
     "activation_embed": None,
+    "memory_entries": ("data", "fsdp", "context"),  # those of them that the memory's rows leave free
 }
 
 
@@ -182,6 +184,44 @@ def check_length(length: int, mesh: Mesh) -> None:
         raise ConfigError(
             f"model.local_context={length} must be a multiple of mesh.context={parts}. Change one of them."
         )
+
+
+def memory_layout(mesh: Mesh | AbstractMesh, *, streams: int, kv_heads: int) -> MemoryLayout:
+    """How an external memory lies over the mesh: rows first, entries over the axes that the rows leave free.
+
+        streams                      rows over       entries over
+        a multiple of data × fsdp    data, fsdp      context
+        a multiple of data           data            fsdp, context
+        one (also shared by rows)    (whole)         data, fsdp, context
+
+    Args:
+      mesh: with the axes of MESH_AXES.
+      streams: of the memory, one a batch row or one for all.
+      kv_heads: G, split over tensor.
+
+    Raises:
+      ConfigError: streams or heads do not divide.
+    """
+    batch, heads = mesh_axes("batch"), mesh_axes("kv_heads")
+    over = [batch[:count] for count in range(len(batch), 0, -1)]
+    rows = next((axes for axes in over if streams % math.prod(mesh.shape[axis] for axis in axes) == 0), ())
+    if not rows and streams > 1:
+        raise ConfigError(
+            f"a memory on a mesh must have one stream or a multiple of mesh.data={mesh.shape['data']}, got {streams}"
+            " streams. Change mesh.data (mesh.fsdp and mesh.context split the entries of any number) or the rows."
+        )
+    parts = math.prod(mesh.shape[axis] for axis in heads)
+    if kv_heads % parts:
+        raise ConfigError(
+            f"mesh.tensor must divide the {kv_heads} key/value heads of a memory on a mesh, got {parts}."
+            " Change mesh.tensor; mesh.fsdp and mesh.context split the memory's entries instead."
+        )
+    entries = tuple(axis for axis in mesh_axes("memory_entries") if axis not in rows)
+
+    def split(axes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(axis for axis in axes if mesh.shape[axis] > 1)
+
+    return MemoryLayout(mesh=mesh.abstract_mesh, rows=split(rows), entries=split(entries), heads=split(heads))
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

@@ -9,11 +9,13 @@ One letter, one meaning, everywhere (code, einsum, docstring, sharding table):
 """
 
 import dataclasses
+import math
 from typing import Protocol
 
 import flax.struct
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, PartitionSpec
 
 Array = jax.Array | np.ndarray
 
@@ -83,6 +85,48 @@ class Route:
     def rows_sent(self) -> int:
         """Rows that a device sends in one pass."""
         return sum(leg.hops * len(leg.rows) for leg in self.legs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryLayout:
+    """How a memory lies over devices: static, one program each. Mesh axes of one device are not named.
+
+    Attributes:
+      mesh: the devices' arrangement.
+      rows: the mesh axes that its streams lie over.
+      entries: the mesh axes that the entries of a stream lie over, the slower first.
+      heads: the mesh axes that key/value heads lie over.
+    """
+
+    mesh: AbstractMesh
+    rows: tuple[str, ...]
+    entries: tuple[str, ...]
+    heads: tuple[str, ...]
+
+    def parts(self, axes: tuple[str, ...]) -> int:
+        """Devices along mesh axes."""
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    @property
+    def devices(self) -> int:
+        """Parts that a memory is split into, along all three."""
+        return self.parts(self.rows + self.entries + self.heads)
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts the entries of a stream are split."""
+        return self.parts(self.entries)
+
+    def spec(self, letters: str) -> PartitionSpec:
+        """Of an array with the axes of the legend, as "B M G D": B, M, G and H are split, others lie whole.
+
+        Written as XLA writes the shardings of results, so that what a program gives is what it was given.
+        """
+        over = {"B": self.rows, "M": self.entries, "G": self.heads, "H": self.heads}
+        entries: list = [over.get(letter, ()) for letter in letters.split()]
+        while entries and not entries[-1]:
+            entries.pop()
+        return PartitionSpec(*(axes[0] if len(axes) == 1 else axes or None for axes in entries))
 
 
 @flax.struct.dataclass

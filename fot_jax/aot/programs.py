@@ -1,5 +1,6 @@
 """The real programs (train step, reading a window, decoding a token) on shapes alone, ready to be compiled."""
 
+import contextlib
 import dataclasses
 import enum
 from typing import Any
@@ -11,14 +12,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from fot_jax.config import ExperimentConfig, ModelConfig, PlanKind, Retrieval, check
 from fot_jax.infer.steps import absorb, advance
-from fot_jax.memory.device_copy import power_of_two
+from fot_jax.memory.device_copy import MEMORY_AXES, capacity_for
 from fot_jax.memory.views import DeviceView
 from fot_jax.models import account
 from fot_jax.models.cache import init_cache
 from fot_jax.models.layers import DTYPES
 from fot_jax.models.lower import up_to_last_memory_layer
 from fot_jax.ops.plans import make_plan
-from fot_jax.sharding import batch_sharding, param_shardings, replicated, spec
+from fot_jax.sharding import batch_sharding, memory_layout, param_shardings, replicated, shards
 from fot_jax.train.state import abstract_params, abstract_state
 from fot_jax.train.step import make_train_step
 from fot_jax.types import Batch
@@ -98,39 +99,41 @@ def inference_program(
 ) -> Program:
     """READ or DECODE of `rows` rows (0: one a device) with a memory of `memory_entries` a row in device arrays.
 
-    Rows are split over data and fsdp, heads over tensor.
+    Heads are split over tensor, rows and the entries of their memory over the rest (`sharding.memory_layout`): with
+    fewer rows than devices along data and fsdp the memory is split by entries, as `infer.windows.read` does.
 
     Raises:
       ConfigError: rows or a parameter do not divide over the mesh; the memory is ScaNN's, on the host.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = rows or parts
-    check(rows % parts == 0, "--rows", f"be a multiple of the {parts} devices along mesh.data × mesh.fsdp", rows)
+    rows = rows or shards(mesh, "batch")
     retrieval = config.memory.retrieval
-    check(retrieval is not Retrieval.SCANN, "memory.retrieval", "be 'exact' or 'dense' to compile", retrieval.value)
-    model, whole, over_rows = config.model, replicated(mesh), NamedSharding(mesh, spec("batch"))
+    allowed = "be 'dense', 'exact' or 'approx' to compile"
+    check(retrieval is not Retrieval.SCANN, "memory.retrieval", allowed, retrieval.value)
+    model, whole = config.model, replicated(mesh)
+    layout = memory_layout(mesh, streams=rows, kv_heads=model.num_kv_heads)
+    over_rows = NamedSharding(mesh, layout.spec("B"))
     if kind is ProgramKind.READ and model.memory_layers:
         model = up_to_last_memory_layer(model)
     boxed = abstract_params(config)
     params = jax.tree.map(
         lambda leaf, sharding: _shape(leaf.shape, leaf.dtype, sharding), nn.unbox(boxed), param_shardings(boxed, mesh)
     )
-    # [N, B, W, G, D] of the cache, [P, B, M, G, D] of the memory
-    entries = NamedSharding(mesh, spec(None, "batch", None, "kv_heads", None))
+    entries = NamedSharding(mesh, layout.spec("N B W G D"))
     cache = jax.eval_shape(lambda: init_cache(model, rows))
     cache = dataclasses.replace(
         jax.tree.map(lambda x: _shape(x.shape, x.dtype, entries if x.ndim == 5 else whole), cache),
         lengths=_shape((rows,), jnp.int32, over_rows),
     )
-    view, M = None, power_of_two(memory_entries)
+    view, M = None, capacity_for(memory_entries, shards=layout.shards)
     if memory_entries and model.memory_layers:
         shape = (len(model.memory_layers), rows, M, model.num_kv_heads, model.head_dim)
-        far = _shape(shape, DTYPES[model.dtype], entries)
-        top_k = config.memory.top_k if retrieval is Retrieval.EXACT else None
-        view = DeviceView(keys=far, values=far, lengths=_shape((rows,), jnp.int32, over_rows), top_k=top_k)
+        far = _shape(shape, DTYPES[model.dtype], NamedSharding(mesh, layout.spec(MEMORY_AXES)))
+        view = DeviceView.of(far, far, _shape((rows,), jnp.int32, over_rows), config=config.memory, layout=layout)
     T = 1 if kind is ProgramKind.DECODE else model.local_context
     tokens, counts = _shape((rows, T), jnp.int32, over_rows), _shape((rows,), jnp.int32, over_rows)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    # Activations are pinned where their rows and positions divide; elsewhere they follow the cache.
+    divide = rows % shards(mesh, "batch") == 0 and T % shards(mesh, "length") == 0
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if divide else contextlib.nullcontext():
         if kind is ProgramKind.DECODE:
             logits = _shape((rows, model.vocab_size), jnp.float32, over_rows)
             lowered = advance.lower(params, model, tokens, counts, cache, view, logits)

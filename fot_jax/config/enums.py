@@ -143,10 +143,11 @@ class LearningRateKind(enum.Enum):
 
 
 class Retrieval(enum.Enum):
-    """How a memory layer reads its memory."""
+    """How a memory layer reads its memory: all of it, or about its nearest entries (fot_jax/memory/views.py)."""
 
     DENSE = "dense"
     EXACT = "exact"
+    APPROX = "approx"
     SCANN = "scann"
 
 

@@ -17,6 +17,7 @@ class MemoryConfig:
 
     retrieval: Retrieval = Retrieval.EXACT
     top_k: int = 128
+    approx_recall: float = 0.95  # share of the top_k that `approx` is to find, on TPUs; elsewhere it finds all
     budget: int = 0  # 0: unbounded
     last_context_length: int = 0  # tokens kept in the local cache at least; 0: half of local_context
     scann_brute_force_below: int = 262144
@@ -25,6 +26,7 @@ class MemoryConfig:
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range."""
         check(self.top_k >= 1, f"{path}.top_k", "be >= 1", self.top_k)
+        check(0 < self.approx_recall <= 1, f"{path}.approx_recall", "lie in (0, 1]", self.approx_recall)
         check(self.budget >= 0, f"{path}.budget", "be >= 0 (0: unbounded)", self.budget)
         check(self.last_context_length >= 0, f"{path}.last_context_length", "be >= 0", self.last_context_length)
         below, fraction = self.scann_brute_force_below, self.scann_leaves_fraction

@@ -37,7 +37,8 @@ def make_room(config: ModelConfig, reading: Reading, wanted: np.ndarray) -> bool
     if not full.any():
         return False
     counts = np.where(full, W - min(reading.keep, W - 1), 0).astype(np.int32)
-    reading.cache, leaving = _slide(config, reading.cache, counts)
+    slid, leaving = _slide(config, reading.cache, counts)
+    reading.cache, _ = reading.place(slid)
     reading.lengths = reading.lengths - counts
     reading.remember(leaving, counts)
     return True

@@ -1,16 +1,19 @@
 """The compiled programs of inference: one call of the decoder on a block of tokens of every row."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from fot_jax.config import ModelConfig
+from fot_jax.memory.views import DeviceView
 from fot_jax.models.lower import first_layers
 from fot_jax.models.transformer import run
-from fot_jax.types import KeyValue, LocalCache, MemoryView
+from fot_jax.types import KeyValue, LocalCache, MemoryLayout, MemoryView
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -22,14 +25,16 @@ def absorb(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, 
     params = first_layers(config, params)
     after = run(config, params, tokens, token_counts=counts, cache=cache, memory=view).cache
     assert after is not None
-    return after
+    return _pinned(after, view)[0]
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def advance(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
     """(logits [B, V] after each row's last counting token, cache); a row without tokens keeps its logits."""
     output = run(config, params, tokens, token_counts=counts, cache=cache, memory=view, last_logits=True)
-    return jnp.where((counts > 0)[:, None], output.logits[:, 0], logits), output.cache
+    assert output.cache is not None
+    after, logits = _pinned(output.cache, view, jnp.where((counts > 0)[:, None], output.logits[:, 0], logits))
+    return logits, after
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -37,3 +42,26 @@ def memory_entries(config: ModelConfig, cache: LocalCache) -> KeyValue:
     """The memory layers' part [P, B, W, G, D] of a local cache."""
     layers = np.asarray(config.memory_layers, np.int32)
     return KeyValue(keys=cache.keys[layers], values=cache.values[layers])
+
+
+def placed(cache: LocalCache, logits: Any, *, layout: MemoryLayout, mesh: Mesh) -> tuple[LocalCache, Any]:
+    """Cache and logits beside a memory that lies over a mesh: rows and heads as the memory's."""
+    return jax.device_put((cache, logits), _shardings(cache, logits, layout, mesh))
+
+
+def _pinned(cache: LocalCache, view: MemoryView | None, logits: Any = None) -> tuple[LocalCache, Any]:
+    """The same inside a program, so that what it gives lies as what it was given and it compiles once."""
+    if not isinstance(view, DeviceView) or view.layout is None:
+        return cache, logits
+    layout = view.layout
+    return jax.lax.with_sharding_constraint((cache, logits), _shardings(cache, logits, layout, layout.mesh))
+
+
+def _shardings(cache: LocalCache, logits: Any, layout: MemoryLayout, mesh: Mesh | AbstractMesh) -> Any:
+    def over(letters: str) -> NamedSharding:
+        return NamedSharding(mesh, layout.spec(letters))
+
+    far = over("N B W G D")
+    products = None if cache.products is None else over("N B G D")
+    shardings = dataclasses.replace(cache, keys=far, values=far, lengths=over("B"), products=products)
+    return shardings, None if logits is None else over("B V")

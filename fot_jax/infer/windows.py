@@ -27,11 +27,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from fot_jax.config import MemoryConfig, ModelConfig, UserError, check
 from fot_jax.infer.shared_past import readers, split
-from fot_jax.infer.steps import absorb, advance, memory_entries
+from fot_jax.infer.steps import absorb, advance, memory_entries, placed
 from fot_jax.memory.device_copy import power_of_two
 from fot_jax.memory.notices import notice_once
 from fot_jax.memory.store import MemoryStore
@@ -74,6 +75,12 @@ class Reading:
     def view(self, rows: np.ndarray | None = None) -> MemoryView | None:
         """The memory as it is now; `rows`: of these rows alone."""
         return None if self.source is None else self.source.view(rows)
+
+    def place(self, cache: LocalCache, logits: Any = None) -> tuple[LocalCache, Any]:
+        """A local cache and logits laid out beside the memory, where it lies over a mesh; as they are elsewhere."""
+        if self.source is None or self.source.layout is None or self.source.mesh is None:
+            return cache, logits
+        return placed(cache, logits, layout=self.source.layout, mesh=self.source.mesh)
 
     def pasts(self) -> np.ndarray:
         """int [B], a number for what each row has read: one for all in a new memory with a stream a row."""
@@ -144,6 +151,7 @@ def read(
     memory: MemoryConfig,
     store: MemoryStore | None = None,
     piece: int = 0,
+    mesh: Mesh | None = None,
     progress: Callable[[ReadProgress], None] = lambda _: None,
 ) -> Reading:
     """Reads a batch of inputs of different lengths; each row is cut by its own length.
@@ -156,14 +164,17 @@ def read(
       store: a memory to read on with (one stream per row, or one that all rows share and extend, in
         row order: rows then see each other's earlier windows); a new one by default.
       piece: tokens processed at once; 0: a whole window. Smaller ones need less memory.
+      mesh: devices of this process to lay the memory over, and rows and heads of the local cache beside it
+        (`sharding.memory_layout`); parameters stay where they are.
       progress: called after each window.
 
     Raises:
       UserError: an input is empty or holds ids the model lacks; the store does not fit.
+      ConfigError: rows or heads do not divide over the mesh; ScaNN's memory is not on devices.
     """
     _check_inputs(config, tokens)
     keep = last_context(config, memory)
-    reading = _start(config, memory, store, len(tokens), keep)
+    reading = _start(config, memory, store, len(tokens), keep, mesh)
     cuts = [cut_windows(len(ids), window=config.local_context, last=keep) for ids in tokens]
     if not config.memory_layers and max(map(len, cuts)) > 1:
         notice_once("model.memory_layers", "none, so only the last window of a long input counts")
@@ -189,7 +200,7 @@ def _read_past(params: Any, config: ModelConfig, tokens, cuts, reading: Reading,
         parts = [_window(ids, cut, number) for ids, cut in zip(tokens, cuts, strict=True)]
         pasts = split(pasts, parts)
         who = readers(pasts)
-        view, cache = reading.view(who.rows), init_cache(lower, len(who.rows))
+        view, cache = reading.view(who.rows), reading.place(init_cache(lower, len(who.rows)))[0]
         for block, counts in _blocks([parts[row] for row in who.rows], piece or config.local_context):
             cache = absorb(params, lower, block, counts, cache, view)
         entries = jax.tree.map(lambda x, place=who.place: np.asarray(x)[:, place], memory_entries(lower, cache))
@@ -213,7 +224,9 @@ def _window(ids: np.ndarray, cut: list[int], number: int) -> np.ndarray:
     return ids[start : start + cut[number]] if number < len(cut) - 1 else ids[:0]
 
 
-def _start(config: ModelConfig, memory: MemoryConfig, store: MemoryStore | None, batch: int, keep: int) -> Reading:
+def _start(
+    config: ModelConfig, memory: MemoryConfig, store: MemoryStore | None, batch: int, keep: int, mesh: Mesh | None
+) -> Reading:
     if store is None and config.memory_layers:
         store = MemoryStore.for_model(config, streams=batch, budget=memory.budget)
     if store is not None:
@@ -223,11 +236,13 @@ def _start(config: ModelConfig, memory: MemoryConfig, store: MemoryStore | None,
             raise UserError(f"memory must have this model's (memory layers, kv heads, head dim) = {wanted}, got {got}.")
         if store.streams not in (1, batch):
             raise UserError(f"memory must have one stream or one per input ({batch}), got {store.streams} streams.")
-    return Reading(
+    reading = Reading(
         store=store,
-        source=None if store is None else ViewSource(store, memory),
+        source=None if store is None else ViewSource(store, memory, mesh=mesh),
         cache=init_cache(config, batch),
         lengths=np.zeros(batch, np.int64),
         logits=jnp.zeros((batch, config.vocab_size), jnp.float32),
         keep=keep,
     )
+    reading.cache, reading.logits = reading.place(reading.cache, reading.logits)
+    return reading

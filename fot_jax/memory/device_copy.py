@@ -1,14 +1,27 @@
-"""A store's entries on the device, updated by what is new rather than copied anew."""
+"""A store's entries on the device, or over the devices of a mesh, updated by what is new rather than copied anew.
+
+Over n devices slot i of a stream lies on device i mod n, at place i // n of its part, so that all fill evenly and
+an entry stays on its device as the memory grows:
+
+    capacity 16 on 4 devices, 6 slots filled      places of the array  0  1  2  3 | 4  5  6  7 | 8 … | 12 …
+                                                  slots                0  4  8 12 | 1  5  9 13 | 2 … |  3 …
+                                                  filled               x  x       | x  x       | x   |  x
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Int
 
 from fot_jax.memory.store import MemoryStore
+from fot_jax.sharding import memory_layout
+from fot_jax.types import MemoryLayout
 
 SMALLEST_CAPACITY = 256  # entries; a power of two
+MEMORY_AXES = "P B M G D"
 
 
 def power_of_two(least: int) -> int:
@@ -16,55 +29,99 @@ def power_of_two(least: int) -> int:
     return 1 << max(0, least - 1).bit_length()
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1))
-def _write(keys, values, new_keys, new_values, slots):
-    """Writes [P, B, T, G, D] at slots [B, T] of [P, B, M, G, D]; a slot M means nowhere."""
-    rows = jnp.arange(keys.shape[1])[:, None]
-    return (
-        keys.at[:, rows, slots].set(new_keys, mode="drop"),
-        values.at[:, rows, slots].set(new_values, mode="drop"),
-    )
+def capacity_for(entries: int, *, shards: int = 1) -> int:
+    """Entries that a memory of so many has room for: on each device the same power of two."""
+    return shards * power_of_two(-(-max(entries, 1) // shards))
+
+
+def slot_of_place(capacity: int, *, shards: int) -> jax.Array:
+    """int32 [M], the slot that lies at each place of the array (see the drawing above)."""
+    places, each = jnp.arange(capacity, dtype=jnp.int32), capacity // shards
+    return places % each * shards + places // each
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def _write(layout: MemoryLayout | None, keys, values, new_keys, new_values, places):
+    """Writes [P, B, T, G, D] at places [B, T] of a device's part [P, B, M, G, D]; a place M means nowhere."""
+
+    def write(keys, values, new_keys, new_values, places):
+        rows = jnp.arange(keys.shape[1])[:, None]
+        return (
+            keys.at[:, rows, places].set(new_keys, mode="drop"),
+            values.at[:, rows, places].set(new_values, mode="drop"),
+        )
+
+    if layout is not None:
+        far = layout.spec(MEMORY_AXES)
+        given = (far, far, far, far, layout.spec("B M"))
+        write = jax.shard_map(write, mesh=layout.mesh, in_specs=given, out_specs=(far, far), check_vma=False)
+    return write(keys, values, new_keys, new_values, places)
 
 
 class DeviceCopy:
-    """Device arrays [P, B, M, G, D] that mirror a store; M is a power of two.
+    """Device arrays [P, B, M, G, D] that mirror a store; M is a power of two (on each device of a mesh).
 
-    Slots are the store's own, so what a full ring overwrites is overwritten here too.
+    Slots are the store's own, so what a full ring overwrites is overwritten here too. With a mesh every device is
+    sent its own entries only; none ever holds the others'.
     """
 
-    def __init__(self, store: MemoryStore):
+    def __init__(self, store: MemoryStore, mesh: Mesh | None = None):
         self.store = store
+        self.layout = self.sharding = self._over_entries = None
+        if mesh is not None:
+            self.layout = memory_layout(mesh, streams=store.streams, kv_heads=store.kv_heads)
+            self.sharding = NamedSharding(mesh, self.layout.spec(MEMORY_AXES))
+            self._over_entries = NamedSharding(mesh, self.layout.spec("B M"))
+        self.shards = 1 if self.layout is None else self.layout.shards
         self._copied = np.zeros(store.streams, np.int64)
         self._epochs = store.epochs.copy()
-        self._allocate(SMALLEST_CAPACITY)
+        self._allocate(capacity_for(SMALLEST_CAPACITY, shards=self.shards))
+
+    def _shape(self, entries: int) -> tuple[int, ...]:
+        store = self.store
+        return len(store.memory_layers), store.streams, entries, store.kv_heads, store.head_dim
 
     def _allocate(self, capacity: int) -> None:
-        store = self.store
-        shape = (len(store.memory_layers), store.streams, capacity, store.kv_heads, store.head_dim)
         self.capacity = capacity
-        self.keys, self.values = jnp.zeros(shape, store.dtype), jnp.zeros(shape, store.dtype)
+        self.keys, self.values = (
+            jnp.zeros(self._shape(capacity), self.store.dtype, device=self.sharding) for _ in range(2)
+        )
         self._copied[:] = 0
 
     def refresh(self) -> None:
         """Brings the device arrays up to date; arrays handed out before must not be used again."""
-        store = self.store
-        need = power_of_two(int(store.lengths.max()))
+        store, shards = self.store, self.shards
+        need = capacity_for(int(store.lengths.max()), shards=shards)
         if need > self.capacity:
             self._allocate(need)
         self._copied[store.epochs != self._epochs] = 0  # cleared since: all of the stream is new
         self._epochs = store.epochs.copy()
         first = np.maximum(self._copied, store.appended - store.lengths)
-        widest = int((store.appended - first).max())
+        entries = [np.arange(start, end) for start, end in zip(first, store.appended, strict=True)]
+        slots = [store.slots(new) for new in entries]
+        widest = max(int(np.bincount(s % shards, minlength=1).max()) for s in slots)
         if widest == 0:
             return
-        shape = (len(store.memory_layers), store.streams, power_of_two(widest), store.kv_heads, store.head_dim)
-        keys, values = np.zeros(shape, store.dtype), np.zeros(shape, store.dtype)
-        slots = np.full(shape[1:3], self.capacity, np.int32)
-        for stream in range(store.streams):
-            entries = np.arange(first[stream], store.appended[stream])
-            new_keys, new_values = store.take(stream, entries)
-            keys[:, stream, : len(entries)] = np.swapaxes(new_keys, 1, 2)
-            values[:, stream, : len(entries)] = np.swapaxes(new_values, 1, 2)
-            slots[stream, : len(entries)] = store.slots(entries)
-        self.keys, self.values = _write(self.keys, self.values, keys, values, slots)
+        width = power_of_two(widest)  # new entries of one device, at most
+        keys, values = (np.zeros(self._shape(shards * width), store.dtype) for _ in range(2))
+        places = np.full((store.streams, shards * width), self.capacity // shards, np.int32)
+        for stream, (new, at) in enumerate(zip(entries, slots, strict=True)):
+            sent = at % shards * width + _rank_within(at % shards)
+            new_keys, new_values = store.take(stream, new)
+            keys[:, stream, sent] = np.swapaxes(new_keys, 1, 2)
+            values[:, stream, sent] = np.swapaxes(new_values, 1, 2)
+            places[stream, sent] = at // shards
+        if self.layout is not None:
+            keys, values = jax.device_put((keys, values), self.sharding)
+            places = jax.device_put(places, self._over_entries)
+        self.keys, self.values = _write(self.layout, self.keys, self.values, keys, values, places)
         self._copied = store.appended.copy()
+
+
+def _rank_within(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """How many of the same number stand before each one: 1 0 1 1 -> 0 0 1 2."""
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], group[order])
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(group)) - starts
+    return ranks

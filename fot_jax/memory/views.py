@@ -1,7 +1,8 @@
-"""What a memory layer reads: one interface, `partial(queries, slot)`, and three retrievals behind it.
+"""What a memory layer reads: one interface, `partial(queries, slot)`, and four retrievals behind it.
 
-    DENSE   every entry                              on the device
-    EXACT   the k entries of largest inner product   on the device
+    DENSE   every entry                              on the device, or over those of a mesh
+    EXACT   the k entries of largest inner product   likewise
+    APPROX  about those, by jax.lax.approx_max_k     likewise; exact but on TPUs
     SCANN   about those, by ScaNN                    on the host (scann_view.py)
 
 Views are pytrees of fixed shapes: device memories have a capacity that is a power of two, so a
@@ -9,21 +10,26 @@ growing memory compiles the decoder once per doubling; a ScaNN view never change
 one stream serves any number of rows (a memory shared by a batch).
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from fot_jax.config import MemoryConfig, Retrieval, check
-from fot_jax.memory.device_copy import DeviceCopy
+from fot_jax.config import ConfigError, MemoryConfig, Retrieval, check
+from fot_jax.memory.device_copy import DeviceCopy, slot_of_place
 from fot_jax.memory.query_blocks import over_query_blocks
 from fot_jax.memory.scann_index import ScannIndex
 from fot_jax.memory.scann_view import ScannView
 from fot_jax.memory.store import MemoryStore
 from fot_jax.ops.memory_attention import dense_memory_partial, topk_memory_partial
-from fot_jax.types import Array, MemoryView, Partial
+from fot_jax.ops.sharded_memory import sharded_dense_partial, sharded_topk_partial
+from fot_jax.sharding import memory_layout
+from fot_jax.types import Array, MemoryLayout, MemoryView, Partial
 
-SCORES_AT_ONCE = 1 << 26  # exact top-k materialises at most about so many scores (float32)
+SCORES_AT_ONCE = 1 << 26  # top-k materialises at most about so many scores (float32) on a device
 
 
 @flax.struct.dataclass
@@ -31,16 +37,35 @@ class DeviceView:
     """A memory in device arrays.
 
     Attributes:
-      keys: [P, B, M, G, D], M the capacity.
+      keys: [P, B, M, G, D], M the capacity; over devices in the order of `device_copy.slot_of_place`.
       values: [P, B, M, G, D].
       lengths: int32 [B], entries that exist.
       top_k: neighbours per query and head; None reads the whole memory (dense).
+      recall: share of the top_k to be found; None: all.
+      layout: how the arrays lie over a mesh; None: on one device.
     """
 
     keys: jax.Array
     values: jax.Array
     lengths: jax.Array
     top_k: int | None = flax.struct.field(pytree_node=False)
+    recall: float | None = flax.struct.field(pytree_node=False, default=None)
+    layout: MemoryLayout | None = flax.struct.field(pytree_node=False, default=None)
+
+    @classmethod
+    def of(
+        cls, keys: Array, values: Array, lengths: Array, *, config: MemoryConfig, layout: MemoryLayout | None = None
+    ) -> "DeviceView":
+        """The view that `config.retrieval` (not SCANN) asks for."""
+        approximate = config.retrieval is Retrieval.APPROX
+        return cls(
+            keys=keys,
+            values=values,
+            lengths=lengths,
+            top_k=None if config.retrieval is Retrieval.DENSE else config.top_k,
+            recall=config.approx_recall if approximate else None,
+            layout=layout,
+        )
 
     def partial(self, queries: Array, slot: Array) -> Partial:
         """See MemoryView. A view of one stream is read by every row of the queries."""
@@ -52,18 +77,25 @@ class DeviceView:
         folded = jnp.asarray(queries).reshape(
             streams, B * L // streams, H, D
         )  # all rows become one row of a shared stream
-        valid = jnp.arange(M)[None] < self.lengths[:, None]
+        shards = 1 if self.layout is None else self.layout.shards
+        valid = slot_of_place(M, shards=shards)[None] < self.lengths[:, None]
         keys, values = keys.astype(queries.dtype), values.astype(queries.dtype)
-        if self.top_k is None:
-            part = dense_memory_partial(folded, keys, values, valid=valid)
-        else:
-            k = self.top_k
-            part = over_query_blocks(
-                lambda some: topk_memory_partial(some, keys, values, valid=valid, k=k),
-                folded,
-                max(1, SCORES_AT_ONCE // (streams * H * M)),
-            )
+        part = self._attend(folded, keys, values, valid)
         return jax.tree.map(lambda x: x.reshape(B, L, *x.shape[2:]), part)
+
+    def _attend(self, queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array) -> Partial:
+        """`partial` of one memory layer, rows and streams being one another's."""
+        layout = self.layout
+        split = {} if layout is None or layout.shards == 1 else {"layout": layout}
+        if self.top_k is None:
+            dense = sharded_dense_partial if split else dense_memory_partial
+            return dense(queries, keys, values, valid=valid, **split)
+        nearest = functools.partial(
+            sharded_topk_partial if split else topk_memory_partial,
+            keys=keys, values=values, valid=valid, k=self.top_k, recall=self.recall, **split,
+        )  # fmt: skip
+        scores = valid.size * queries.shape[2] // (1 if layout is None else layout.devices)  # of a position, a device
+        return over_query_blocks(nearest, queries, max(1, SCORES_AT_ONCE // scores))
 
 
 class ViewSource:
@@ -73,16 +105,26 @@ class ViewSource:
     buffers are reused, ScaNN indexes updated in place.
     """
 
-    def __init__(self, store: MemoryStore, config: MemoryConfig):
+    def __init__(self, store: MemoryStore, config: MemoryConfig, *, mesh: Mesh | None = None):
+        """With a mesh the arrays lie over its devices. Raises ConfigError where they cannot."""
         config.validate("memory")
-        self.store, self.config = store, config
+        self.store, self.config, self.mesh = store, config, mesh
+        self.layout = None
+        if mesh is not None:
+            if config.retrieval is Retrieval.SCANN:
+                raise ConfigError(
+                    "memory.retrieval must be 'dense', 'exact' or 'approx' for a memory on a mesh, got 'scann', which"
+                    " searches on the host. Choose one of them, or give no mesh."
+                )
+            self.layout = memory_layout(mesh, streams=store.streams, kv_heads=store.kv_heads)
         self._copy: DeviceCopy | None = None
         self._index: ScannIndex | None = None
 
     @property
     def can_select(self) -> bool:
-        """Whether `view` can show some of the streams: a stream a row, on the device."""
-        return self.store.streams > 1 and self.config.retrieval is not Retrieval.SCANN
+        """Whether `view` can show some of the streams: a stream a row, on the device; rows are not split."""
+        whole = self.layout is None or self.layout.parts(self.layout.rows) == 1
+        return self.store.streams > 1 and self.config.retrieval is not Retrieval.SCANN and whole
 
     def view(self, rows: np.ndarray | None = None) -> MemoryView:
         """The store's present entries as a pytree to hand to the decoder.
@@ -94,17 +136,13 @@ class ViewSource:
             self._index = self._index or ScannIndex(self.store, self.config)
             self._index.refresh()
             return ScannView.of(self._index, top_k=self.config.top_k)
-        self._copy = self._copy or DeviceCopy(self.store)
-        self._copy.refresh()
-        keys, values, lengths = self._copy.keys, self._copy.values, self.store.lengths.astype(np.int32)
+        copy = self._copy = self._copy or DeviceCopy(self.store, self.mesh)
+        copy.refresh()
+        keys, values, lengths = copy.keys, copy.values, self.store.lengths.astype(np.int32)
         if rows is not None and len(rows) < self.store.streams:
-            keys, values, lengths = keys[:, rows], values[:, rows], lengths[rows]
-        return DeviceView(
-            keys=keys,
-            values=values,
-            lengths=jnp.asarray(lengths),
-            top_k=self.config.top_k if self.config.retrieval is Retrieval.EXACT else None,
-        )
+            keys, values = jax.device_put((keys[:, rows], values[:, rows]), copy.sharding)
+            lengths = lengths[rows]
+        return DeviceView.of(keys, values, jnp.asarray(lengths), config=self.config, layout=self.layout)
 
 
 def make_view(store: MemoryStore, config: MemoryConfig) -> MemoryView:

@@ -8,7 +8,7 @@ softmax. Queries come scaled; a positive scale does not change which entries are
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.ops import attention
 from fot_jax.ops.prefix import prefix_partial
@@ -43,8 +43,9 @@ def topk_memory_partial(
     *,
     valid: Bool[Array, "B M"],
     k: int,
+    recall: float | None = None,
 ) -> Partial:
-    """Attends to the k entries with the largest inner product, per query and head (exact kNN).
+    """Attends to the k entries with the largest inner product, per query and head (exact or approximate kNN).
 
     Args:
       queries: scaled queries; head h searches the memory of key/value head h // (H // G).
@@ -52,28 +53,64 @@ def topk_memory_partial(
       values: memory values.
       valid: True where an entry exists.
       k: neighbours; all entries are read where M <= k.
+      recall: see `nearest`.
     """
-    B, L, H, D = queries.shape
-    M, G = keys.shape[1], keys.shape[2]
-    if M == 0:
+    B, L, H, _ = queries.shape
+    if keys.shape[1] == 0:
         return attention.empty_partial(queries)
-    with jax.named_scope("memory_topk"):
-        grouped = queries.reshape(B, L, G, H // G, D)
-        scores = jnp.einsum("BLGRD,BMGD->BGRLM", grouped, keys, preferred_element_type=jnp.float32)
-        scores = jnp.where(valid[:, None, None, None, :], scores, attention.MASKED_SCORE)
-        best, index = jax.lax.top_k(scores.reshape(-1, M), min(k, M))  # flat: several times faster on CPUs
-        best, index = (x.reshape(*scores.shape[:-1], -1) for x in (best, index))
-    take = jax.vmap(jax.vmap(lambda table, i: table[i]))  # over B and G
-    neighbours = take(values.transpose(0, 2, 1, 3), index.reshape(B, G, -1))
-    neighbours = neighbours.reshape(*index.shape, D)
+    best, index = nearest(queries, keys, valid=valid, k=k, recall=recall)
     peak = jax.lax.stop_gradient(jnp.maximum(best[..., 0], attention.LOWEST_PEAK))
     weights = jnp.exp(best - peak[..., None])
-    weighted = jnp.einsum("BGRLK,BGRLKD->BLGRD", weights, neighbours, preferred_element_type=jnp.float32)
 
     def to_heads(x):
         return jnp.moveaxis(x, 3, 1).reshape(B, L, H)
 
-    return Partial(weighted=weighted.reshape(B, L, H, D), peak=to_heads(peak), total=to_heads(weights.sum(axis=-1)))
+    return Partial(weighted=weigh(weights, index, values), peak=to_heads(peak), total=to_heads(weights.sum(axis=-1)))
+
+
+def nearest(
+    queries: Float[Array, "B L H D"],
+    keys: Float[Array, "B M G D"],
+    *,
+    valid: Bool[Array, "B M"],
+    k: int,
+    recall: float | None,
+) -> tuple[Float[Array, "B G R L K"], Int[Array, "B G R L K"]]:
+    """Scores and indices of the K = min(k, M) entries with the largest inner product, best first; R = H/G.
+
+    Entries that are not valid score MASKED_SCORE. Of equal scores the lower index comes first.
+
+    Args:
+      queries: scaled queries; head h searches the memory of key/value head h // R.
+      keys: memory keys, not rotated; M >= 1.
+      valid: True where an entry exists.
+      k: neighbours.
+      recall: None, exact (`jax.lax.top_k`); else the share of the K that `jax.lax.approx_max_k` is to find on
+        average. Only TPUs have its algorithm; on CPUs and GPUs JAX sorts and all are found.
+    """
+    B, L, H, D = queries.shape
+    M, G = keys.shape[1], keys.shape[2]
+    with jax.named_scope("memory_topk"):
+        grouped = queries.reshape(B, L, G, H // G, D)
+        scores = jnp.einsum("BLGRD,BMGD->BGRLM", grouped, keys, preferred_element_type=jnp.float32)
+        scores = jnp.where(valid[:, None, None, None, :], scores, attention.MASKED_SCORE)
+        if recall is None:
+            found = jax.lax.top_k(scores.reshape(-1, M), min(k, M))  # flat: several times faster on CPUs
+        else:
+            found = jax.lax.approx_max_k(scores.reshape(-1, M), min(k, M), recall_target=recall)
+    best, index = (x.reshape(*scores.shape[:-1], -1) for x in found)
+    return best, index
+
+
+def weigh(
+    weights: Float[Array, "B G R L K"], index: Int[Array, "B G R L K"], values: Float[Array, "B M G D"]
+) -> Float[Array, "B L H D"]:
+    """Σ_K weights · values[index], float32, by query and head."""
+    B, G, R, L, _ = weights.shape
+    take = jax.vmap(jax.vmap(lambda table, i: table[i]))  # over B and G
+    neighbours = take(values.transpose(0, 2, 1, 3), index.reshape(B, G, -1)).reshape(*index.shape, -1)
+    weighted = jnp.einsum("BGRLK,BGRLKD->BLGRD", weights, neighbours, preferred_element_type=jnp.float32)
+    return weighted.reshape(B, L, G * R, -1)
 
 
 def neighbours_partial(

@@ -62,8 +62,20 @@ def test_inference_flops_are_those_of_the_formula(kind):
 
 
 def test_a_memory_on_the_host_is_no_part_of_a_program():
-    with pytest.raises(ConfigError, match=r"memory\.retrieval must be 'exact' or 'dense' to compile, got 'scann'"):
+    with pytest.raises(
+        ConfigError, match=r"memory\.retrieval must be 'dense', 'exact' or 'approx' to compile, got 'scann'"
+    ):
         report(ProgramKind.READ, memory_entries=64, memory__retrieval="scann")
+
+
+def test_decode_of_one_row_splits_the_entries_of_its_memory():
+    """16,384 entries over data 2 x fsdp 2, heads over tensor 2; no device is sent more of them than scores."""
+    found = report(ProgramKind.DECODE, rows=1, memory_entries=16384, memory__retrieval="approx", memory__top_k=4)
+    model = tiny().model
+    entry = 2 * len(model.memory_layers) * model.num_kv_heads * model.head_dim * 4
+    assert found.memory.inputs["memory"] == 16384 * entry // 8 + 4  # and the row's length
+    one_layer = 16384 * model.num_kv_heads * model.head_dim * 4
+    assert found.costs.received["all-gather"] < one_layer / 8
 
 
 PLAIN = {"model__num_layers": 4, "model__attention": "reference", "crossbatch__plan": "off"}

@@ -23,7 +23,7 @@ from tests import cases
 from tests.models import decoders
 from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_plans, test_rope
 from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
-from tests.scale import test_ring
+from tests.scale import test_ring, test_sharded_memory
 
 REFERENCE, BLOCKWISE = AttentionForm.REFERENCE, AttentionForm.BLOCKWISE
 
@@ -57,6 +57,11 @@ def apply(model, tokens, **arguments):
 def ring() -> None:
     """Rows of one device that travel over two hops, values and gradients."""
     test_ring.check("packed", {"data": 4}, Boundaries.MASKED)
+
+
+def sharded(k: int | None) -> Callable[[], None]:
+    """Entries over four devices, most of which hold none of row 1."""
+    return lambda: test_sharded_memory.check("data 2, fsdp 2, context 2", k, test_sharded_memory.part_filled())
 
 
 def decoder(model) -> Callable[[], None]:
@@ -146,6 +151,11 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
                                             "sums = _along(route, sums)", ring),
     "gradients of rows that stay behind": ("ops.ring", "if following is None or row not in following.rows]",
                                            "if following is None]", ring),
+    "devices of different peaks": ("ops.sharded_memory", "peak = jax.lax.pmax(part.peak, layout.entries)",
+                                   "peak = part.peak", sharded(None)),
+    "the k best of each device": ("ops.sharded_memory", "count = min(k, everywhere.shape[-1])",
+                                  "count = everywhere.shape[-1]", sharded(3)),
+    "neighbours of the wrong device": ("ops.sharded_memory", "place // own == jax", "place // own != jax", sharded(3)),
     "the k smallest": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",
                        "(lambda x: (-x[0], x[1]))(jax.lax.top_k(-scores.reshape(-1, M), min(k, M)))", equation_1),
     "k one too small": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",
