@@ -11,6 +11,7 @@ Importing this module imports neither JAX nor TensorFlow, so that `--help` is qu
 """
 
 import argparse
+import dataclasses
 import difflib
 import importlib.util
 import os
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 
 from ml_collections import config_dict
 
-from fot_jax.config import ConfigError, ExperimentConfig, UserError
+from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import all_names, build
 from fot_jax.config.override import apply_override
 
@@ -85,6 +86,24 @@ def _step(text: str) -> int | str:
     if text.isdigit():
         return int(text)
     raise argparse.ArgumentTypeError(f"must be a number, 'latest' or 'best', got {text!r}")
+
+
+def add_mesh_flags(parser: Any, purpose: str) -> None:
+    """`--mesh.AXIS` for every field of MeshConfig, in a group of this purpose."""
+    mesh = parser.add_argument_group(f"mesh: {purpose}")
+    for field in dataclasses.fields(MeshConfig):
+        mesh.add_argument(f"--mesh.{field.name}", type=int, metavar="N", help=f"devices along {field.name}")
+
+
+def mesh_of(flags: argparse.Namespace) -> MeshConfig | None:
+    """The mesh that these flags name; None where none was given. Raises ConfigError."""
+    given = {field.name: getattr(flags, f"mesh.{field.name}") for field in dataclasses.fields(MeshConfig)}
+    given = {name: size for name, size in given.items() if size is not None}
+    if not given:
+        return None
+    mesh = MeshConfig(**given)
+    mesh.validate("mesh")
+    return mesh
 
 
 def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -12,13 +12,12 @@ What is written appears whole or not at all. `python -m launch.convert import --
 """
 
 import argparse
-import dataclasses
 import re
 import sys
 import time
 from typing import Any
 
-from fot_jax.config import Dtype, MeshConfig, UserError
+from fot_jax.config import Dtype, UserError
 from launch import cli
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -55,9 +54,7 @@ def add_import(commands: Any) -> None:
     parser.add_argument("--dtype", choices=dtypes, default=Dtype.FLOAT32.value, help=stored)
     tokenizer = "a tokenizer.json or tokenizer.model in place of the checkpoint's own"
     parser.add_argument("--tokenizer", metavar="FILE", help=tokenizer)
-    mesh = parser.add_argument_group("mesh: spread the parameters over this process's devices and save them from there")
-    for field in dataclasses.fields(MeshConfig):
-        mesh.add_argument(f"--mesh.{field.name}", type=int, metavar="N", help=f"devices along {field.name}")
+    cli.add_mesh_flags(parser, "spread the parameters over this process's devices and save them from there")
 
 
 def add_export(commands: Any) -> None:
@@ -96,11 +93,6 @@ def run_import(flags: argparse.Namespace) -> None:
     from fot_jax.convert.hf_config import Changes
     from fot_jax.convert.importing import import_checkpoint
 
-    given = {field.name: getattr(flags, f"mesh.{field.name}") for field in dataclasses.fields(MeshConfig)}
-    given = {name: value for name, value in given.items() if value is not None}
-    mesh = MeshConfig(**given) if given else None
-    if mesh is not None:
-        mesh.validate("mesh")
     changes = Changes(memory_layers=flags.memory_layers, local_context=flags.local_context)
     config = import_checkpoint(
         flags.source,
@@ -108,7 +100,7 @@ def run_import(flags: argparse.Namespace) -> None:
         changes=changes,
         dtype=Dtype(flags.dtype),
         tokenizer=flags.tokenizer,
-        mesh=mesh,
+        mesh=cli.mesh_of(flags),
         progress=make_progress(),
     )
     model = config.model

@@ -4,6 +4,7 @@ python -m launch.generate --workdir=runs/tiny_code --prompt-file=prompt.txt
 cat book.txt | python -m launch.generate --workdir=DIR --prompt-file=- --memory=scann --top-k-memory=64
 python -m launch.generate --workdir=DIR --prompt-file=book.txt --save-memory=book.mem
 python -m launch.generate --workdir=DIR --load-memory=book.mem --question="Who is the murderer?" --chat
+python -m launch.generate --workdir=DIR --prompt-file=book.txt --memory=approx --mesh.fsdp=8
 
 The text streams to stdout; progress goes to stderr. With several --prompt-file the prompts are read as
 one batch and each text is printed when all are done. --save-memory keeps all that was read and written,
@@ -44,10 +45,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     memory = parser.add_argument_group("memory (defaults: `memory` of the run's config)")
     memory.add_argument("--memory", choices=[kind.value for kind in Retrieval], help="how it is read")
-    memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (exact, scann)")
+    memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (all but dense)")
     memory.add_argument("--last-context-length", type=int, metavar="N", help="least tokens of local context")
     memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
     memory.add_argument("--save-memory", metavar="DIR", help="write the memory at the end")
+    cli.add_mesh_flags(parser, "lay the memory over this process's devices, parameters beside it; default: one device")
 
 
 def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> MemoryConfig:
@@ -108,6 +110,20 @@ def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namesp
     else:
         rows = [encode_prompt(vocabulary, text) for text in texts]
     return [np.asarray(row, np.int32) for row in rows]
+
+
+def over_devices(params: Any, config: ExperimentConfig, flags: argparse.Namespace) -> tuple[Any, Any]:
+    """The parameters laid out over the mesh that the flags name, and that mesh; as they are, and None, without one."""
+    sizes = cli.mesh_of(flags)
+    if sizes is None:
+        return params, None
+    import jax
+
+    from fot_jax.sharding import make_mesh, param_shardings
+    from fot_jax.train.state import abstract_params
+
+    mesh = make_mesh(sizes)
+    return jax.device_put(params, param_shardings(abstract_params(config), mesh)), mesh
 
 
 PROGRESS_SECONDS = 5.0  # between lines where stderr is no terminal
@@ -180,13 +196,14 @@ def main(flags: argparse.Namespace) -> None:
     store = None
     if flags.load_memory:
         store = files.load(flags.load_memory, fingerprint=identity, budget=memory.budget)
-
+    params, mesh = over_devices(params, config, flags)
     reading = read(
         params,
         config.model,
         prompts,
         memory=memory,
         store=store,
+        mesh=mesh,
         progress=functools.partial(show_progress, shown=[0.0]),
     )
     steps = generate(

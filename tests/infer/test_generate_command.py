@@ -86,6 +86,19 @@ def test_generates_saves_reads_on_and_refuses_another_models_memory(tmp_path, ca
     assert "must come from this model" in message
 
 
+def test_a_memory_over_devices_gives_the_same_text(tmp_path, capfd):
+    """One prompt over all eight devices, parameters over fsdp; a mesh that is not there is refused."""
+    run, prompt = make_run(tmp_path / "run"), tmp_path / "prompt"
+    prompt.write_text("def name(): return 'a text of more than two windows'", encoding="utf-8")
+    usual = (f"--workdir={run}", "--max-new-tokens=9", f"--prompt-file={prompt}")
+    texts = []
+    for more in ((), ("--mesh.fsdp=4",), ("--mesh.fsdp=8", "--memory=approx", "--top-k-memory=99")):
+        call(*usual, *more)
+        texts.append(capfd.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
+    assert "must multiply to the 8 devices present" in fails(capfd, *usual, "--mesh.data=3")
+
+
 def test_a_question_goes_behind_the_prompt_or_alone(tmp_path, capfd, monkeypatch):
     read_tokens = []
     monkeypatch.setattr("fot_jax.infer.windows.read", lambda *args, **fields: read_tokens.append(args[2]) or stop())
