@@ -96,7 +96,7 @@ def decoding_programs(
             cache = init_cache(model, 1)
             half = jnp.full((1,), model.local_context // 2, jnp.int32)
             cache = dataclasses.replace(cache, lengths=half)
-            read_share = {Retrieval.DENSE: 1.0, Retrieval.EXACT: 0.5}.get(retrieval, 0.0)
+            read_share = {Retrieval.DENSE: 1.0, Retrieval.SCANN: 0.0}.get(retrieval, 0.5)
             local = cache.keys.nbytes + cache.values.nbytes
             programs.append(
                 Program(
