@@ -13,7 +13,7 @@ from fot_jax.aot.hlo import largest_arrays, parse_module
 from fot_jax.aot.hlo_costs import count
 from fot_jax.aot.programs import Program, ProgramKind
 from fot_jax.aot.report import Report, memory_of, refusal_memory
-from fot_jax.config import ExperimentConfig
+from fot_jax.config import ExperimentConfig, ModelConfig
 
 MEMORY_BRANCH = r"_join/cond$"  # op_name of the conditional in models/transformer.py: is this a memory layer?
 COMPILER_KEYS = ("flops", "bytes accessed", "optimal_seconds")
@@ -46,9 +46,8 @@ def _program(job: Job, mesh: Mesh) -> Program:
     return programs.inference_program(job.config, mesh, kind=job.kind, rows=job.rows, memory_entries=job.memory_entries)
 
 
-def branch_shares(config: ExperimentConfig) -> dict[str, float]:
+def branch_shares(model: ModelConfig) -> dict[str, float]:
     """How often the branch of a memory layer is taken: P of N layers where they are scanned."""
-    model = config.model
     return {MEMORY_BRANCH: len(model.memory_layers) / model.num_layers} if model.scan_layers else {}
 
 
@@ -81,7 +80,7 @@ def compile_program(job: Job, *, pod: Pod, mesh: Mesh) -> tuple[Report, str]:
     report = Report(
         **common,
         memory=memory_of(compiled.memory_analysis(), inputs=program.bytes, chip=pod.chip),
-        costs=count(module, devices=pod.devices, branch_shares=branch_shares(job.config)),
+        costs=count(module, devices=pod.devices, branch_shares=branch_shares(program.model)),
         arrays=largest_arrays(module, most=6),
         compiler={key: float(analysis[key]) for key in COMPILER_KEYS if key in analysis},
         seconds=seconds,

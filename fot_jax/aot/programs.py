@@ -39,12 +39,14 @@ class Program:
 
     Attributes:
       lowered: `jax.stages.Lowered`.
+      model: the layers that are run; reading runs those up to the last memory layer.
       bytes: of each group of inputs, on one device.
       flops: of one device by formula (fot_jax/models/account.py); what remat computes again is not counted.
       tokens: of all devices in one run of the program.
     """
 
     lowered: Any
+    model: ModelConfig
     bytes: dict[str, int]
     flops: float
     tokens: int
@@ -84,6 +86,7 @@ def train_program(config: ExperimentConfig, mesh: Mesh, *, num_contexts: int) ->
     per_token = account.flops_per_token(config.model, contexts_per_row=account.mean_contexts(host_plan))
     return Program(
         lowered=make_train_step(config, mesh).lower(state, batch, plan),
+        model=config.model,
         bytes={
             "parameters": device_bytes(state.params),
             "optimizer": device_bytes(state.opt_state),
@@ -141,6 +144,7 @@ def inference_program(
             lowered = absorb.lower(params, model, tokens, counts, cache, view)
     return Program(
         lowered=lowered,
+        model=model,
         bytes={
             "parameters": device_bytes(params),
             "local cache": device_bytes(cache),
