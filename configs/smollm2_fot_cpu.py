@@ -23,7 +23,10 @@ def get_config() -> config_dict.ConfigDict:
     config.name = "smollm2_fot_cpu"
     config.train.init_from = "runs/smollm2"
     config.data.vocabulary.path = "runs/smollm2/tokenizer/tokenizer.json"
-    config.train.steps = 40
+    config.train.steps = 56
+    config.optimizer.schedule = "wsd"
+    config.optimizer.decay_steps = 16
+    config.optimizer.min_learning_rate = 1e-5
     config.memory.retrieval = "dense"
     config.evaluation.passkey_tokens = (1024, 2048, 4096, 8192, 16384, 32768)
     config.evaluation.passkey_trials = (20, 20, 20, 20, 10, 10)

@@ -85,7 +85,7 @@ def test_bytes_grow_with_d_and_not_with_devices_golden(golden):
 
 
 def test_nothing_is_kept_per_hop():
-    """The largest array of the whole gradient is as large with 3 hops as with 15."""
+    """The largest array of the whole gradient is as large with 2 hops as with 8."""
     largest = {}
     for d in (4, 16):
         jaxpr = traced("packed", 64, d)
