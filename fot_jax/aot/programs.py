@@ -109,6 +109,8 @@ def inference_program(
       ConfigError: rows or a parameter do not divide over the mesh; the memory is ScaNN's, on the host.
     """
     rows = rows or shards(mesh, "batch")
+    data = mesh.shape["data"]
+    check(rows == 1 or rows % data == 0, "--rows", f"be 1 or a multiple of mesh.data={data}", rows)
     retrieval = config.memory.retrieval
     allowed = "be 'dense', 'exact' or 'approx' to compile"
     check(retrieval is not Retrieval.SCANN, "memory.retrieval", allowed, retrieval.value)

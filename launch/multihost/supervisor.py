@@ -129,7 +129,8 @@ def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
         "processes": seat.processes,
         "descriptor": theirs.fileno(),
     }
-    child = subprocess.Popen(command, env=os.environ | {MEMBER: json.dumps(member)}, pass_fds=[theirs.fileno()])
+    environment = os.environ | {MEMBER: json.dumps(member)}
+    child = subprocess.Popen(_tied(command), env=environment, pass_fds=[theirs.fileno()])
     theirs.close()
     before = {number: signal.signal(number, lambda n, _: _send(child, n)) for number in (signal.SIGTERM,)}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child too
@@ -148,6 +149,22 @@ def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
             child.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_TIE = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):  # it died before
+    os.kill(os.getpid(), signal.SIGKILL)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def _tied(command: Sequence[str]) -> list[str]:
+    """The command, which Linux kills when this process dies, SIGKILL included; else it would keep the devices."""
+    tied = sys.platform == "linux"
+    return [sys.executable, "-S", "-c", _TIE, str(os.getpid()), *command] if tied else list(command)
 
 
 def _wait(child: subprocess.Popen, link: socket.socket, events: queue.Queue) -> None:

@@ -43,7 +43,10 @@ def _own_environment(monkeypatch):
             "--sweep-contexts needs a plan that uses d, got crossbatch.plan='off'",
         ),
         (("--topology=cpu:8", "--config.mesh.data=3"), "mesh.data=3"),
-        (("--topology=cpu:8", "--config.mesh.data=8", "--programs=read", "--rows=3"), "--rows must be a multiple"),
+        (
+            ("--topology=cpu:8", "--config.mesh.data=8", "--programs=read", "--rows=3"),
+            "--rows must be 1 or a multiple of",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flags, message, capfd):

@@ -11,6 +11,7 @@ from fot_jax.eval import context, perplexity
 from fot_jax.eval.targets import gather
 from fot_jax.models.transformer import Decoder
 from tests.eval.subjects import MODEL, RandomDocuments, subject
+from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 W = MODEL.local_context
 BYTES = np.ones(MODEL.vocab_size, np.int64)

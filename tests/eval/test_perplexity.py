@@ -13,6 +13,7 @@ from fot_jax.eval.reading import join_rows, lend_memory_layers, read_past
 from fot_jax.eval.targets import choose_targets, gather
 from fot_jax.models.transformer import Decoder
 from tests.eval.subjects import MODEL, POSITIONLESS, RandomDocuments, subject
+from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 LENGTH = MODEL.local_context
 BYTES = np.r_[0, 0, 0, np.full(MODEL.vocab_size - 3, 2)]

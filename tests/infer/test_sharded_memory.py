@@ -16,6 +16,7 @@ from fot_jax.memory import device_copy
 from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
 from tests.scale.memory_cases import collectives, mesh_of
+from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 MODEL = ModelConfig(
     num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, vocab_size=31, local_context=8,

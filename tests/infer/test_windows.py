@@ -21,6 +21,7 @@ from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
 from fot_jax.types import KeyValue
 from tests.infer.oracle_reader import Reader
+from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 MODEL = ModelConfig(
     num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, vocab_size=31, local_context=8,

@@ -172,10 +172,10 @@ def supervised(tmp_path, *scripts, workdirs=None):
 
 
 def ends(processes):
-    """(exit code, stdout, last line of stderr) of each."""
+    """(exit code, stdout, last line of stderr) of each; a child left behind would hold the pipes for 600 s."""
     results = []
     for process in processes:
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=300)
         results.append((process.returncode, out, (err.splitlines() or [""])[-1]))
     return results
 
