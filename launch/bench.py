@@ -151,7 +151,9 @@ def _write(folder: Path, config: ExperimentConfig, records: list[dict[str, Any]]
 def main(flags: argparse.Namespace) -> None:
     """Measures and prints; also writes JSON and a plot where --out says so."""
     config = cli.load_experiment(flags)
-    [repeats] = _integers(flags.repeats, "--repeats")[:1]
+    repeats = _integers(flags.repeats, "--repeats")[0]
+    if flags.out and Path(flags.out).exists() and not Path(flags.out).is_dir():
+        raise ConfigError(f"--out must be a folder, got the file {flags.out!r}. Name another.")
     groups = programs_of(config, flags)
 
     from fot_jax.bench.timing import take_turns

@@ -119,7 +119,7 @@ def inference_program(
     over_rows = NamedSharding(mesh, layout.spec("B"))
     if kind is ProgramKind.READ and model.memory_layers:
         model = up_to_last_memory_layer(model)
-    boxed = abstract_params(config)
+    boxed = abstract_params(dataclasses.replace(config, model=model))
     params = jax.tree.map(
         lambda leaf, sharding: _shape(leaf.shape, leaf.dtype, sharding), nn.unbox(boxed), param_shardings(boxed, mesh)
     )

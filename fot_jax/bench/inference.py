@@ -14,7 +14,7 @@ from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
 from fot_jax.infer.steps import advance
 from fot_jax.infer.windows import read
 from fot_jax.memory.store import MemoryStore
-from fot_jax.memory.views import ViewSource
+from fot_jax.memory.views import DeviceView, make_view
 from fot_jax.models import account
 from fot_jax.models.cache import init_cache
 from fot_jax.models.lower import up_to_last_memory_layer
@@ -83,16 +83,23 @@ def decoding_programs(
     """One token of one row behind a full half window, at each memory size and retrieval; `x` is the size.
 
     `bytes` are those that every token must read: the parameters in their own dtype (an untied embedding's
-    one row aside), the local cache, and with dense and exact retrieval the memory's keys (and values).
+    one row aside), the local cache, and the memory's keys and values (dense), keys alone (exact, approx)
+    or nothing (scann).
     """
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if not model.tie_embeddings:
         weights -= params["embedding"].nbytes
     programs = []
     for size in entries:
-        store = filled_store(model, entries=size)
+        store, on_device = filled_store(model, entries=size), None
         for retrieval in retrievals:
-            source = ViewSource(store, dataclasses.replace(memory, retrieval=retrieval))
+            wanted = dataclasses.replace(memory, retrieval=retrieval)
+            if retrieval is Retrieval.SCANN:
+                view = make_view(store, wanted)
+            else:  # one copy serves them all
+                on_device = on_device or make_view(store, dataclasses.replace(memory, retrieval=Retrieval.DENSE))
+                assert isinstance(on_device, DeviceView)
+                view = DeviceView.of(on_device.keys, on_device.values, on_device.lengths, config=wanted)
             cache = init_cache(model, 1)
             half = jnp.full((1,), model.local_context // 2, jnp.int32)
             cache = dataclasses.replace(cache, lengths=half)
@@ -101,7 +108,7 @@ def decoding_programs(
             programs.append(
                 Program(
                     name=f"decode {retrieval.value} {size}",
-                    call=_decode_call(model, params, cache, source.view()),
+                    call=_decode_call(model, params, cache, view),
                     tokens=1,
                     x=size,
                     series=retrieval.value,

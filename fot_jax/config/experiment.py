@@ -119,6 +119,14 @@ class ExperimentConfig:
         sections = ("model", "crossbatch", "data", "optimizer", "train", "mesh", "memory", "evaluation")
         for section in sections:
             getattr(self, section).validate(section)
+        room = self.train.steps - self.optimizer.warmup_steps
+        decay = self.optimizer.decay_steps
+        check(
+            decay <= max(room, 0),
+            "optimizer.decay_steps",
+            f"be at most train.steps - optimizer.warmup_steps = {room}",
+            decay,
+        )
         rows = self.train.batch_rows
         per_stream = self.crossbatch.rows_per_stream
         plan = self.crossbatch.plan.value

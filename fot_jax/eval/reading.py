@@ -71,9 +71,8 @@ def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def _remember(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
-    """Keys and values of one window in the memory layers; nothing above the last of them is computed."""
-    config = up_to_last_memory_layer(config)
-    output = run(config, first_layers(config, params), tokens, segments=segments, memory=memory, capture=True)
+    """Keys and values of one window in the memory layers."""
+    output = run(config, params, tokens, segments=segments, memory=memory, capture=True)
     assert output.keys is not None and output.values is not None
     layers = np.asarray(config.memory_layers)
     return KeyValue(keys=output.keys[layers], values=output.values[layers])
@@ -96,17 +95,18 @@ def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore 
         return None
     store = MemoryStore.for_model(subject.model, streams=past.shape[0])
     source = ViewSource(store, subject.memory)
-    length = subject.model.local_context
+    length, lower = subject.model.local_context, up_to_last_memory_layer(subject.model)
+    params = first_layers(lower, subject.params)
     for start in range(0, past.shape[1], length):
         window = past[:, start : start + length]
         count = window.shape[1]
         padding = ((0, 0), (0, length - count))
         entries = _remember(
-            subject.params,
+            params,
             np.pad(window, padding),
             np.pad(np.ones_like(window), padding),
             source.view() if start else None,
-            config=subject.model,
+            config=lower,
         )
         store.append(entries, np.full(past.shape[0], count))
     return store

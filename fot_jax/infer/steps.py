@@ -11,18 +11,13 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from fot_jax.config import ModelConfig
 from fot_jax.memory.views import DeviceView
-from fot_jax.models.lower import first_layers
 from fot_jax.models.transformer import run
 from fot_jax.types import KeyValue, LocalCache, MemoryLayout, MemoryView
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def absorb(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None) -> LocalCache:
-    """The cache after tokens [B, T], of which row b's first counts[b] count; no logits are computed.
-
-    `config` may have fewer layers than `params`: the first ones are run.
-    """
-    params = first_layers(config, params)
+    """The cache after tokens [B, T], of which row b's first counts[b] count; no logits are computed."""
     after = run(config, params, tokens, token_counts=counts, cache=cache, memory=view).cache
     assert after is not None
     return _pinned(after, view)[0]

@@ -38,7 +38,7 @@ from fot_jax.memory.notices import notice_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource
 from fot_jax.models.cache import init_cache
-from fot_jax.models.lower import up_to_last_memory_layer
+from fot_jax.models.lower import first_layers, up_to_last_memory_layer
 from fot_jax.types import KeyValue, LocalCache, MemoryView
 
 
@@ -133,6 +133,18 @@ def _check_inputs(config: ModelConfig, tokens: Sequence[np.ndarray]) -> None:
             raise UserError(f"input {row} must hold {allowed}, got {bad}. Encode it with the model's vocabulary.")
 
 
+def _check_devices(params: Any, mesh: Mesh | None) -> None:
+    """Raises UserError where parameters were put on other devices than the mesh's."""
+    wanted = None if mesh is None else set(mesh.devices.flat)
+    for leaf in jax.tree.leaves(params):
+        if wanted is not None and isinstance(leaf, jax.Array) and leaf.committed and leaf.sharding.device_set != wanted:
+            held = len(leaf.sharding.device_set)
+            raise UserError(
+                f"params must lie on the {len(wanted)} devices of the mesh, got some on {held}. Move them there:"
+                " jax.device_put(params, param_shardings(abstract_params(experiment), mesh))."
+            )
+
+
 def _blocks(parts: list[Int[np.ndarray, " n"]], piece: int):
     """Rows of different lengths as padded blocks (tokens [B, piece], counts [B])."""
     for start in range(0, max(len(part) for part in parts), piece):
@@ -165,7 +177,7 @@ def read(
         row order: rows then see each other's earlier windows); a new one by default.
       piece: tokens processed at once; 0: a whole window. Smaller ones need less memory.
       mesh: devices of this process to lay the memory over, and rows and heads of the local cache beside it
-        (`sharding.memory_layout`); parameters stay where they are.
+        (`sharding.memory_layout`); parameters must lie on it already, or on no device of their own choice.
       progress: called after each window.
 
     Raises:
@@ -173,6 +185,8 @@ def read(
       ConfigError: rows or heads do not divide over the mesh; ScaNN's memory is not on devices.
     """
     _check_inputs(config, tokens)
+    _check_devices(params, mesh)
+    tokens = [np.asarray(ids, np.int32) for ids in tokens]
     keep = last_context(config, memory)
     reading = _start(config, memory, store, len(tokens), keep, mesh)
     cuts = [cut_windows(len(ids), window=config.local_context, last=keep) for ids in tokens]
@@ -196,6 +210,7 @@ def _read_past(params: Any, config: ModelConfig, tokens, cuts, reading: Reading,
     if not config.memory_layers:
         return
     lower, pasts, done = up_to_last_memory_layer(config), reading.pasts(), 0
+    params = first_layers(lower, params)
     for number in range(max(map(len, cuts)) - 1):
         parts = [_window(ids, cut, number) for ids, cut in zip(tokens, cuts, strict=True)]
         pasts = split(pasts, parts)

@@ -152,9 +152,14 @@ def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
 
 
 _TIE = """
-import ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+import os, signal, sys
+try:
+    import ctypes
+    tied = ctypes.CDLL(None).prctl(1, signal.SIGKILL) == 0  # 1: PR_SET_PDEATHSIG
+except (ImportError, OSError, AttributeError):
+    tied = False
+if not tied:
+    print("warning: a killed supervisor would leave this training running: prctl is not to be had", file=sys.stderr)
 if os.getppid() != int(sys.argv[1]):  # it died before
     os.kill(os.getpid(), signal.SIGKILL)
 os.execvp(sys.argv[2], sys.argv[2:])
@@ -164,7 +169,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 def _tied(command: Sequence[str]) -> list[str]:
     """The command, which Linux kills when this process dies, SIGKILL included; else it would keep the devices."""
     tied = sys.platform == "linux"
-    return [sys.executable, "-S", "-c", _TIE, str(os.getpid()), *command] if tied else list(command)
+    return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command] if tied else list(command)
 
 
 def _wait(child: subprocess.Popen, link: socket.socket, events: queue.Queue) -> None:

@@ -79,6 +79,12 @@ def test_round_trip_through_json():
             r"data\.sources\[0\]\.nam is unknown to SourceConfig\. Did you mean 'name'\?",
         ),
         ({"data.sources": ({"kind": "text"},)}, r"data\.sources\[0\]\.name is missing: it must be str"),
+        ({"optimizer.decay_steps": 3}, r"optimizer\.decay_steps must be >= 1 with schedule='wsd' and 0 .* got 3"),
+        ({"optimizer.schedule": "wsd"}, r"optimizer\.decay_steps must be >= 1 with schedule='wsd'.* got 0"),
+        (
+            {"optimizer.schedule": "wsd", "optimizer.decay_steps": 10**6},
+            r"optimizer\.decay_steps must be at most train\.steps - optimizer\.warmup_steps = \d+, got 1000000",
+        ),
         ({"optimizer.beta2": 1.0}, r"optimizer\.beta2 must lie in \[0, 1\), got 1\.0"),
         ({"optimizer.epsilon": 0.0}, r"optimizer\.epsilon must be > 0"),
         ({"model.rope.low_freq_factor": 4.0}, r"model\.rope\.low_freq_factor must lie between 0 and .*=4\.0, got 4"),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
+from fot_jax.config import MemoryConfig, ModelConfig, Retrieval, UserError
 from fot_jax.infer.generate import generate
 from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.steps import advance
@@ -57,6 +57,13 @@ def test_tokens_are_those_of_one_device_in_one_compiled_step(params, case):
     assert programs == 1
     assert reading.store.appended.sum() > sum(len(text) - 5 for text in texts)
     assert len(reading.view().keys.sharding.device_set) == 8
+
+
+def test_parameters_on_other_devices_are_refused(params):
+    held = jax.device_put(params, jax.devices()[0])
+    message = "params must lie on the 8 devices of the mesh, got some on 1. Move them there: jax.device_put"
+    with pytest.raises(UserError, match=message):
+        read(held, MODEL, TEXTS, memory=MemoryConfig(retrieval=Retrieval.DENSE), mesh=mesh_of(data=2, fsdp=4))
 
 
 def test_decoding_sends_scores_and_no_entries(params):
