@@ -6,7 +6,7 @@ Command:  make smollm2                                       # the published wei
 Hardware: two CPU cores.
 Time:     40 steps of 2,048 tokens at 75 tokens/s, 18 minutes on two shared cores (2026-11-22).
 Expected: passkeys repeated exactly (generated text, read in windows of 512 tokens, dense memory) at 1,024 / 2,048 /
-          4,096 / 16,384 / 32,768 tokens: 20 of 20, 20 of 20, 20 of 20, 9 of 10, 0 of 10. The imported model
+          4,096 / 8,192 / 16,384 / 32,768 tokens: 20, 20, 20 and 13 of 20, 9 and 0 of 10. The imported model
           with the same memory and no fine-tuning: 5, 1 and 2 of 10 up to 4,096, as with its last window alone
           (the keys that happen to stand there). Perplexity without memory is 7.0 % above the plain twin's on the
           standard library, 0.8 % on prose. Measured 2026-11-22, one seed; the training text holds no passkeys
