@@ -153,15 +153,9 @@ def inference_program(
             "memory": device_bytes(view),
             "tokens": device_bytes((tokens, counts)),
         },
-        flops=_inference_flops(model, kind=kind, memory=M if view else 0) * rows * T / mesh.size,
+        flops=account.inference_flops(model, memory=M if view else 0, logits=kind is ProgramKind.DECODE)
+        * rows
+        * T
+        / mesh.size,
         tokens=rows * T,
     )
-
-
-def _inference_flops(model: ModelConfig, *, kind: ProgramKind, memory: int) -> float:
-    """Forward FLOPs of one token by formula: all W keys of the cache are scored, and all of the memory."""
-    flops = account.flops_per_token(model)
-    per_key = 2 * 2 * model.num_heads * model.head_dim
-    attention = per_key * (model.num_layers * model.local_context + len(model.memory_layers) * memory)
-    logits = flops.unembedding if kind is ProgramKind.DECODE else 0.0
-    return flops.projections + flops.feed_forward + attention + logits

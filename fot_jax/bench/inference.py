@@ -17,8 +17,8 @@ from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import DeviceView, make_view
 from fot_jax.models import account
 from fot_jax.models.cache import init_cache
+from fot_jax.models.init import init_params
 from fot_jax.models.lower import up_to_last_memory_layer
-from fot_jax.models.transformer import Decoder
 from fot_jax.types import KeyValue
 
 FILLED_AT_ONCE = 1 << 14  # entries
@@ -26,7 +26,7 @@ FILLED_AT_ONCE = 1 << 14  # entries
 
 def random_params(model: ModelConfig) -> Any:
     """Unboxed parameters as initialised."""
-    return nn.unbox(jax.jit(Decoder(model).init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
+    return nn.unbox(jax.jit(lambda: init_params(model, jax.random.key(0)))())
 
 
 def reading_flops(model: ModelConfig, *, tokens: int) -> float:
@@ -35,17 +35,11 @@ def reading_flops(model: ModelConfig, *, tokens: int) -> float:
     Every window but the last runs up to the last memory layer; its local queries see W keys (the cache is
     scored whole), those of memory layers all windows before theirs. One token's logits are computed.
     """
-    W, per_key = model.local_context, 2 * 2 * model.num_heads * model.head_dim
+    W, lower = model.local_context, up_to_last_memory_layer(model)
     windows = tokens // W
-
-    def window(part: ModelConfig) -> float:
-        flops = account.flops_per_token(part)
-        return W * (flops.projections + flops.feed_forward + per_key * part.num_layers * W)
-
-    before = W * W * windows * (windows - 1) / 2  # (query, memory key) pairs of a memory layer
-    memory = per_key * len(model.memory_layers) * before
-    last = account.flops_per_token(model).unembedding
-    return (windows - 1) * window(up_to_last_memory_layer(model)) + window(model) + memory + last
+    past = sum(account.inference_flops(lower, memory=number * W, logits=False) for number in range(windows - 1))
+    last = account.inference_flops(model, memory=(windows - 1) * W, logits=False)
+    return W * (past + last) + account.flops_per_token(model).unembedding
 
 
 def reading_programs(model: ModelConfig, params: Any, *, memory: MemoryConfig, lengths: Sequence[int]) -> list[Program]:

@@ -113,6 +113,20 @@ def flops_per_token(model: ModelConfig, *, contexts_per_row: float = 0.0) -> Flo
     )
 
 
+def inference_flops(model: ModelConfig, *, memory: int, logits: bool) -> float:
+    """Forward FLOPs of one token read with a cache: all its W keys are scored, and all of the memory.
+
+    Args:
+      model: the layers that are run.
+      memory: entries that each memory layer reads, all of them (dense).
+      logits: whether the token's are computed.
+    """
+    flops = flops_per_token(model)
+    per_key = 2 * 2 * model.num_heads * model.head_dim
+    attention = per_key * (model.num_layers * model.local_context + len(model.memory_layers) * memory)
+    return flops.projections + flops.feed_forward + attention + (flops.unembedding if logits else 0.0)
+
+
 def mean_contexts(plan: Plan) -> float:
     """Filled context slots of a row, on average."""
     return float(np.sum(np.asarray(plan.context_ids) >= 0)) / plan.context_ids.shape[0]

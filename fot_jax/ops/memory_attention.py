@@ -55,16 +55,11 @@ def topk_memory_partial(
       k: neighbours; all entries are read where M <= k.
       recall: see `nearest`.
     """
-    B, L, H, _ = queries.shape
     if keys.shape[1] == 0:
         return attention.empty_partial(queries)
     best, index = nearest(queries, keys, valid=valid, k=k, recall=recall)
     peak = jax.lax.stop_gradient(jnp.maximum(best[..., 0], attention.LOWEST_PEAK))
     weights = jnp.exp(best - peak[..., None])
-
-    def to_heads(x):
-        return jnp.moveaxis(x, 3, 1).reshape(B, L, H)
-
     return Partial(weighted=weigh(weights, index, values), peak=to_heads(peak), total=to_heads(weights.sum(axis=-1)))
 
 
@@ -100,6 +95,12 @@ def nearest(
             found = jax.lax.approx_max_k(scores.reshape(-1, M), min(k, M), recall_target=recall)
     best, index = (x.reshape(*scores.shape[:-1], -1) for x in found)
     return best, index
+
+
+def to_heads(x: Float[Array, "B G R L"]) -> Float[Array, "B L H"]:
+    """Numbers of each query and head, in the order of a Partial."""
+    B, G, R, L = x.shape
+    return jnp.moveaxis(x, 3, 1).reshape(B, L, G * R)
 
 
 def weigh(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fot_jax.ops import attention
-from fot_jax.ops.memory_attention import dense_memory_partial, nearest, weigh
+from fot_jax.ops.memory_attention import dense_memory_partial, nearest, to_heads, weigh
 from fot_jax.types import MemoryLayout, Partial
 
 
@@ -77,7 +77,6 @@ def sharded_topk_partial(
     """
 
     def local(queries, keys, values, valid):
-        B, L, H, _ = queries.shape
         best, index = nearest(queries, keys, valid=valid, k=k, recall=recall)
         with jax.named_scope("memory_merge"):
             own = best.shape[-1]  # of each device, k or all that it has room for
@@ -90,10 +89,6 @@ def sharded_topk_partial(
             peak = jnp.maximum(scores[..., 0], attention.LOWEST_PEAK)
             weights = jnp.exp(scores - peak[..., None])
             weighted = jax.lax.psum(weigh(jnp.where(mine, weights, 0.0), index, values), layout.entries)
-
-        def to_heads(x):
-            return jnp.moveaxis(x, 3, 1).reshape(B, L, H)
-
         return Partial(weighted=weighted, peak=to_heads(peak), total=to_heads(weights.sum(axis=-1)))
 
     return _on_devices(local, layout)(queries, keys, values, valid)
