@@ -33,6 +33,7 @@ from fot_jax.config.enums import (
     RopeScaling,
     ScheduleKind,
     SourceKind,
+    Trainable,
     VocabularyKind,
 )
 from fot_jax.config.errors import (
@@ -88,6 +89,7 @@ __all__ = [
     "SourceConfig",
     "SourceKind",
     "TrainConfig",
+    "Trainable",
     "UserError",
     "VocabularyConfig",
     "VocabularyKind",

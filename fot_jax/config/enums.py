@@ -142,6 +142,14 @@ class LearningRateKind(enum.Enum):
     WSD = "wsd"  # warm-up, stable, decay
 
 
+class Trainable(enum.Enum):
+    """The parameters that training changes: all, whole memory layers, or their attention and its norm."""
+
+    ALL = "all"
+    MEMORY_LAYERS = "memory_layers"
+    MEMORY_ATTENTION = "memory_attention"
+
+
 class Retrieval(enum.Enum):
     """How a memory layer reads its memory: all of it, or about its nearest entries (fot_jax/memory/views.py)."""
 

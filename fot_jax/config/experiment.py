@@ -5,7 +5,7 @@ import re
 
 from fot_jax.config.crossbatch import CrossbatchConfig
 from fot_jax.config.data import DataConfig
-from fot_jax.config.enums import NeedleKind, PastReading, PlanKind, Retrieval
+from fot_jax.config.enums import NeedleKind, PastReading, PlanKind, Retrieval, Trainable
 from fot_jax.config.errors import check
 from fot_jax.config.model import ModelConfig
 from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
@@ -140,6 +140,13 @@ class ExperimentConfig:
             self.crossbatch.plan is PlanKind.OFF or bool(self.model.memory_layers),
             "model.memory_layers",
             "name at least one layer when crossbatch.plan is not 'off'",
+            self.model.memory_layers,
+        )
+        trainable = self.train.trainable
+        check(
+            trainable is Trainable.ALL or bool(self.model.memory_layers),
+            "model.memory_layers",
+            f"name at least one layer when train.trainable is '{trainable.value}'",
             self.model.memory_layers,
         )
         check(

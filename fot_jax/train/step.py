@@ -21,6 +21,7 @@ from fot_jax.ops.losses import Losses, cross_entropy
 from fot_jax.sharding import batch_sharding, check_length, check_rows, constrain, mesh_axes, replicated, shards
 from fot_jax.train.optimizer import learning_rate, make_optimizer
 from fot_jax.train.state import TrainState, global_norm, state_shardings
+from fot_jax.train.trainable import frozen, only, trainable_mask
 from fot_jax.types import Batch, Plan, Route
 
 
@@ -114,11 +115,17 @@ def _on_mesh(batch: Batch, plan: Plan | None, *, config: ExperimentConfig, mesh:
 def loss_gradient(
     params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig, mesh: Mesh | None = None
 ) -> tuple[Any, Losses]:
-    """Gradient of the loss over the whole batch, and the sums; `mesh` where it is traced in one."""
+    """Gradient of the loss over the whole batch, and the sums; `mesh` where it is traced in one.
+
+    Parameters that `train.trainable` leaves out have a gradient of zero.
+    """
     pieces, plan = _on_mesh(batch, plan, config=config, mesh=mesh)
     weight = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
 
+    mask = trainable_mask(config.model, params, config.train.trainable)
+
     def objective(params, piece):
+        params = frozen(params, mask)
         sums = _losses(params, piece, plan, config=config)
         return (sums.cross_entropy + sums.z_loss) / weight, sums
 
@@ -126,10 +133,12 @@ def loss_gradient(
         return jax.tree.map(jnp.add, total, jax.grad(objective, has_aux=True)(params, piece)), None
 
     if config.train.accumulation == 1:
-        return jax.grad(objective, has_aux=True)(params, jax.tree.map(lambda x: x[0], pieces))
+        gradient, sums = jax.grad(objective, has_aux=True)(params, jax.tree.map(lambda x: x[0], pieces))
+        return only(gradient, mask), sums
     zero = jnp.zeros((), jnp.float32)
     start = (jax.tree.map(jnp.zeros_like, params), Losses(zero, zero, zero, zero))
-    return jax.lax.scan(add, start, pieces)[0]
+    gradient, sums = jax.lax.scan(add, start, pieces)[0]
+    return only(gradient, mask), sums
 
 
 def check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
@@ -169,6 +178,7 @@ def make_train_step(
         gradient, sums = loss_gradient(state.params, batch, plan, config=config, mesh=mesh)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            updates = only(updates, trainable_mask(config.model, state.params, config.train.trainable))
             params = jax.tree.map(jnp.add, state.params, updates)
         weight = jnp.maximum(sums.weight, 1.0)
         metrics = StepMetrics(

@@ -1,0 +1,46 @@
+"""Training a part of the model: which parameters the optimizer may change, layer by layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fot_jax.config import ModelConfig, Trainable
+from fot_jax.train.optimizer import STACKED
+
+
+def trainable_mask(config: ModelConfig, params: Any, trainable: Trainable) -> Any:
+    """Which entries of every parameter are trained.
+
+    Args:
+      config: the model; its `memory_layers` are those meant by MEMORY_LAYERS and MEMORY_ATTENTION.
+      params: unboxed parameters or their shapes.
+      trainable: the part that is trained.
+
+    Returns:
+      A tree like `params` of NumPy bool arrays that broadcast with them: [N, 1, …] for layers stacked along N,
+      a scalar elsewhere.
+    """
+
+    def mask(path, leaf) -> np.ndarray:
+        names = [str(getattr(key, "key", key)) for key in path]
+        inside = trainable is Trainable.MEMORY_LAYERS or any(name.startswith("attention") for name in names)
+        if trainable is Trainable.ALL:
+            return np.array(True)
+        if names[0] == STACKED:
+            chosen = np.isin(np.arange(config.num_layers), config.memory_layers) & inside
+            return chosen.reshape(-1, *[1] * (len(leaf.shape) - 1))
+        return np.array(inside and names[0] in {f"layer_{n}" for n in config.memory_layers})
+
+    return jax.tree_util.tree_map_with_path(mask, params)
+
+
+def frozen(params: Any, mask: Any) -> Any:
+    """`params`, of which those with no trained entry take no gradient (none is computed for them)."""
+    return jax.tree.map(lambda leaf, chosen: leaf if chosen.any() else jax.lax.stop_gradient(leaf), params, mask)
+
+
+def only(tree: Any, mask: Any) -> Any:
+    """Gradients or updates of the trained entries, zero elsewhere."""
+    return jax.tree.map(lambda leaf, chosen: leaf if chosen.all() else jnp.where(chosen, leaf, 0), tree, mask)
