@@ -1,38 +1,65 @@
-"""Which form of attention `auto` means here, decided by backend and logged by name."""
+"""Which form of attention `auto` means here, decided by the device that is traced for and logged by name."""
 
+import dataclasses
 import functools
 import logging
 
 import jax
+from jax.sharding import AxisType
 
 from fot_jax.config import AttentionForm
 
 logger = logging.getLogger(__name__)
 
+# Mosaic refuses matrix products of bfloat16 there (E2001); of float32 they round to bfloat16 in the matrix unit.
+WIDE_PRODUCTS = ("TPU v2", "TPU v3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The kind of device a program is traced for.
+
+    Attributes:
+      platform: JAX's name of it: "tpu", "gpu", "cpu".
+      kind: the chip's name: "TPU v3".
+    """
+
+    platform: str
+    kind: str
+
+
+def target() -> Target:
+    """Of the mesh that is traced in, which may be a pod that is not here; without one, of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return Target(platform=device.platform, kind=device.device_kind)
+
+
+def spread() -> bool:
+    """Whether arrays may lie on several devices here: in a mesh and outside of `jax.shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(size > 1 and kind is AxisType.Auto for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True))
+
 
 def resolve(form: AttentionForm) -> AttentionForm:
-    """The form itself; for AUTO the one that `automatic` names for the place where it is traced.
-
-    A program lowered here for another platform (ahead of time, for a TPU) must name its form.
-    """
+    """The form itself; for AUTO the one that `automatic` names for the place where it is traced."""
     if form is not AttentionForm.AUTO:
         return form
-    local = jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
-    return automatic(jax.default_backend(), local=local)
+    known = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
+    return automatic(target(), known=known)
 
 
 @functools.cache
-def automatic(backend: str, *, local: bool) -> AttentionForm:
-    """AUTO's choice, logged the first time: PALLAS on a TPU where arrays are local, else BLOCKWISE.
+def automatic(device: Target, *, known: bool) -> AttentionForm:
+    """AUTO's choice, logged the first time: PALLAS on a TPU where the layout of arrays is known, else BLOCKWISE.
 
-    XLA cannot split a kernel over devices, so on several of them it runs inside `jax.shard_map` only.
+    XLA cannot split a kernel over devices, so on several of them it runs inside `jax.shard_map`.
 
     Args:
-      backend: JAX's name of it.
-      local: whether each call sees one device's arrays.
+      device: that is traced for.
+      known: whether there is one device, or a mesh that is traced in.
     """
-    chosen = AttentionForm.PALLAS if backend == "tpu" and local else AttentionForm.BLOCKWISE
-    logger.info("model.attention 'auto' is %r here (backend %s)", chosen.value, backend)
-    if backend == "tpu" and not local:
-        logger.warning("no TPU kernel: arrays are spread over several devices outside jax.shard_map")
+    chosen = AttentionForm.PALLAS if device.platform == "tpu" and known else AttentionForm.BLOCKWISE
+    logger.info("model.attention 'auto' is %r here (%s, %s)", chosen.value, device.platform, device.kind)
+    if device.platform == "tpu" and not known:
+        logger.warning("no TPU kernel: arrays may lie on several devices, and no mesh says how")
     return chosen

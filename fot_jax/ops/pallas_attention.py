@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from fot_jax.config import Boundaries
-from fot_jax.ops import pallas_calls
+from fot_jax.ops import forms, pallas_calls
 from fot_jax.ops.pallas_kernels import LANES, Rule
 from fot_jax.ops.visits import own_visits, spans_of, visits_by_context, visits_by_reader
 from fot_jax.types import Partial, Plan
@@ -66,6 +66,40 @@ def _whole_block(wanted: int, length: int, *, free: bool) -> int:
     return min(-(-wanted // LANES), -(-length // LANES)) * LANES
 
 
+def make_rule(
+    *,
+    boundaries: Boundaries,
+    causal: bool,
+    lengths: tuple[int, int],
+    block: int,
+    query_block: int = QUERY_BLOCK,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> Rule:
+    """The rule of a call for the chip that is traced for.
+
+    Args:
+      boundaries: MASKED or JOINED documents.
+      causal: whether rows read their own chunk.
+      lengths: tokens of a row of queries, and of keys.
+      block: keys per block, in tokens; taken up to a multiple of 128.
+      query_block: queries per block, likewise.
+      interpret: as `pallas_partial`.
+    """
+    return Rule(
+        boundaries=boundaries,
+        causal=causal,
+        query_block=_whole_block(query_block, lengths[0], free=bool(interpret)),
+        key_block=_whole_block(block, lengths[1], free=bool(interpret)),
+        interpret=interpret,
+        widen=forms.target().kind in forms.WIDE_PRODUCTS,
+    )
+
+
+def to_whole(x: jax.Array, block: int) -> jax.Array:
+    """[B, L, …] with zeros up to whole blocks of positions."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
+
+
 def pallas_partial(
     queries: Float[Array, "B L H D"],
     keys: Float[Array, "rows S G D"],
@@ -105,29 +139,21 @@ def pallas_partial(
     rows, S = keys.shape[:2]
     if plan is None and (rows, S) != (B, L):
         raise ValueError(f"without a plan keys must have the queries' {B} rows of {L} tokens, got {rows} of {S}.")
-    free = bool(interpret)
-    rule = Rule(
-        boundaries=boundaries,
-        causal=plan is None,
-        query_block=_whole_block(query_block, L, free=free),
-        key_block=_whole_block(block, S, free=free),
-        interpret=interpret,
-    )
-
-    def whole(x, block):
-        return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
-
+    rule = make_rule(
+        boundaries=boundaries, causal=plan is None, lengths=(L, S),
+        block=block, query_block=query_block, interpret=interpret,
+    )  # fmt: skip
     if plan is not None:
         plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
     heads_first = functools.partial(jnp.transpose, axes=(0, 2, 1, 3))
     parts: tuple = _visited(  # pyright: ignore[reportAssignmentType]
         rule,
-        heads_first(whole(queries, rule.query_block)),
-        heads_first(whole(keys, rule.key_block)),
-        heads_first(whole(values, rule.key_block)),
+        heads_first(to_whole(queries, rule.query_block)),
+        heads_first(to_whole(keys, rule.key_block)),
+        heads_first(to_whole(values, rule.key_block)),
         plan,
-        whole(query_segments, rule.query_block).astype(jnp.int32),
-        whole(key_segments, rule.key_block).astype(jnp.int32),
+        to_whole(query_segments, rule.query_block).astype(jnp.int32),
+        to_whole(key_segments, rule.key_block).astype(jnp.int32),
     )
     weighted, peak, total = parts
 

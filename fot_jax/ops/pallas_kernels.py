@@ -35,6 +35,9 @@ class Rule:
     query_block: int
     key_block: int
     interpret: bool | pltpu.InterpretParams = False
+    widen: bool = (
+        False  # the chip's matrix products take float32 only (TPU v2, v3), and round it to bfloat16 themselves
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +129,10 @@ def _mask(rule: Rule, query_segments, key_segments, own, i, j, *, query_axis: in
     return mask
 
 
-def _dot(a, b, numbers):
-    return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+def _dot(rule: Rule, a, b, numbers, dtype=None):
+    """The float32 product of operands of one dtype, a's unless named; of float32 ones where the chip wants them."""
+    dtype = jnp.float32 if rule.widen else dtype or a.dtype
+    return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), numbers, preferred_element_type=jnp.float32)
 
 
 def _to_row(column):
@@ -155,14 +160,14 @@ def forward_kernel(sizes: Sizes, *refs):
     @pl.when(visible_block(sizes, visit, i, j, scalars))
     def _():
         mask = _mask(sizes.rule, q_segments[...], k_segments[...], flag & OWN, i, j, query_axis=0)
-        scores = jnp.where(mask, _dot(q[...], k[...], NT), MASKED_SCORE)
+        scores = jnp.where(mask, _dot(sizes.rule, q[...], k[...], NT), MASKED_SCORE)
         old_peak = peak[...]
         new_peak = jnp.maximum(old_peak, scores.max(axis=1, keepdims=True))
         weights = jnp.exp(scores - new_peak[:, :1])
         shrink = jnp.exp(old_peak - new_peak)
         peak[...] = new_peak
         total[...] = total[...] * shrink + weights.sum(axis=1, keepdims=True)
-        weighted[...] = weighted[...] * shrink[:, :1] + _dot(weights.astype(v.dtype), v[...], NN)
+        weighted[...] = weighted[...] * shrink[:, :1] + _dot(sizes.rule, weights, v[...], NN, v.dtype)
 
     @pl.when((flag & LAST != 0) & (j == sizes.key_blocks - 1))
     def _():
@@ -186,10 +191,10 @@ def queries_kernel(sizes: Sizes, *refs):
     @pl.when(visible_block(sizes, visit, i, j, scalars))
     def _():
         mask = _mask(sizes.rule, q_segments[...], k_segments[...], flag & OWN, i, j, query_axis=0)
-        scores = jnp.where(mask, _dot(q[...], k[...], NT), MASKED_SCORE)
+        scores = jnp.where(mask, _dot(sizes.rule, q[...], k[...], NT), MASKED_SCORE)
         weights = jnp.exp(scores - peak[:, :1])
-        d_scores = weights * (_dot(d_weighted[...], v[...], NT) + d_total[:, :1])
-        dq[...] += _dot(d_scores.astype(k.dtype), k[...], NN)
+        d_scores = weights * (_dot(sizes.rule, d_weighted[...], v[...], NT) + d_total[:, :1])
+        dq[...] += _dot(sizes.rule, d_scores, k[...], NN, k.dtype)
 
 
 def keys_kernel(sizes: Sizes, *refs):
@@ -207,8 +212,8 @@ def keys_kernel(sizes: Sizes, *refs):
     @pl.when(visible_block(sizes, visit, i, j, scalars))
     def _():
         mask = _mask(sizes.rule, q_segments[...], k_segments[...], flag & OWN, i, j, query_axis=1)
-        scores = jnp.where(mask, _dot(k[...], q[...], NT), MASKED_SCORE)
+        scores = jnp.where(mask, _dot(sizes.rule, k[...], q[...], NT), MASKED_SCORE)
         weights = jnp.exp(scores - peak_row[...])
-        d_scores = weights * (_dot(v[...], d_weighted[...], NT) + d_total_row[...])
-        dv[...] += _dot(weights.astype(v.dtype), d_weighted[...], NN)
-        dk[...] += _dot(d_scores.astype(q.dtype), q[...], NN)
+        d_scores = weights * (_dot(sizes.rule, v[...], d_weighted[...], NT) + d_total_row[...])
+        dv[...] += _dot(sizes.rule, weights, d_weighted[...], NN, v.dtype)
+        dk[...] += _dot(sizes.rule, d_scores, q[...], NN, q.dtype)

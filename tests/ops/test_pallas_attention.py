@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, blockwise, crossbatch, forms, plans
+from fot_jax.ops import attention, blockwise, crossbatch, forms, pallas_attention, plans
 from fot_jax.ops.pallas_attention import pallas_partial
 from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
@@ -252,19 +252,36 @@ def test_keys_of_other_rows_need_a_plan():
         )  # fmt: skip
 
 
-def test_auto_is_the_kernel_on_a_local_tpu_and_blockwise_elsewhere_said_once(caplog):
+def test_auto_is_the_kernel_on_a_tpu_and_blockwise_elsewhere_said_once(caplog):
+    tpu, gpu = forms.Target(platform="tpu", kind="TPU v5e"), forms.Target(platform="gpu", kind="H100")
     forms.automatic.cache_clear()
     with caplog.at_level("INFO", logger="fot_jax"):
         for _ in range(2):
-            assert forms.automatic("tpu", local=True) is AttentionForm.PALLAS
-            assert forms.automatic("gpu", local=True) is AttentionForm.BLOCKWISE
-            assert forms.automatic("tpu", local=False) is AttentionForm.BLOCKWISE
+            assert forms.automatic(tpu, known=True) is AttentionForm.PALLAS
+            assert forms.automatic(gpu, known=True) is AttentionForm.BLOCKWISE
+            assert forms.automatic(tpu, known=False) is AttentionForm.BLOCKWISE
             assert forms.resolve(AttentionForm.AUTO) is AttentionForm.BLOCKWISE
             assert forms.resolve(AttentionForm.PALLAS) is AttentionForm.PALLAS
     assert [record.getMessage() for record in caplog.records] == [
-        "model.attention 'auto' is 'pallas' here (backend tpu)",
-        "model.attention 'auto' is 'blockwise' here (backend gpu)",
-        "model.attention 'auto' is 'blockwise' here (backend tpu)",
-        "no TPU kernel: arrays are spread over several devices outside jax.shard_map",
-        "model.attention 'auto' is 'blockwise' here (backend cpu)",
+        "model.attention 'auto' is 'pallas' here (tpu, TPU v5e)",
+        "model.attention 'auto' is 'blockwise' here (gpu, H100)",
+        "model.attention 'auto' is 'blockwise' here (tpu, TPU v5e)",
+        "no TPU kernel: arrays may lie on several devices, and no mesh says how",
+        "model.attention 'auto' is 'blockwise' here (cpu, cpu)",
+    ]
+
+
+@pytest.mark.parametrize(("kind", "widened"), [("TPU v3", True), ("TPU v5e", False)])
+def test_auto_is_for_the_chip_of_the_mesh_not_for_the_process(kind, widened, caplog):
+    """A program traced here for a pod: kernels, with float32 products where Mosaic has no others."""
+    chip = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=chip)
+    forms.automatic.cache_clear()
+    with caplog.at_level("INFO", logger="fot_jax"), jax.sharding.use_abstract_mesh(mesh):
+        assert forms.resolve(AttentionForm.AUTO) is AttentionForm.PALLAS
+        rule = pallas_attention.make_rule(boundaries=Boundaries.MASKED, causal=True, lengths=(640, 640), block=200)
+    assert rule.widen is widened
+    assert (rule.query_block, rule.key_block) == (512, 256)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"model.attention 'auto' is 'pallas' here (tpu, {kind})"
     ]
