@@ -41,6 +41,7 @@ def get_config() -> config_dict.ConfigDict:
     model.memory_positions = "rope0"
     model.dtype = "bfloat16"
     model.remat = "full"
+    model.attention = "auto"  # the kernels on TPUs
 
     config.crossbatch.plan = "segments"
     config.crossbatch.packing = 4  # 4 x 2,048 = 8K tokens of context in all

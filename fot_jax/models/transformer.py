@@ -23,7 +23,7 @@ from fot_jax.ops.linear import project
 from fot_jax.ops.memory_attention import gated_merge
 from fot_jax.ops.prefix import prefix_partial
 from fot_jax.ops.rope import rope_frequencies, rotate
-from fot_jax.sharding import constrain
+from fot_jax.sharding import constrain, spec
 from fot_jax.types import DecoderOutput, LocalCache, MemoryView, Partial, Plan
 
 
@@ -73,15 +73,8 @@ class Attention(nn.Module):
         if cache is None:
             index = jnp.arange(x.shape[1])[None]
             rotated = turn(queries, jnp.where(still, 0, index))
-            local = crossbatch.local_partial(
-                rotated,
-                turn(keys, jnp.where(still, 0, index)),
-                values,
-                segments=call.segments,
-                boundaries=call.boundaries,
-                form=config.attention,
-                block=config.attention_block,
-            )
+            turned = turn(keys, jnp.where(still, 0, index))
+            local = crossbatch.local_partial(rotated, turned, values, **self._options(call))
         else:
             assert call.lengths is not None
             cached_keys, cached_values = extend(cache[:2], keys, values, call.lengths, call.token_counts)
@@ -103,6 +96,16 @@ class Attention(nn.Module):
         captured = (far, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
 
+    def _options(self, call: Call) -> dict[str, Any]:
+        """What attention to the row's own chunk and to contexts have in common."""
+        return {
+            "segments": call.segments,
+            "boundaries": call.boundaries,
+            "form": self.config.attention,
+            "block": self.config.attention_block,
+            "layout": spec("batch", "length", "heads", "head_dim"),
+        }
+
     def _join(self, local: Partial, queries, keys, values, call: Call, role: LayerRole) -> jax.Array:
         """Adds the far keys in a memory layer; elsewhere the local softmax alone."""
         config = self.config
@@ -116,16 +119,7 @@ class Attention(nn.Module):
                 return call.memory.partial(queries, role.slot)
             if call.gradients is ContextGradients.STOPPED:
                 keys, values = jax.lax.stop_gradient((keys, values))
-            return crossbatch.crossbatch_partial(
-                queries,
-                keys,
-                values,
-                call.plan,
-                segments=call.segments,
-                boundaries=call.boundaries,
-                form=config.attention,
-                block=config.attention_block,
-            )
+            return crossbatch.crossbatch_partial(queries, keys, values, call.plan, **self._options(call))
 
         def nothing(queries, keys, values):
             return attention.empty_partial(queries)

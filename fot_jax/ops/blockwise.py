@@ -14,11 +14,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int
 
 from fot_jax.config import Boundaries
-from fot_jax.ops import blocks, by_head
+from fot_jax.ops import blocks, by_head, forms
 from fot_jax.ops.attention import LOWEST_PEAK, MASKED_SCORE
 from fot_jax.ops.blocks import Rule
 from fot_jax.ops.by_head import CACHE_BYTES
@@ -64,9 +63,7 @@ def _at_once(rule: Rule, queries) -> bool:
     It does where rows are split over devices, and where there are neither empty slots to skip nor scores that outgrow
     its cache.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    split = any(size > 1 and kind is AxisType.Auto for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True))
-    return split or (rule.causal and queries[..., 0].size * rule.block * 4 <= CACHE_BYTES)
+    return forms.spread() or (rule.causal and queries[..., 0].size * rule.block * 4 <= CACHE_BYTES)
 
 
 def _forward_together(rule, queries, keys, values, plan, query_segments, segments):

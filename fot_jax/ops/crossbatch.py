@@ -8,10 +8,11 @@ variant is another way to fill that array (`fot_jax/ops/plans.py`).
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, blocks, blockwise, forms, pallas_attention, ring
+from fot_jax.ops import attention, blocks, blockwise, forms, kernels_on_mesh, pallas_attention, ring
 from fot_jax.types import Partial, Plan
 
 
@@ -57,6 +58,7 @@ def crossbatch_partial(
     boundaries: Boundaries,
     form: AttentionForm,
     block: int,
+    layout: PartitionSpec | None = None,
 ) -> Partial:
     """Attends to the contexts of the plan (not to the local chunk).
 
@@ -65,21 +67,32 @@ def crossbatch_partial(
       keys: the rows' keys as memory holds them (not rotated).
       values: the rows' values.
       plan: `context_ids` and `own_document`, both [B, C]; with a route, rows on several devices exchange
-        blocks of rows (`fot_jax/ops/ring.py`) whatever the form.
+        blocks of rows (`fot_jax/ops/ring.py`) and attend to each by PALLAS, or BLOCKWISE where REFERENCE is asked.
       segments: document ids of the rows, 0 for padding.
       boundaries: MASKED or JOINED documents.
       form: REFERENCE gathers [B, C, S, G, D]; BLOCKWISE reads a block at a time; PALLAS the same on a TPU;
         AUTO chooses between these two.
       block: keys per block of the BLOCKWISE and PALLAS forms, in tokens.
+      layout: mesh axes of queries, keys and values, for kernels in a mesh of several devices (XLA lays out the rest).
+
+    Raises:
+      ValueError: PALLAS in such a mesh, and neither a route nor a layout.
 
     Gradients flow into all keys and values (the point of crossbatch, sec. 5.6.1).
     """
+    form = forms.resolve(form)
     if plan.route is not None:
         with jax.named_scope("crossbatch_ring"):
-            return ring.ring_partial(queries, keys, values, plan, segments=segments, boundaries=boundaries, block=block)
+            return ring.ring_partial(
+                queries, keys, values, plan, segments=segments, boundaries=boundaries, form=form, block=block
+            )
     plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
-    form = forms.resolve(form)
     with jax.named_scope("crossbatch_scores"):
+        if form is AttentionForm.PALLAS and forms.spread():
+            return kernels_on_mesh.contexts_on_mesh(
+                queries, keys, values, plan,
+                segments=segments, boundaries=boundaries, block=block, layout=_known(layout),
+            )  # fmt: skip
         if form is AttentionForm.PALLAS:
             return pallas_attention.pallas_partial(
                 queries, keys, values, plan,
@@ -100,6 +113,12 @@ def crossbatch_partial(
         )
 
 
+def _known(layout: PartitionSpec | None) -> PartitionSpec:
+    if layout is None:
+        raise ValueError("form 'pallas' in a mesh of several devices needs `layout`, the mesh axes of its arrays: none")
+    return layout
+
+
 def local_partial(
     queries: Float[Array, "B L H D"],
     keys: Float[Array, "B L G D"],
@@ -109,10 +128,15 @@ def local_partial(
     boundaries: Boundaries,
     form: AttentionForm,
     block: int,
+    layout: PartitionSpec | None = None,
 ) -> Partial:
     """Attends causally to the row's own chunk; arguments as `crossbatch_partial`, keys rotated."""
     form = forms.resolve(form)
     with jax.named_scope("local_scores"):
+        if form is AttentionForm.PALLAS and forms.spread():
+            return kernels_on_mesh.local_on_mesh(
+                queries, keys, values, segments=segments, boundaries=boundaries, block=block, layout=_known(layout)
+            )
         if form is AttentionForm.PALLAS:
             return pallas_attention.pallas_partial(
                 queries, keys, values, None,

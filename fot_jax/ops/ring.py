@@ -25,12 +25,10 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from fot_jax.config import Boundaries
-from fot_jax.ops import attention, blockwise
+from fot_jax.config import AttentionForm, Boundaries
+from fot_jax.ops import attention
+from fot_jax.ops.hops import Block, Hop, hop_of
 from fot_jax.types import Leg, Partial, Plan, Route
-
-# Inside a device: queries [r, G, T, D], keys and values [r, G, S, D] (blockwise's layout), r its rows.
-Block = tuple[jax.Array, jax.Array, jax.Array]  # keys, values, segments of the rows that travel
 
 
 def ring_partial(
@@ -41,7 +39,9 @@ def ring_partial(
     *,
     segments: Int[Array, "B S"],
     boundaries: Boundaries,
+    form: AttentionForm,
     block: int,
+    **kernel_options,
 ) -> Partial:
     """`blockwise.online_partial` of a plan with a route, where rows are split over the mesh in context.
 
@@ -55,14 +55,16 @@ def ring_partial(
       plan: which rows each row reads, and the route.
       segments: document ids of the rows, 0 for padding.
       boundaries: MASKED or JOINED documents.
+      form: PALLAS: the kernels attend to each block of rows; every other form: `blockwise`.
       block: keys per block of scores, in tokens.
+      **kernel_options: `query_block` and `interpret` of the kernels, as `pallas_partial`.
 
     Source: FoT eq. (2), app. B.3; blocks that travel: Liu et al. 2023 (ring attention). Differs: stops where
     the plan ends, and rows are not causal among each other.
     """
     assert plan.route is not None
-    rule = (boundaries, block)
-    parts: tuple = _ring(rule, plan.route, queries, keys, values, _bare(plan), segments)  # pyright: ignore[reportAssignmentType]
+    hop = hop_of(form, boundaries=boundaries, block=block, **kernel_options)
+    parts: tuple = _ring(hop, plan.route, queries, keys, values, _bare(plan), segments)  # pyright: ignore[reportAssignmentType]
     weighted, peak, total = parts
     return Partial(weighted=weighted, peak=jax.lax.stop_gradient(peak), total=total)
 
@@ -72,8 +74,8 @@ def _bare(plan: Plan) -> Plan:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _ring(rule, route: Route, queries, keys, values, plan: Plan, segments):
-    return _forward(rule, route, queries, keys, values, plan, segments)[0]
+def _ring(hop: Hop, route: Route, queries, keys, values, plan: Plan, segments):
+    return _forward(hop, route, queries, keys, values, plan, segments)[0]
 
 
 def _mapped(function, route: Route, outputs: tuple[int, ...]):
@@ -91,34 +93,33 @@ def _mapped(function, route: Route, outputs: tuple[int, ...]):
     return on_mesh
 
 
-def _forward(rule, route: Route, queries, keys, values, plan: Plan, segments):
-    result = _mapped(functools.partial(_attend, rule, route), route, (4, 3, 3))(queries, keys, values, plan, segments)
+def _forward(hop: Hop, route: Route, queries, keys, values, plan: Plan, segments):
+    result = _mapped(functools.partial(_attend, hop, route), route, (4, 3, 3))(queries, keys, values, plan, segments)
     return result, (queries, keys, values, plan, segments, result[1])
 
 
-def _backward(rule, route: Route, saved, cotangents):
+def _backward(hop: Hop, route: Route, saved, cotangents):
     *inputs, peak = saved
     d_weighted, _, d_total = cotangents
-    mapped = _mapped(functools.partial(_gradients, rule, route), route, (4, 4, 4))
+    mapped = _mapped(functools.partial(_gradients, hop, route), route, (4, 4, 4))
     return *mapped(*inputs, peak, d_weighted, d_total), None, None
 
 
 _ring.defvjp(_forward, _backward)
 
 
-def _attend(rule, route: Route, queries, keys, values, plan: Plan, segments):
+def _attend(hop: Hop, route: Route, queries, keys, values, plan: Plan, segments):
     """One device's (weighted [r, L, H, D], peak [r, L, H], total [r, L, H]) over all hops."""
     L, G = queries.shape[1], keys.shape[2]
-    stacked = blockwise.stack(queries, G)
+    stacked = hop.inward(queries, G)
 
-    def visit(state, held: Block, leg: Leg, hop):
+    def visit(state, held: Block, leg: Leg, number):
         if not leg.slots:
             return state
         partial, seen = state
-        readings = _readings(route, plan, leg, hop)
-        found, _ = blockwise.forward(*_arguments(rule, stacked, held, readings, segments))
+        readings = _readings(route, plan, leg, number)
         seen += (readings.context_ids >= 0).sum(axis=1, dtype=jnp.int32)
-        return attention.merge(partial, Partial(*found)), seen
+        return attention.merge(partial, hop.forward(stacked, held, readings, segments)), seen
 
     def around(carry, _):
         home, state = carry
@@ -130,29 +131,27 @@ def _attend(rule, route: Route, queries, keys, values, plan: Plan, segments):
     (_, (partial, seen)), _ = jax.lax.scan(around, (_home(keys, values, segments), start), length=pieces)
     unread = seen != pieces * (plan.context_ids >= 0).sum(axis=1, dtype=jnp.int32)
     weighted = jnp.where(unread[:, None, None, None], jnp.nan, partial.weighted)
-    return tuple(blockwise.unstack(x, L) for x in (weighted, partial.peak, partial.total))
+    return tuple(hop.outward(x, L) for x in (weighted, partial.peak, partial.total))
 
 
-def _gradients(rule, route: Route, queries, keys, values, plan: Plan, segments, peak, d_weighted, d_total):
+def _gradients(hop: Hop, route: Route, queries, keys, values, plan: Plan, segments, peak, d_weighted, d_total):
     """One device's gradients of its queries, keys and values, in their dtypes."""
     L, G = queries.shape[1], keys.shape[2]
-    stacked, peak, d_weighted, d_total = (blockwise.stack(x, G) for x in (queries, peak, d_weighted, d_total))
+    stacked, peak, d_weighted, d_total = (hop.inward(x, G) for x in (queries, peak, d_weighted, d_total))
 
-    def visit(state, held: Block, leg: Leg, hop):
+    def visit(state, held: Block, leg: Leg, number):
         dq, home, sums = state
         if sums is not None:
             sums = _shift(sums, route.axes, route.step)
         if leg.slots:
-            readings = _readings(route, plan, leg, hop)
-            rule_, *inputs = _arguments(rule, stacked, held, readings, segments)
-            more, *added = blockwise.gradients(rule_, (*inputs, peak), (d_weighted, None, d_total))
-            added = [x[:, :, : held[0].shape[2]] for x in added]
+            readings = _readings(route, plan, leg, number)
+            more, *added = hop.gradients(stacked, held, readings, segments, peak, d_weighted, d_total)
             dq += more
         else:
             added = [jnp.zeros(x.shape, jnp.float32) for x in held[:2]]
         return dq, home, added if sums is None else [a + b for a, b in zip(sums, added, strict=True)]
 
-    def leave(state, leg: Leg, following: Leg | None, hop: int):
+    def leave(state, leg: Leg, following: Leg | None, number: int):
         """Rows that go no further: what they gathered goes home.
 
         Sums go around the end of the mesh axis even where blocks do not: past the last reader on their way home.
@@ -162,7 +161,7 @@ def _gradients(rule, route: Route, queries, keys, values, plan: Plan, segments, 
             return dq, sums, None
         staying = [i for i, row in enumerate(leg.rows) if following is None or row not in following.rows]
         if staying:
-            back = _shift([_take(x, staying) for x in sums], route.axes, -route.step * hop)
+            back = _shift([_take(x, staying) for x in sums], route.axes, -route.step * number)
             rows = np.asarray(leg.rows)[staying]
             home = [whole.at[rows].add(part) for whole, part in zip(home, back, strict=True)]
         return dq, home, None if following is None else _keep(sums, leg, following)
@@ -177,27 +176,27 @@ def _gradients(rule, route: Route, queries, keys, values, plan: Plan, segments, 
     start = jnp.zeros(stacked.shape, jnp.float32), [jnp.zeros(x.shape, jnp.float32) for x in block[:2]]
     (_, dq, sums), _ = jax.lax.scan(around, (block, *start), length=jax.lax.axis_size(route.length))
     dk, dv = (x.swapaxes(1, 2) for x in _shift(sums, route.length, 1))
-    return blockwise.unstack(dq, L).astype(queries.dtype), dk.astype(keys.dtype), dv.astype(values.dtype)
+    return hop.outward(dq, L).astype(queries.dtype), dk.astype(keys.dtype), dv.astype(values.dtype)
 
 
 def _travel(route: Route, block: Block, state, visit: Callable, leave: Callable):
     """`visit`s the own rows and each block that comes by, the next one being on its way; `leave`s each leg."""
     home = Leg(rows=tuple(range(len(block[0]))), hops=1, slots=route.home_slots)
     legs = [home, *_first_alone(route.legs), None]
-    held, hop = block, 0
+    held, number = block, 0
     for leg, following in itertools.pairwise(legs):
         assert leg is not None
 
-        def pass_on(carry, hop, leg=leg):
+        def pass_on(carry, number, leg=leg):
             held, state = carry
-            return (_along(route, held), visit(state, held, leg, hop)), None
+            return (_along(route, held), visit(state, held, leg, number)), None
 
         if leg.hops > 1:
-            (held, state), _ = jax.lax.scan(pass_on, (held, state), hop + jnp.arange(leg.hops - 1))
-            hop += leg.hops - 1
+            (held, state), _ = jax.lax.scan(pass_on, (held, state), number + jnp.arange(leg.hops - 1))
+            number += leg.hops - 1
         arriving = held if following is None else _along(route, _keep(held, leg, following))
-        state = leave(visit(state, held, leg, hop), leg, following, hop)
-        held, hop = arriving, hop + 1
+        state = leave(visit(state, held, leg, number), leg, following, number)
+        held, number = arriving, number + 1
     return state
 
 
@@ -210,12 +209,12 @@ def _first_alone(legs: tuple[Leg, ...]) -> Iterator[Leg]:
         yield leg
 
 
-def _readings(route: Route, plan: Plan, leg: Leg, hop) -> Plan:
-    """The slots that are read from the block held at a hop, moved to the front: places in the block, or −1."""
+def _readings(route: Route, plan: Plan, leg: Leg, number) -> Plan:
+    """The slots read from the block held at hop `number`, moved to the front: places in the block, or −1."""
     rows = plan.context_ids.shape[0]
     places = np.full(rows, -1, np.int32)
     places[list(leg.rows)] = np.arange(len(leg.rows))
-    origin = jax.lax.axis_index(route.axes) - route.step * hop
+    origin = jax.lax.axis_index(route.axes) - route.step * number
     if route.wraps:
         origin = origin % route.shards
     ids = plan.context_ids
@@ -227,19 +226,6 @@ def _readings(route: Route, plan: Plan, leg: Leg, hop) -> Plan:
 
 def _home(keys, values, segments) -> Block:
     return keys.swapaxes(1, 2), values.swapaxes(1, 2), segments
-
-
-def _arguments(rule, queries, held: Block, readings: Plan, segments):
-    """Those of `blockwise.forward`; the keys padded to whole blocks of scores."""
-    boundaries, block = rule
-    keys, values, key_segments = held
-    S, L = keys.shape[2], segments.shape[1]
-    block = min(block, S)
-    if padding := -S % block:
-        keys, values = (jnp.pad(x, [(0, 0), (0, 0), (0, padding), (0, 0)]) for x in (keys, values))
-        key_segments = jnp.pad(key_segments, [(0, 0), (0, padding)])
-    whole = blockwise.Rule(boundaries=boundaries, causal=False, block=block, repeats=queries.shape[2] // L)
-    return whole, queries, keys, values, readings, segments, key_segments
 
 
 def _take(x: jax.Array, places: Sequence[int]) -> jax.Array:

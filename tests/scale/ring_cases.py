@@ -10,12 +10,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from fot_jax.config import AttentionForm, Boundaries, CrossbatchConfig, MeshConfig
 from fot_jax.config.build import build
-from fot_jax.ops import attention, crossbatch, routes
+from fot_jax.ops import attention, crossbatch, ring, routes
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import MESH_AXES, make_mesh
 from fot_jax.types import Plan, Route
 from tests import cases, oracles
 
+BLOCKWISE = AttentionForm.BLOCKWISE
 NAMES = ("output", "d queries", "d keys", "d values")
 AXES = {"axes": ("data", "fsdp"), "heads": "tensor", "length": "context"}
 LONGLLAMA = [[0, 0], [1, 1], [2, 1], [3, 0]]
@@ -65,14 +66,17 @@ def abstract_mesh(devices: int) -> AbstractMesh:
     return AbstractMesh((devices, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
-def operator(plan: Plan, segments, *, boundaries: Boundaries, block: int):
-    """crossbatch_partial, normalised, of queries, keys and values."""
+def operator(plan: Plan, segments, *, boundaries: Boundaries, block: int, form: AttentionForm = BLOCKWISE):
+    """crossbatch_partial, normalised, of queries, keys and values; of the kernels interpreted what it calls."""
+    options = {"segments": segments, "boundaries": boundaries, "block": block}
 
     def op(queries, keys, values):
-        partial = crossbatch.crossbatch_partial(
-            queries, keys, values, plan,
-            segments=segments, boundaries=boundaries, form=AttentionForm.BLOCKWISE, block=block,
-        )  # fmt: skip
+        if form is AttentionForm.PALLAS:
+            partial = ring.ring_partial(
+                queries, keys, values, plan, form=form, query_block=5, interpret=True, **options
+            )
+        else:
+            partial = crossbatch.crossbatch_partial(queries, keys, values, plan, form=form, **options)
         return attention.normalise(partial)
 
     return op
@@ -110,13 +114,13 @@ def segments_of(rows: int, length: int = 6) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 4, (rows, length)).astype(np.int32)
 
 
-def on_devices(problem: Problem, mesh: Mesh, *, boundaries: Boundaries, block: int = 4) -> list[np.ndarray]:
-    """Values and gradients with the rows over the mesh."""
+def on_devices(problem: Problem, mesh: Mesh, *, block: int = 4, **options) -> list[np.ndarray]:
+    """Values and gradients with the rows over the mesh; options as `operator`."""
     segments = segments_of(problem.rows)
     place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "context"))
     given = [jax.device_put(x, place) for x in cases.to_float32(*arrays(problem.rows))]
     plan = jax.tree.map(jnp.asarray, problem.plan).replace(route=problem.route)
-    run = gradient(plan, jnp.asarray(segments), boundaries=boundaries, block=block)
+    run = gradient(plan, jnp.asarray(segments), block=block, **options)
     return [np.asarray(x) for x in jax.jit(in_mesh(run, mesh))(*given)]
 
 

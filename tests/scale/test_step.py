@@ -1,5 +1,6 @@
 """The train step's loss and gradient on meshes equal those of one device, and gather no keys of the batch."""
 
+import functools
 import re
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from fot_jax.data.streams import make_stream
+from fot_jax.ops import blockwise, kernels_on_mesh, ring
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train.state import abstract_state, create_state, state_shardings
@@ -87,6 +89,22 @@ def check(variant, mesh, one_device):
 def test_gradient_on_a_mixed_mesh_is_that_of_one_device(one_device):
     """packed, d = 4 with 2 rows a device, over data × fsdp × tensor."""
     check("packed", EIGHT, one_device)
+
+
+@pytest.mark.parametrize("mesh", [EIGHT, pytest.param({"data": 2, "context": 2, "tensor": 2}, marks=pytest.mark.slow)])
+def test_gradient_by_the_kernels_is_that_of_one_device_by_blocks(mesh, one_device, monkeypatch):
+    """Interpreted, in the ring and for the own chunk; every call of them is one of a part."""
+    interpreted = {"interpret": True, "query_block": 8}
+    monkeypatch.setattr(ring, "ring_partial", functools.partial(ring.ring_partial, **interpreted))
+    local = functools.partial(kernels_on_mesh.local_on_mesh, **interpreted)
+    monkeypatch.setattr(kernels_on_mesh, "local_on_mesh", local)
+    monkeypatch.setattr(blockwise, "forward", None)
+    config = experiment("packed", mesh, model__attention="pallas")
+    program, got = compiled(config)
+    if config.mesh.context == 1:
+        assert not gathers(program, config)
+    monkeypatch.undo()
+    assert_same(got, one_device("packed"))
 
 
 @pytest.mark.slow
