@@ -14,6 +14,7 @@ from fot_jax.aot.hlo_costs import count
 from fot_jax.aot.programs import Program, ProgramKind
 from fot_jax.aot.report import Report, memory_of, refusal_memory
 from fot_jax.config import ExperimentConfig, ModelConfig
+from fot_jax.ops import forms
 
 MEMORY_BRANCH = r"_join/cond$"  # op_name of the conditional in models/transformer.py: is this a memory layer?
 COMPILER_KEYS = ("flops", "bytes accessed", "optimal_seconds")
@@ -46,6 +47,16 @@ def _program(job: Job, mesh: Mesh) -> Program:
     return programs.inference_program(job.config, mesh, kind=job.kind, rows=job.rows, memory_entries=job.memory_entries)
 
 
+def attention_of(job: Job, mesh: Mesh) -> str:
+    """The form of the train step's attention on the mesh; "" of inference, which reads a cache and has one form."""
+    if job.kind is not ProgramKind.TRAIN:
+        return ""
+    named = job.config.model.attention
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        form = forms.resolve(named)
+    return form.value if form is named else f"{form.value} ({named.value})"
+
+
 def branch_shares(model: ModelConfig) -> dict[str, float]:
     """How often the branch of a memory layer is taken: P of N layers where they are scanned."""
     return {MEMORY_BRANCH: len(model.memory_layers) / model.num_layers} if model.scan_layers else {}
@@ -64,6 +75,7 @@ def compile_program(job: Job, *, pod: Pod, mesh: Mesh) -> tuple[Report, str]:
         "variant": job.variant,
         "tokens": program.tokens,
         "formula_flops": program.flops,
+        "attention": attention_of(job, mesh),
     }
     try:
         compiled = program.lowered.compile()

@@ -95,6 +95,7 @@ class Report:
       compiler: `flops` and `bytes accessed` of the compiler's own analysis (loop bodies once), `optimal_seconds`.
       seconds: of tracing and of compiling.
       refusal: the compiler's words where the program does not fit.
+      attention: the form of a train step's attention, and what the config calls it where that is 'auto'.
       arrays: (shape, bytes, where from) of the largest arrays the program makes; some never lie in HBM whole.
     """
 
@@ -110,6 +111,7 @@ class Report:
     compiler: dict[str, float]
     seconds: dict[str, float]
     refusal: str = ""
+    attention: str = ""
     arrays: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
 
     @property
@@ -142,6 +144,7 @@ def lines(report: Report) -> list[str]:
     head = (
         f"{report.config} {report.program}{variant}: {report.pod.topology}, {report.pod.devices} devices, mesh {mesh}"
     )
+    head += f", attention {report.attention}" if report.attention else ""
     if report.memory is None or report.costs is None:
         return [head, f"  does NOT fit: {report.refusal}", _time_line(report)]
     return [

@@ -36,6 +36,7 @@ REPORT = Report(
     formula_flops=98.5e12,
     compiler={"flops": 1e12, "optimal_seconds": -1.5},
     seconds={"tracing": 6.2, "compiling": 81.0},
+    attention="pallas (auto)",
 )
 
 
@@ -59,7 +60,7 @@ def test_peak_and_verdict():
 def test_the_table_says_it_all():
     text = "\n".join(lines(REPORT))
     for part in (
-        "mine train, d = 8: v5e:16x16, 256 devices, mesh data 4 x fsdp 64 x tensor 1",
+        "mine train, d = 8: v5e:16x16, 256 devices, mesh data 4 x fsdp 64 x tensor 1, attention pallas (auto)",
         "8.000 GiB  of 16.000 GiB: fits, 50% to spare; largest: temporaries",
         "50% of them by formula",
         "500.000 GB  1 of them",

@@ -59,6 +59,11 @@ def ring() -> None:
     test_ring.check("packed", {"data": 4}, Boundaries.MASKED)
 
 
+def ring_of_kernels() -> None:
+    """The same by the kernels, interpreted."""
+    test_ring.check("packed", {"data": 4}, Boundaries.MASKED, form=AttentionForm.PALLAS)
+
+
 def sharded(k: int | None) -> Callable[[], None]:
     """Entries over four devices, most of which hold none of row 1."""
     return lambda: test_sharded_memory.check("data 2, fsdp 2, context 2", k, test_sharded_memory.part_filled())
@@ -151,6 +156,9 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
                                             "sums = _along(route, sums)", ring),
     "gradients of rows that stay behind": ("ops.ring", "if following is None or row not in following.rows]",
                                            "if following is None]", ring),
+    "kernels by the peak of each hop": ("ops.hops", "saved, cotangents = (*inputs, peak[:, :, None])",
+                                        "saved, cotangents = pallas_attention.forward(rule, *inputs)[1]",
+                                        ring_of_kernels),
     "devices of different peaks": ("ops.sharded_memory", "peak = jax.lax.pmax(part.peak, layout.entries)",
                                    "peak = part.peak", sharded(None)),
     "the k best of each device": ("ops.sharded_memory", "count = min(k, everywhere.shape[-1])",
