@@ -152,7 +152,7 @@ def _gradients(hop: Hop, route: Route, queries, keys, values, plan: Plan, segmen
         return dq, home, added if sums is None else [a + b for a, b in zip(sums, added, strict=True)]
 
     def leave(state, leg: Leg, following: Leg | None, number: int):
-        """Rows that go no further: what they gathered goes home.
+        """Rows that go no further: what they gathered goes home, rounded once to the dtype of their keys.
 
         Sums go around the end of the mesh axis even where blocks do not: past the last reader on their way home.
         """
@@ -161,7 +161,8 @@ def _gradients(hop: Hop, route: Route, queries, keys, values, plan: Plan, segmen
             return dq, sums, None
         staying = [i for i, row in enumerate(leg.rows) if following is None or row not in following.rows]
         if staying:
-            back = _shift([_take(x, staying) for x in sums], route.axes, -route.step * number)
+            rounded = [_take(x, staying).astype(keys.dtype) for x in sums]
+            back = _shift(rounded, route.axes, -route.step * number)
             rows = np.asarray(leg.rows)[staying]
             home = [whole.at[rows].add(part) for whole, part in zip(home, back, strict=True)]
         return dq, home, None if following is None else _keep(sums, leg, following)

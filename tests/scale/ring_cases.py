@@ -114,19 +114,22 @@ def segments_of(rows: int, length: int = 6) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 4, (rows, length)).astype(np.int32)
 
 
-def on_devices(problem: Problem, mesh: Mesh, *, block: int = 4, **options) -> list[np.ndarray]:
+def on_devices(problem: Problem, mesh: Mesh, *, block: int = 4, dtype=jnp.float32, **options) -> list[np.ndarray]:
     """Values and gradients with the rows over the mesh; options as `operator`."""
     segments = segments_of(problem.rows)
     place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "context"))
-    given = [jax.device_put(x, place) for x in cases.to_float32(*arrays(problem.rows))]
+    given = [jax.device_put(x.astype(dtype), place) for x in cases.to_float32(*arrays(problem.rows))]
+    given[3] = given[3].astype(jnp.float32)  # the output is
     plan = jax.tree.map(jnp.asarray, problem.plan).replace(route=problem.route)
     run = gradient(plan, jnp.asarray(segments), block=block, **options)
     return [np.asarray(x) for x in jax.jit(in_mesh(run, mesh))(*given)]
 
 
-def expected(problem: Problem, *, boundaries: Boundaries) -> list[np.ndarray]:
-    """The oracle's values and gradients."""
-    queries, keys, values, upstream = arrays(problem.rows)
+def expected(problem: Problem, *, boundaries: Boundaries, dtype=jnp.float32) -> list[np.ndarray]:
+    """The oracle's values and gradients, of inputs rounded to a dtype shorter than float32."""
+    *inputs, upstream = arrays(problem.rows)
+    rounds = dtype != jnp.float32
+    queries, keys, values = (np.asarray(x.astype(dtype), np.float64) if rounds else x for x in inputs)
     sources = {"context": (queries, keys, values)}
     visible = oracles.context_visible(
         segments_of(problem.rows), problem.plan.context_ids, problem.plan.own_document, boundaries=boundaries.value

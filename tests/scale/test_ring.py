@@ -1,5 +1,7 @@
 """The ring against the float64 oracle of equation 2, on meshes; what it sends and what it keeps."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from fot_jax.config import AttentionForm, Boundaries
 from fot_jax.types import Plan
-from tests import cases, jaxprs
+from tests import cases, jaxprs, oracles
 from tests.scale import ring_cases
 from tests.scale.ring_cases import VARIANTS, mesh_of, problem
 
@@ -49,10 +51,25 @@ def test_every_plan_on_every_mesh_is_the_oracle(variant, mesh, form):
         check(variant, mesh, boundaries, block=6, form=form)
 
 
+def test_gradients_that_go_home_in_bfloat16_are_rounded_once():
+    """Eight rows over four devices, two hops: as near to float64 as one device's, and within bfloat16's spacing."""
+    errors = {}
+    for name, devices in (("ring", 4), ("one device", 1)):
+        case = problem("packed", rows=8, devices=devices)
+        if devices == 1:
+            case = dataclasses.replace(case, route=None)
+        got = ring_cases.on_devices(case, mesh_of(data=devices), boundaries=MASKED, dtype=jnp.bfloat16)
+        want = ring_cases.expected(case, boundaries=MASKED, dtype=jnp.bfloat16)
+        errors[name] = [oracles.relative_error(g, w) for g, w in zip(got, want, strict=True)]
+    for ours, theirs in zip(errors["ring"], errors["one device"], strict=True):
+        assert ours <= max(1.5 * theirs, 2.0**-9) and ours < 2.0**-7, errors
+
+
 def traced(variant: str, devices: int, d: int, *, rows: int = 128, length: int = 7, dtype=jnp.float32):
     """The gradient's program on a mesh of any size; nothing is compiled."""
     case = problem(variant, rows=rows, devices=devices, d=d)
     given = [jax.ShapeDtypeStruct(x.shape, dtype) for x in ring_cases.arrays(rows, length=length, dim=4)]
+    given[3] = jax.ShapeDtypeStruct(given[3].shape, jnp.float32)  # as the output
     ids, own = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (case.plan.context_ids, case.plan.own_document))
 
     def run(ids, own, segments, *arguments):
@@ -88,6 +105,8 @@ def test_bytes_grow_with_d_and_not_with_devices_golden(golden):
     one = table["packed, d = 2"]["2"]  # one row forward and back, its gradients home: 2 · (k + v + segments) + dk + dv
     assert one == 7 * (2 * (2 * 2 * 4 * 4 + 4) + 2 * 2 * 4 * 4)
     assert table["packed, d = 16"]["8"] == 15 * one
+    halved = bytes_sent(traced("packed", 8, 2, dtype=jnp.bfloat16))  # all but the segments
+    assert halved == 7 * (2 * (2 * 2 * 4 * 2 + 4) + 2 * 2 * 4 * 2)
     golden("ring_bytes", table)
 
 
