@@ -11,7 +11,9 @@ GIGA, TERA, GIBI = 1e9, 1e12, 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip; a device is a chip, or one of its cores where JAX shows each core as a device (v3).
+    """One chip; a device is a chip, or one of its cores where each core is a device.
+
+    So it is on a v3, and on the v4 that libtpu describes: a real v4 is one device of two cores, unless told otherwise.
 
     Attributes:
       name: as in a topology's name.
@@ -54,7 +56,7 @@ CHIPS = {
             source="cloud.google.com/tpu/docs/v3; links: Jouppi et al., CACM 63(7), 2020",
         ),
         Chip(
-            name="v4", flops=275 * TERA, hbm_bytes=32 * GIBI, hbm_bytes_per_second=1200 * GIGA,
+            name="v4", devices=2, flops=275 * TERA, hbm_bytes=32 * GIBI, hbm_bytes_per_second=1200 * GIGA,
             ici_bytes_per_second=6 * 50 * GIGA,
             source="cloud.google.com/tpu/docs/v4; links: Jouppi et al., ISCA 2023 (arXiv 2304.01433)",
         ),

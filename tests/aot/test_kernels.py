@@ -11,7 +11,7 @@ from tests.aot.kernel_compiles import CASES
 pytestmark = pytest.mark.aot
 
 
-@pytest.mark.parametrize("topology", ["v3:2x2", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("topology", ["v3:2x2", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_forward_and_backward_compile_for_every_chip(topology):
     """AUTO names the kernels for a chip that is not here; local and contexts make two times three of them."""
     command = [sys.executable, "-m", "tests.aot.kernel_compiles", topology]
