@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import Boundaries, ContextGradients, MemoryPositions, ModelConfig, Remat
+from fot_jax.config import AttentionForm, Boundaries, ContextGradients, MemoryPositions, ModelConfig, Remat
 from fot_jax.models import layers
 from fot_jax.models.cache import extend, newest
-from fot_jax.ops import attention, crossbatch
+from fot_jax.ops import attention, crossbatch, forms
+from fot_jax.ops.joint_kernels import joint_attention
 from fot_jax.ops.linear import project
 from fot_jax.ops.memory_attention import gated_merge
 from fot_jax.ops.prefix import prefix_partial
@@ -70,11 +71,16 @@ class Attention(nn.Module):
         if factor != 1.0:  # YARN's; nothing is rotated where there are no positions
             factor = jnp.where(still, 1.0, factor)
         turn = functools.partial(rotate, frequencies=frequencies, factor=factor)
+        local = joint = None
         if cache is None:
             index = jnp.arange(x.shape[1])[None]
             rotated = turn(queries, jnp.where(still, 0, index))
             turned = turn(keys, jnp.where(still, 0, index))
-            local = crossbatch.local_partial(rotated, turned, values, **self._options(call))
+            if self._by_kernels(call):
+                stretch = None if isinstance(factor, float) else factor
+                joint = self._joint(rotated, turned, keys, values, call, role, stretch)
+            else:
+                local = crossbatch.local_partial(rotated, turned, values, form=config.attention, **self._options(call))
         else:
             assert call.lengths is not None
             cached_keys, cached_values = extend(cache[:2], keys, values, call.lengths, call.token_counts)
@@ -92,7 +98,7 @@ class Attention(nn.Module):
             )
         # Far keys are unrotated, as if at position 0; YARN's factor, which they lack, goes to the queries.
         far = rotated if isinstance(factor, float) else (rotated * factor).astype(x.dtype)
-        mixed = self._join(local, far, keys, values, call, role)
+        mixed = self._join(local, far, keys, values, call, role) if joint is None else joint
         captured = (far, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
 
@@ -101,14 +107,27 @@ class Attention(nn.Module):
         return {
             "segments": call.segments,
             "boundaries": call.boundaries,
-            "form": self.config.attention,
             "block": self.config.attention_block,
             "layout": spec("batch", "length", "heads", "head_dim"),
         }
 
-    def _join(self, local: Partial, queries, keys, values, call: Call, role: LayerRole) -> jax.Array:
+    def _by_kernels(self, call: Call) -> bool:
+        """Whether the kernels attend to all keys there are, and one softmax holds them."""
+        alone = call.memory is None and not self.config.memory_gate
+        return alone and forms.resolve(self.config.attention) is AttentionForm.PALLAS
+
+    def _joint(self, queries, keys, far_keys, values, call: Call, role: LayerRole, stretch) -> jax.Array:
+        """The same as the softmax of `_join`, differentiated as a whole."""
+        stopped = call.gradients is ContextGradients.STOPPED
+        return joint_attention(
+            queries, keys, far_keys, values, call.plan,
+            reads=role.is_memory, stretch=stretch, stopped=stopped, **self._options(call),
+        )  # fmt: skip
+
+    def _join(self, local: Partial | None, queries, keys, values, call: Call, role: LayerRole) -> jax.Array:
         """Adds the far keys in a memory layer; elsewhere the local softmax alone."""
         config = self.config
+        assert local is not None
         if config.memory_gate:
             bias = layers.weight(self, "gate", (config.num_heads,), ("heads",), nn.initializers.zeros)
         if call.plan is None and call.memory is None:
@@ -119,7 +138,9 @@ class Attention(nn.Module):
                 return call.memory.partial(queries, role.slot)
             if call.gradients is ContextGradients.STOPPED:
                 keys, values = jax.lax.stop_gradient((keys, values))
-            return crossbatch.crossbatch_partial(queries, keys, values, call.plan, **self._options(call))
+            return crossbatch.crossbatch_partial(
+                queries, keys, values, call.plan, form=config.attention, **self._options(call)
+            )
 
         def nothing(queries, keys, values):
             return attention.empty_partial(queries)

@@ -135,33 +135,70 @@ def pallas_partial(
 
     Source: FoT eq. (2), app. B.3.
     """
+    rule, *arguments = _arranged(
+        queries, keys, values, plan, query_segments, key_segments,
+        boundaries=boundaries, block=block, query_block=query_block, interpret=interpret,
+    )  # fmt: skip
+    weighted, peak, total = _visited(rule, *arguments)  # pyright: ignore[reportGeneralTypeIssues]
+    numbers = functools.partial(_numbers_back, L=queries.shape[1])
+    return Partial(
+        weighted=_heads_back(weighted, queries.shape[1]),
+        peak=jax.lax.stop_gradient(numbers(peak)),
+        total=numbers(total),
+    )
+
+
+def pallas_gradients(
+    queries: Float[Array, "B L H D"],
+    keys: Float[Array, "rows S G D"],
+    values: Float[Array, "rows S G D"],
+    plan: Plan | None,
+    *,
+    query_segments: Int[Array, "B L"],
+    key_segments: Int[Array, "rows S"],
+    peak: Float[Array, "B L H"],
+    d_weighted: Float[Array, "B L H D"],
+    d_total: Float[Array, "B L H"],
+    **options,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "rows S G D"], Float[Array, "rows S G D"]]:
+    """Float32 gradients of `pallas_partial`'s queries, keys and values by those of its weighted and total.
+
+    `peak` is what the two are relative to, of all keys in one softmax: only the backward kernels run. Other arguments
+    as `pallas_partial`.
+    """
+    rule, *arguments = _arranged(queries, keys, values, plan, query_segments, key_segments, **options)
+    peak, d_weighted, d_total = (to_whole(x, rule.query_block).swapaxes(1, 2) for x in (peak, d_weighted, d_total))
+    cotangents = d_weighted, None, d_total[:, :, None]
+    dq, dk, dv = gradients(rule, (*arguments, peak[:, :, None]), cotangents)
+    S = keys.shape[1]
+    return _heads_back(dq, queries.shape[1]), _heads_back(dk, S), _heads_back(dv, S)
+
+
+def _arranged(queries, keys, values, plan: Plan | None, query_segments, key_segments, **options):
+    """(rule, queries, keys, values, plan, segments of both): in the kernels' layout and whole blocks."""
     B, L = queries.shape[:2]
     rows, S = keys.shape[:2]
     if plan is None and (rows, S) != (B, L):
         raise ValueError(f"without a plan keys must have the queries' {B} rows of {L} tokens, got {rows} of {S}.")
-    rule = make_rule(
-        boundaries=boundaries, causal=plan is None, lengths=(L, S),
-        block=block, query_block=query_block, interpret=interpret,
-    )  # fmt: skip
+    rule = make_rule(causal=plan is None, lengths=(L, S), **options)
     if plan is not None:
         plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
-    heads_first = functools.partial(jnp.transpose, axes=(0, 2, 1, 3))
-    parts: tuple = _visited(  # pyright: ignore[reportAssignmentType]
+    return (
         rule,
-        heads_first(to_whole(queries, rule.query_block)),
-        heads_first(to_whole(keys, rule.key_block)),
-        heads_first(to_whole(values, rule.key_block)),
+        to_whole(queries, rule.query_block).swapaxes(1, 2),
+        to_whole(keys, rule.key_block).swapaxes(1, 2),
+        to_whole(values, rule.key_block).swapaxes(1, 2),
         plan,
         to_whole(query_segments, rule.query_block).astype(jnp.int32),
         to_whole(key_segments, rule.key_block).astype(jnp.int32),
     )
-    weighted, peak, total = parts
 
-    def numbers(x):
-        return x[:, :, 0, :L].transpose(0, 2, 1)
 
-    return Partial(
-        weighted=heads_first(weighted)[:, :L],
-        peak=jax.lax.stop_gradient(numbers(peak)),
-        total=numbers(total),
-    )
+def _heads_back(x, length: int):
+    """[B, heads, whole blocks, D] -> [B, length, heads, D]."""
+    return x.swapaxes(1, 2)[:, :length]
+
+
+def _numbers_back(x, L: int):
+    """[B, H, 1, whole blocks] -> [B, L, H]."""
+    return x[:, :, 0, :L].swapaxes(1, 2)

@@ -69,6 +69,30 @@ def ring_partial(
     return Partial(weighted=weighted, peak=jax.lax.stop_gradient(peak), total=total)
 
 
+def ring_gradients(
+    queries: Float[Array, "B L H D"],
+    keys: Float[Array, "B S G D"],
+    values: Float[Array, "B S G D"],
+    plan: Plan,
+    *,
+    segments: Int[Array, "B S"],
+    boundaries: Boundaries,
+    form: AttentionForm,
+    block: int,
+    peak: Float[Array, "B L H"],
+    d_weighted: Float[Array, "B L H D"],
+    d_total: Float[Array, "B L H"],
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B S G D"], Float[Array, "B S G D"]]:
+    """Gradients of `ring_partial`'s queries, keys and values, in their dtypes, by those of its weighted and total.
+
+    `peak` is what the two are relative to, of all keys in one softmax; other arguments as `ring_partial`.
+    """
+    assert plan.route is not None
+    hop = hop_of(form, boundaries=boundaries, block=block)
+    saved = queries, keys, values, _bare(plan), segments, peak
+    return _backward(hop, plan.route, saved, (d_weighted, None, d_total))[:3]  # pyright: ignore[reportReturnType]
+
+
 def _bare(plan: Plan) -> Plan:
     return Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
 
@@ -121,14 +145,14 @@ def _attend(hop: Hop, route: Route, queries, keys, values, plan: Plan, segments)
         seen += (readings.context_ids >= 0).sum(axis=1, dtype=jnp.int32)
         return attention.merge(partial, hop.forward(stacked, held, readings, segments)), seen
 
-    def around(carry, _):
+    def around(carry):
         home, state = carry
         arriving = _shift(home, route.length, 1)
-        return (arriving, _travel(route, home, state, visit, lambda state, *_: state)), None
+        return arriving, _travel(route, home, state, visit, lambda state, *_: state)
 
     start = attention.empty_partial(stacked), jnp.zeros(len(queries), jnp.int32)
     pieces = jax.lax.axis_size(route.length)
-    (_, (partial, seen)), _ = jax.lax.scan(around, (_home(keys, values, segments), start), length=pieces)
+    _, (partial, seen) = _repeat(around, (_home(keys, values, segments), start), pieces)
     unread = seen != pieces * (plan.context_ids >= 0).sum(axis=1, dtype=jnp.int32)
     weighted = jnp.where(unread[:, None, None, None], jnp.nan, partial.weighted)
     return tuple(hop.outward(x, L) for x in (weighted, partial.peak, partial.total))
@@ -167,17 +191,27 @@ def _gradients(hop: Hop, route: Route, queries, keys, values, plan: Plan, segmen
             home = [whole.at[rows].add(part) for whole, part in zip(home, back, strict=True)]
         return dq, home, None if following is None else _keep(sums, leg, following)
 
-    def around(carry, _):
+    def around(carry):
         block, dq, sums = carry
         arriving, sums = _shift(block, route.length, 1), _shift(sums, route.length, 1)
         dq, found, _ = _travel(route, block, (dq, None, None), visit, leave)
-        return (arriving, dq, [a + b for a, b in zip(sums, found, strict=True)]), None
+        return arriving, dq, [a + b for a, b in zip(sums, found, strict=True)]
 
     block = _home(keys, values, segments)
     start = jnp.zeros(stacked.shape, jnp.float32), [jnp.zeros(x.shape, jnp.float32) for x in block[:2]]
-    (_, dq, sums), _ = jax.lax.scan(around, (block, *start), length=jax.lax.axis_size(route.length))
+    _, dq, sums = _repeat(around, (block, *start), jax.lax.axis_size(route.length))
     dk, dv = (x.swapaxes(1, 2) for x in _shift(sums, route.length, 1))
     return hop.outward(dq, L).astype(queries.dtype), dk.astype(keys.dtype), dv.astype(values.dtype)
+
+
+def _repeat(step: Callable, carry, times: int):
+    """`step` of the carry so many times; once without a scan.
+
+    Of a scan in which blocks do not move JAX takes what each hop finds out of the loop, and keeps it hop by hop.
+    """
+    if times == 1:
+        return step(carry)
+    return jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=times)[0]
 
 
 def _travel(route: Route, block: Block, state, visit: Callable, leave: Callable):

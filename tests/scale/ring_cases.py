@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from fot_jax.config import AttentionForm, Boundaries, CrossbatchConfig, MeshConfig
 from fot_jax.config.build import build
-from fot_jax.ops import attention, crossbatch, ring, routes
+from fot_jax.ops import attention, crossbatch, pallas_attention, ring, routes
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import MESH_AXES, make_mesh
 from fot_jax.types import Plan, Route
@@ -55,6 +55,16 @@ def problem(variant: str, *, rows: int, devices: int, d: int = 0) -> Problem:
     return Problem(plan=routes.arrange(plan, order), route=route)
 
 
+def interpret_kernels(monkeypatch, *, query_block: int) -> None:
+    """Until the test ends the Pallas kernels run on any backend, on blocks of so many queries."""
+    real = pallas_attention.make_rule
+
+    def make_rule(**fields):
+        return real(**{**fields, "interpret": True, "query_block": query_block})
+
+    monkeypatch.setattr(pallas_attention, "make_rule", make_rule)
+
+
 def mesh_of(data: int = 1, fsdp: int = 1, context: int = 1, tensor: int = 1) -> Mesh:
     """A mesh of the first devices."""
     config = MeshConfig(data=data, fsdp=fsdp, context=context, tensor=tensor)
@@ -82,9 +92,10 @@ def operator(plan: Plan, segments, *, boundaries: Boundaries, block: int, form: 
     return op
 
 
-def gradient(plan: Plan, segments, **options):
+def gradient(plan: Plan, segments, *, remat: bool = False, **options):
     """(queries, keys, values, upstream) -> (output, their gradients)."""
     op = operator(plan, segments, **options)
+    op = jax.checkpoint(op) if remat else op
 
     def run(queries, keys, values, upstream):
         out, pullback = jax.vjp(op, queries, keys, values)

@@ -13,11 +13,17 @@ from fot_jax.ops import attention, crossbatch
 from fot_jax.ops.kernels_on_mesh import contexts_on_mesh, local_on_mesh
 from fot_jax.sharding import spec
 from tests import cases, oracles
-from tests.scale.ring_cases import NAMES, arrays, in_mesh, mesh_of, problem, segments_of
+from tests.scale.ring_cases import NAMES, arrays, in_mesh, interpret_kernels, mesh_of, problem, segments_of
 
 ROWS = 8
 LAYOUT = spec("batch", "length", "heads", "head_dim")
-KERNELS = {"block": 2, "query_block": 2, "interpret": True}
+BLOCK = 2
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    """Every kernel runs on the CPU, on blocks of two queries."""
+    interpret_kernels(monkeypatch, query_block=2)
 
 
 def on_mesh(op, mesh) -> list[np.ndarray]:
@@ -46,7 +52,7 @@ def check(got, name, visible):
 def test_local_attention_is_the_oracle_in_values_and_gradients(mesh, boundaries):
     """Positions over three devices too: each sees its own piece causally, and those before it."""
     options = {"segments": jnp.asarray(segments_of(ROWS)), "boundaries": boundaries, "layout": LAYOUT}
-    got = on_mesh(functools.partial(local_on_mesh, **options, **KERNELS), mesh_of(**mesh))
+    got = on_mesh(functools.partial(local_on_mesh, **options, block=BLOCK), mesh_of(**mesh))
     check(got, "local", oracles.local_visible(segments_of(ROWS), boundaries=boundaries.value))
 
 
@@ -58,7 +64,7 @@ def test_contexts_without_a_route_are_the_oracle(mesh):
     plan = jax.tree.map(jnp.asarray, case.plan).replace(route=None)
 
     def op(queries, keys, values):
-        return contexts_on_mesh(queries, keys, values, plan, **options, **KERNELS)
+        return contexts_on_mesh(queries, keys, values, plan, **options, block=BLOCK)
 
     visible = oracles.context_visible(
         segments_of(ROWS), case.plan.context_ids, case.plan.own_document, boundaries="masked"
@@ -68,7 +74,7 @@ def test_contexts_without_a_route_are_the_oracle(mesh):
 
 def test_kernels_in_a_mesh_need_the_layout():
     queries, keys, values, _ = cases.to_float32(*arrays(ROWS))
-    options = {"segments": jnp.asarray(segments_of(ROWS)), "boundaries": Boundaries.MASKED, "block": 4}
+    options = {"segments": jnp.asarray(segments_of(ROWS)), "boundaries": Boundaries.MASKED, "block": BLOCK}
 
     def op(queries, keys, values):
         return crossbatch.local_partial(queries, keys, values, form=AttentionForm.PALLAS, **options)

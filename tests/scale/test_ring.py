@@ -65,7 +65,7 @@ def test_gradients_that_go_home_in_bfloat16_are_rounded_once():
         assert ours <= max(1.5 * theirs, 2.0**-9) and ours < 2.0**-7, errors
 
 
-def traced(variant: str, devices: int, d: int, *, rows: int = 128, length: int = 7, dtype=jnp.float32):
+def traced(variant: str, devices: int, d: int, *, rows=128, length=7, dtype=jnp.float32, remat=False):
     """The gradient's program on a mesh of any size; nothing is compiled."""
     case = problem(variant, rows=rows, devices=devices, d=d)
     given = [jax.ShapeDtypeStruct(x.shape, dtype) for x in ring_cases.arrays(rows, length=length, dim=4)]
@@ -74,7 +74,7 @@ def traced(variant: str, devices: int, d: int, *, rows: int = 128, length: int =
 
     def run(ids, own, segments, *arguments):
         plan = Plan(context_ids=ids, own_document=own, route=case.route)
-        return ring_cases.gradient(plan, segments, boundaries=MASKED, block=4)(*arguments)
+        return ring_cases.gradient(plan, segments, boundaries=MASKED, block=4, remat=remat)(*arguments)
 
     segments = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     return jax.make_jaxpr(ring_cases.in_mesh(run, ring_cases.abstract_mesh(devices)))(ids, own, segments, *given)
@@ -110,11 +110,12 @@ def test_bytes_grow_with_d_and_not_with_devices_golden(golden):
     golden("ring_bytes", table)
 
 
-def test_nothing_is_kept_per_hop():
+@pytest.mark.parametrize("remat", [False, True])
+def test_nothing_is_kept_per_hop(remat):
     """The largest array of the whole gradient is as large with 2 hops as with 8."""
     largest = {}
     for d in (4, 16):
-        jaxpr = traced("packed", 64, d)
+        jaxpr = traced("packed", 64, d, remat=remat)
         largest[d] = max(ring_cases.size_of(shape) for shape in jaxprs.shapes(jaxpr) if shape[:1] != (128,))
         assert ring_cases.problem("packed", rows=128, devices=64, d=d).route.hops == d // 2
     assert largest[4] == largest[16]

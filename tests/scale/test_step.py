@@ -1,6 +1,5 @@
 """The train step's loss and gradient on meshes equal those of one device, and gather no keys of the batch."""
 
-import functools
 import re
 
 import jax
@@ -8,13 +7,13 @@ import numpy as np
 import pytest
 
 from fot_jax.data.streams import make_stream
-from fot_jax.ops import blockwise, kernels_on_mesh, ring
+from fot_jax.ops import blockwise
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train.state import abstract_state, create_state, state_shardings
 from fot_jax.train.step import crossbatch_route, loss_gradient, make_eval_step, make_train_step
 from tests import oracles
-from tests.scale.ring_cases import VARIANTS, in_mesh
+from tests.scale.ring_cases import VARIANTS, in_mesh, interpret_kernels
 from tests.train.tiny import tiny
 
 LENGTH = 24  # of tiny(): no other axis of its arrays is as long
@@ -93,11 +92,8 @@ def test_gradient_on_a_mixed_mesh_is_that_of_one_device(one_device):
 
 @pytest.mark.parametrize("mesh", [EIGHT, pytest.param({"data": 2, "context": 2, "tensor": 2}, marks=pytest.mark.slow)])
 def test_gradient_by_the_kernels_is_that_of_one_device_by_blocks(mesh, one_device, monkeypatch):
-    """Interpreted, in the ring and for the own chunk; every call of them is one of a part."""
-    interpreted = {"interpret": True, "query_block": 8}
-    monkeypatch.setattr(ring, "ring_partial", functools.partial(ring.ring_partial, **interpreted))
-    local = functools.partial(kernels_on_mesh.local_on_mesh, **interpreted)
-    monkeypatch.setattr(kernels_on_mesh, "local_on_mesh", local)
+    """Interpreted, in the ring and for the own chunk; nothing is left to blocks in XLA."""
+    interpret_kernels(monkeypatch, query_block=8)
     monkeypatch.setattr(blockwise, "forward", None)
     config = experiment("packed", mesh, model__attention="pallas")
     program, got = compiled(config)
