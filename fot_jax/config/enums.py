@@ -50,7 +50,10 @@ class AttentionForm(enum.Enum):
 
 
 class Remat(enum.Enum):
-    """What the backward pass keeps of a layer: everything, matrix products, or nothing."""
+    """What the backward pass keeps of a layer: everything, matrix products, or nothing.
+
+    Of attention by the TPU kernels DOTS and FULL keep the output: it runs forward once.
+    """
 
     NONE = "none"
     DOTS = "dots"

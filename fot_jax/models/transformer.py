@@ -18,8 +18,7 @@ import numpy as np
 from fot_jax.config import AttentionForm, Boundaries, ContextGradients, MemoryPositions, ModelConfig, Remat
 from fot_jax.models import layers
 from fot_jax.models.cache import extend, newest
-from fot_jax.ops import attention, crossbatch, forms
-from fot_jax.ops.joint_kernels import joint_attention
+from fot_jax.ops import attention, crossbatch, forms, joint_kernels
 from fot_jax.ops.linear import project
 from fot_jax.ops.memory_attention import gated_merge
 from fot_jax.ops.prefix import prefix_partial
@@ -119,7 +118,7 @@ class Attention(nn.Module):
     def _joint(self, queries, keys, far_keys, values, call: Call, role: LayerRole, stretch) -> jax.Array:
         """The same as the softmax of `_join`, differentiated as a whole."""
         stopped = call.gradients is ContextGradients.STOPPED
-        return joint_attention(
+        return joint_kernels.joint_attention(
             queries, keys, far_keys, values, call.plan,
             reads=role.is_memory, stretch=stretch, stopped=stopped, **self._options(call),
         )  # fmt: skip
@@ -180,7 +179,10 @@ def _follows(segments: jax.Array, boundaries: Boundaries, lengths: jax.Array | N
 def _block_class(config: ModelConfig) -> type[nn.Module]:
     if config.remat is Remat.NONE:
         return Block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat is Remat.DOTS else None
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(joint_kernels.KEPT)
+    if config.remat is Remat.DOTS:
+        policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, policy)
     return nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
 
 

@@ -15,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -22,6 +23,8 @@ from fot_jax.config import AttentionForm, Boundaries
 from fot_jax.ops import attention, crossbatch, forms, kernels_on_mesh, ring
 from fot_jax.ops.pallas_attention import pallas_gradients
 from fot_jax.types import Partial, Plan
+
+KEPT = "joint_attention"  # name of what remat is to keep: then no kernel runs forward twice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,8 @@ def _forward(rule: Rule, *arguments):
             whole = attention.merge(whole, jax.lax.cond(reads, far, attention.empty_partial, queries))
     with jax.named_scope("joint_softmax"):
         out = attention.normalise(whole).astype(values.dtype)
-    return out, (*arguments, out, whole.peak, whole.total)
+    out, peak, total = (checkpoint_name(x, KEPT) for x in (out, whole.peak, whole.total))
+    return out, (*arguments, out, peak, total)
 
 
 def _backward(rule: Rule, saved, d_out):

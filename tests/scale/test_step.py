@@ -12,7 +12,7 @@ from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train.state import abstract_state, create_state, state_shardings
 from fot_jax.train.step import crossbatch_route, loss_gradient, make_eval_step, make_train_step
-from tests import oracles
+from tests import jaxprs, oracles
 from tests.scale.ring_cases import VARIANTS, in_mesh, interpret_kernels
 from tests.train.tiny import tiny
 
@@ -90,17 +90,41 @@ def test_gradient_on_a_mixed_mesh_is_that_of_one_device(one_device):
     check("packed", EIGHT, one_device)
 
 
-@pytest.mark.parametrize("mesh", [EIGHT, pytest.param({"data": 2, "context": 2, "tensor": 2}, marks=pytest.mark.slow)])
-def test_gradient_by_the_kernels_is_that_of_one_device_by_blocks(mesh, one_device, monkeypatch):
+@pytest.mark.parametrize(
+    ("mesh", "remat"),
+    [
+        (EIGHT, "full"),
+        pytest.param(EIGHT, "none", marks=pytest.mark.slow),
+        pytest.param({"data": 2, "context": 2, "tensor": 2}, "dots", marks=pytest.mark.slow),
+    ],
+)
+def test_gradient_by_the_kernels_is_that_of_one_device_by_blocks(mesh, remat, one_device, monkeypatch):
     """Interpreted, in the ring and for the own chunk; nothing is left to blocks in XLA."""
     interpret_kernels(monkeypatch, query_block=8)
     monkeypatch.setattr(blockwise, "forward", None)
-    config = experiment("packed", mesh, model__attention="pallas")
+    config = experiment("packed", mesh, model__attention="pallas", model__remat=remat)
     program, got = compiled(config)
     if config.mesh.context == 1:
         assert not gathers(program, config)
     monkeypatch.undo()
     assert_same(got, one_device("packed"))
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_no_kernel_runs_forward_twice(remat, monkeypatch):
+    """One forward kernel for the own chunk and one for each hop, in the gradient's program too; nothing is compiled."""
+    interpret_kernels(monkeypatch, query_block=8)
+    config = experiment("packed", EIGHT, model__attention="pallas", model__remat=remat)
+    mesh, batch, plan = inputs(config)
+
+    def gradient(params, batch, plan):
+        return loss_gradient(params, batch, plan, config=config, mesh=mesh)
+
+    program = jax.make_jaxpr(in_mesh(gradient, mesh))(abstract_state(config, mesh).params, batch, plan)
+    names = [e.params["name"] for e in jaxprs.equations(program) if e.primitive.name == "pallas_call"]
+    hops = 1 + crossbatch_route(config, mesh, columns=plan.context_ids.shape[1]).hops
+    for kernel in ("forward", "queries_gradient", "keys_gradient"):
+        assert names.count(f"visited_attention_{kernel}") == 1 + hops, (kernel, names)
 
 
 @pytest.mark.slow
