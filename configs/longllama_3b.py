@@ -2,7 +2,7 @@
 
 Command:  python -m launch.train --config=configs/longllama_3b.py
 Hardware: a TPUv3-128 pod slice (topology v3 8x8; the paper's). Starts from OpenLLaMA 3B's weights there.
-          By the compiler 2.9 of the 16 GiB of each of its 128 devices (docs/aot.md). On v5e 16x16 the 128 rows want
+          By the compiler 3.6 of the 16 GiB of each of its 128 devices (docs/aot.md). On v5e 16x16 the 128 rows want
           --config.mesh.tensor=2.
 Time:     10B tokens, 38,147 steps of 256K; not measured here.
 Expected: the paper's numbers. Passkey 94.5 % at 100k and 73 % at 256k tokens (fig. 1); TREC 67.0/71.6/72.9/73.3
