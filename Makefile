@@ -71,8 +71,8 @@ ASK := $(PY) -m launch.generate --workdir=$(RUNS)/smollm2
 AUTHOR := --question="\# The author of this module is" --max-new-tokens=8
 
 smollm2: $(RUNS)/smollm2/config.json
-	@echo "== 1/3 a question"
-	$(ASK) --chat --question="What is the capital city of France?" --max-new-tokens=32
+	@echo "== 1/3 a sentence to continue"
+	$(ASK) --question="The capital city of France is" --max-new-tokens=8
 	@echo "== 2/3 who wrote Python's smtplib.py? Its last 3,000 characters do not say"
 	tail -c 3000 $(SMTPLIB) | $(ASK) --prompt-file=- $(AUTHOR)
 	@echo "== 3/3 its first lines do, 10,000 tokens before the question: read 1,024 at a time, with memory"
