@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -184,10 +185,10 @@ class Checkpointer:
         return data
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
+        _silence_pending_reads()
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
-            _silence_pending_reads()
             raise _damaged(self._folder, step, self.steps(), reason=_one_line(error)) from error
 
 
@@ -205,11 +206,13 @@ def _quiet_absl() -> Iterator[None]:
 
 @functools.cache  # once a process: hooks would pile up
 def _silence_pending_reads() -> None:
-    """After a failed restore TensorStore's other reads report to an event loop that Orbax has closed.
+    """When a restore fails, TensorStore's other reads report to an event loop that Orbax has closed.
 
-    The failure itself is raised as one UserError; what they would print around it is dropped here.
+    They do so from other threads, before the failure comes back too. The failure itself is raised as one
+    UserError; what they would print around it is dropped here.
     """
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # "Future exception was never retrieved"
+    warnings.filterwarnings("ignore", r"coroutine 'Store\.\w+' was never awaited", RuntimeWarning)
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

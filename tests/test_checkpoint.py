@@ -2,7 +2,9 @@
 
 import dataclasses
 import shutil
+import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fot_jax.checkpoint import Checkpointer, load_params
+from fot_jax.checkpoint import Checkpointer, _silence_pending_reads, load_params
 from fot_jax.config import MeshConfig, UserError
 from fot_jax.sharding import make_mesh
 from fot_jax.train.state import abstract_state, create_state
@@ -118,6 +120,25 @@ def test_every_file_cut_short_gives_one_line_or_a_whole_state(tmp_path, saved):
                     np.testing.assert_array_equal(np.asarray(a), np.asarray(b) * step, err_msg=f"{file} at {length}")
             file.write_bytes(whole)
     assert refused >= 6, "the files of parameters, optimizer and data position"
+
+
+def test_a_failed_restore_leaves_nothing_but_its_error(saved, monkeypatch):
+    """TensorStore's other reads end when Orbax's event loop is closed; Python would print what they raise."""
+    workdir, state = saved
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    _silence_pending_reads.cache_clear()
+
+    def restore(step, args):
+        for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
+            sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+        raise ValueError("OUT_OF_RANGE")
+
+    with Checkpointer(workdir, tiny(), read_only=True) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", restore)
+        with pytest.raises(UserError, match=r"truncated or damaged \(OUT_OF_RANGE\)"):
+            checkpoints.restore(5, params=state.params, optimizer=state.opt_state)
+    assert [str(late.exc_value) for late in printed] == ["another"]
 
 
 def test_a_half_written_checkpoint_is_never_used(tmp_path, saved):
