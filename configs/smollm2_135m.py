@@ -6,7 +6,7 @@ Time:     20-35 s a step of 2,048 tokens on two CPU cores (0.27 GFLOP a token fo
 Expected: not measured from random weights, which this config starts from; configs/smollm2_fot_cpu.py starts
           from the published ones.
 
-Memory layers are those from the 14th on in which the published model already attends from an answer to a passkey
+Memory layers are those from layer 14 on in which the published model already attends from an answer to a passkey
 (0.39-0.81 of the largest head's mass, docs/smollm2.md).
 """
 

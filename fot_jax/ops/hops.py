@@ -55,6 +55,13 @@ def hop_of(form: AttentionForm, *, boundaries: Boundaries, block: int, **kernel_
     return BlockwiseHop(boundaries=boundaries, block=block)
 
 
+def _whole(held: Block, block: int) -> Block:
+    """The block of rows with hidden positions up to whole blocks of keys."""
+    padding = (0, -held[0].shape[2] % block)
+    keys, values = (jnp.pad(x, [(0, 0), (0, 0), padding, (0, 0)]) for x in held[:2])
+    return keys, values, jnp.pad(held[2], [(0, 0), padding])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockwiseHop:
     """By `fot_jax/ops/blockwise.py`; `block` is in tokens."""
@@ -72,13 +79,9 @@ class BlockwiseHop:
 
     def _arguments(self, queries, held: Block, readings: Plan, segments):
         """Those of `blockwise.forward`; the keys padded to whole blocks of scores."""
-        keys, values, key_segments = held
-        S, L = keys.shape[2], segments.shape[1]
-        block = min(self.block, S)
-        padding = -S % block
-        keys, values = (jnp.pad(x, [(0, 0), (0, 0), (0, padding), (0, 0)]) for x in (keys, values))
-        key_segments = jnp.pad(key_segments, [(0, 0), (0, padding)])
-        rule = blockwise.Rule(boundaries=self.boundaries, causal=False, block=block, repeats=queries.shape[2] // L)
+        repeats, block = queries.shape[2] // segments.shape[1], min(self.block, held[0].shape[2])
+        keys, values, key_segments = _whole(held, block)
+        rule = blockwise.Rule(boundaries=self.boundaries, causal=False, block=block, repeats=repeats)
         return rule, queries, keys, values, readings, segments, key_segments
 
     def forward(self, queries, held: Block, readings: Plan, segments) -> Partial:
@@ -119,12 +122,9 @@ class PallasHop:
 
     def _arguments(self, queries, held: Block, readings: Plan, segments):
         """Those of `pallas_attention.forward`."""
-        keys, values, key_segments = held
-        rule = self._rule(segments.shape[1], keys.shape[2])
-        padding = -keys.shape[2] % rule.key_block
-        keys, values = (jnp.pad(x, [(0, 0), (0, 0), (0, padding), (0, 0)]) for x in (keys, values))
+        rule = self._rule(segments.shape[1], held[0].shape[2])
+        keys, values, key_segments = _whole(held, rule.key_block)
         segments = pallas_attention.to_whole(segments, rule.query_block)
-        key_segments = pallas_attention.to_whole(key_segments, rule.key_block)
         return rule, queries, keys, values, readings, segments.astype(jnp.int32), key_segments.astype(jnp.int32)
 
     def forward(self, queries, held: Block, readings: Plan, segments) -> Partial:

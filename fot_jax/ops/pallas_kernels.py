@@ -35,9 +35,7 @@ class Rule:
     query_block: int
     key_block: int
     interpret: bool | pltpu.InterpretParams = False
-    widen: bool = (
-        False  # the chip's matrix products take float32 only (TPU v2, v3), and round it to bfloat16 themselves
-    )
+    widen: bool = False  # matrix products of the chip (TPU v2, v3) take float32 only, and round it themselves
 
 
 @dataclasses.dataclass(frozen=True)

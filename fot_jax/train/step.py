@@ -121,7 +121,6 @@ def loss_gradient(
     """
     pieces, plan = _on_mesh(batch, plan, config=config, mesh=mesh)
     weight = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
-
     mask = trainable_mask(config.model, params, config.train.trainable)
 
     def objective(params, piece):
@@ -178,6 +177,7 @@ def make_train_step(
         gradient, sums = loss_gradient(state.params, batch, plan, config=config, mesh=mesh)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            # Their gradients are zero, but weight decay reaches all.
             updates = only(updates, trainable_mask(config.model, state.params, config.train.trainable))
             params = jax.tree.map(jnp.add, state.params, updates)
         weight = jnp.maximum(sums.weight, 1.0)

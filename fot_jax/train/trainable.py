@@ -24,10 +24,10 @@ def trainable_mask(config: ModelConfig, params: Any, trainable: Trainable) -> An
     """
 
     def mask(path, leaf) -> np.ndarray:
-        names = [str(getattr(key, "key", key)) for key in path]
-        inside = trainable is Trainable.MEMORY_LAYERS or any(name.startswith("attention") for name in names)
         if trainable is Trainable.ALL:
             return np.array(True)
+        names = [key.key for key in path]
+        inside = trainable is Trainable.MEMORY_LAYERS or names[1:2] in (["attention"], ["attention_norm"])
         if names[0] == STACKED:
             chosen = np.isin(np.arange(config.num_layers), config.memory_layers) & inside
             return chosen.reshape(-1, *[1] * (len(leaf.shape) - 1))
