@@ -19,7 +19,7 @@ from fot_jax.config import AttentionForm, Boundaries, ContextGradients, MemoryPo
 from fot_jax.models import layers
 from fot_jax.models.cache import extend, newest
 from fot_jax.ops import attention, crossbatch, forms, joint_kernels
-from fot_jax.ops.linear import project
+from fot_jax.ops.linear import project, unembed
 from fot_jax.ops.memory_attention import gated_merge
 from fot_jax.ops.prefix import prefix_partial
 from fot_jax.ops.rope import rope_frequencies, rotate
@@ -258,11 +258,11 @@ class Decoder(nn.Module):
             x = jnp.take_along_axis(x, jnp.maximum(token_counts - 1, 0)[:, None, None], axis=1)
         x = layers.Norm(config, name="final_norm")(x)
         if config.tie_embeddings:
-            logits = jnp.einsum("BLE,VE->BLV", x, embedding.astype(dtype), preferred_element_type=jnp.float32)
+            logits = unembed(x, embedding.astype(dtype), tied=True)
         else:
             axes, init = ("embed", "vocab"), layers.scaled_normal(config.embed_dim)
             unembedding = layers.weight(self, "unembedding", (config.embed_dim, config.vocab_size), axes, init)
-            logits = jnp.einsum("BLE,EV->BLV", x, unembedding.astype(dtype), preferred_element_type=jnp.float32)
+            logits = unembed(x, unembedding.astype(dtype), tied=False)
         new_cache = None
         if cache is not None:
             keys, values, products = kept

@@ -1,9 +1,12 @@
-"""The matrix product of every projection, with its weight gradient in the order that is cheap everywhere."""
+"""The matrix products of projections and unembedding, in the forms that are cheap everywhere."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from fot_jax.ops import forms
 
 
 def project(x: Float[Array, "B L ..."], weight: Float[Array, "..."], contracted: int = 1) -> Float[Array, "B L ..."]:
@@ -22,9 +25,38 @@ def project(x: Float[Array, "B L ..."], weight: Float[Array, "..."], contracted:
     return result
 
 
-def _product(x, weight, contracted):
-    left = tuple(range(x.ndim - contracted, x.ndim))
-    return jax.lax.dot_general(x, weight, ((left, tuple(range(contracted))), ((), ())))
+def unembed(x: Float[Array, "B L E"], table: Float[Array, "..."], *, tied: bool) -> Float[Array, "B L V"]:
+    """Float32 logits. In bfloat16 on CPUs their gradient is rounded to bfloat16, as a TPU's matrix unit does.
+
+    Args:
+      x: activations.
+      table: in the compute dtype of x; the embedding [V, E] where it is tied to it, else [E, V].
+      tied: which of the two it is.
+    """
+    if x.dtype == jnp.bfloat16 and forms.target().platform == "cpu":
+        result: Array = _unembed(x, table, tied)  # pyright: ignore[reportAssignmentType]
+        return result
+    return _logits(x, table, tied)
+
+
+def _logits(x: Array, table: Array, tied: bool) -> Array:
+    return jnp.einsum("BLE,VE->BLV" if tied else "BLE,EV->BLV", x, table, preferred_element_type=jnp.float32)
+
+
+def _dot(a: Array, b: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    """a·b over `axes` in the dtype of a.
+
+    XLA has bfloat16 products on a CPU's matrix unit (AMX) only where the result is float32, elsewhere it widens the
+    operands: three to five times slower. Over several devices a float32 result would be twice the traffic, so pods keep
+    the narrow one; it is summed in float32 there too.
+    """
+    wide = a.dtype == jnp.bfloat16 and forms.target().platform == "cpu"
+    wanted = jnp.float32 if wide else None
+    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=wanted).astype(a.dtype)
+
+
+def _product(x: Array, weight: Array, contracted: int) -> Array:
+    return _dot(x, weight, (tuple(range(x.ndim - contracted, x.ndim)), tuple(range(contracted))))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -39,10 +71,26 @@ def _forward(x, weight, contracted):
 def _backward(contracted, saved, g):
     x, weight = saved
     outputs = weight.ndim - contracted
-    g_axes, w_axes = tuple(range(g.ndim - outputs, g.ndim)), tuple(range(contracted, weight.ndim))
-    dx = jax.lax.dot_general(g, weight, ((g_axes, w_axes), ((), ())))
-    dw = jax.lax.dot_general(x, g, (((0, 1), (0, 1)), ((), ())))
+    dx = _dot(g, weight, (tuple(range(g.ndim - outputs, g.ndim)), tuple(range(contracted, weight.ndim))))
+    dw = _dot(x, g, ((0, 1), (0, 1)))
     return dx.astype(x.dtype), dw.astype(weight.dtype)
 
 
 _project.defvjp(_forward, _backward)
+
+
+_unembed = jax.custom_vjp(_logits, nondiff_argnums=(2,))
+
+
+def _unembed_forward(x, table, tied):
+    return _logits(x, table, tied), (x, table)
+
+
+def _unembed_backward(tied, saved, g):
+    x, table = saved
+    g, positions = g.astype(x.dtype), ((0, 1), (0, 1))
+    dx = _dot(g, table, ((2,), (0 if tied else 1,)))
+    return dx, _dot(g, x, positions) if tied else _dot(x, g, positions)
+
+
+_unembed.defvjp(_unembed_forward, _unembed_backward)
