@@ -208,10 +208,10 @@ def _quiet_absl() -> Iterator[None]:
 def _silence_pending_reads() -> None:
     """When a restore fails, TensorStore's other reads report to an event loop that Orbax has closed.
 
-    They do so from other threads, before the failure comes back too. The failure itself is raised as one
-    UserError; what they would print around it is dropped here.
+    They do so from other threads, before the failure comes back too, so the filters stand before a restore and
+    stay. The failure itself is raised as one UserError; they drop what would be printed around it, by its wording.
     """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # "Future exception was never retrieved"
+    logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
     warnings.filterwarnings("ignore", r"coroutine 'Store\.\w+' was never awaited", RuntimeWarning)
     before = sys.unraisablehook
 

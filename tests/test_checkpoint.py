@@ -122,12 +122,13 @@ def test_every_file_cut_short_gives_one_line_or_a_whole_state(tmp_path, saved):
     assert refused >= 6, "the files of parameters, optimizer and data position"
 
 
-def test_a_failed_restore_leaves_nothing_but_its_error(saved, monkeypatch):
+def test_a_failed_restore_leaves_nothing_but_its_error(saved, monkeypatch, request):
     """TensorStore's other reads end when Orbax's event loop is closed; Python would print what they raise."""
     workdir, state = saved
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
     _silence_pending_reads.cache_clear()
+    request.addfinalizer(_silence_pending_reads.cache_clear)  # the hook goes with monkeypatch
 
     def restore(step, args):
         for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):

@@ -1,6 +1,5 @@
 """The real programs (train step, reading a window, decoding a token) on shapes alone, ready to be compiled."""
 
-import contextlib
 import dataclasses
 import enum
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from fot_jax.config import ExperimentConfig, ModelConfig, PlanKind, Retrieval, check
 from fot_jax.infer.steps import absorb, advance
@@ -138,7 +137,10 @@ def inference_program(
     tokens, counts = _shape((rows, T), jnp.int32, over_rows), _shape((rows,), jnp.int32, over_rows)
     # Activations are pinned where their rows and positions divide; elsewhere they follow the cache.
     divide = rows % shards(mesh, "batch") == 0 and T % shards(mesh, "length") == 0
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if divide else contextlib.nullcontext():
+    pinned = mesh.abstract_mesh
+    if not divide:  # no axes, but still the chip that is traced for
+        pinned = AbstractMesh((), (), abstract_device=pinned.abstract_device)
+    with jax.sharding.use_abstract_mesh(pinned):
         if kind is ProgramKind.DECODE:
             logits = _shape((rows, model.vocab_size), jnp.float32, over_rows)
             lowered = advance.lower(params, model, tokens, counts, cache, view, logits)

@@ -26,7 +26,7 @@ def project(x: Float[Array, "B L ..."], weight: Float[Array, "..."], contracted:
 
 
 def unembed(x: Float[Array, "B L E"], table: Float[Array, "..."], *, tied: bool) -> Float[Array, "B L V"]:
-    """Float32 logits. In bfloat16 on CPUs their gradient is rounded to bfloat16, as a TPU's matrix unit does.
+    """Float32 logits. In bfloat16 on CPUs their gradient is rounded to bfloat16, as TPUs do at default precision.
 
     Args:
       x: activations.
@@ -47,8 +47,8 @@ def _dot(a: Array, b: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> A
     """a·b over `axes` in the dtype of a.
 
     XLA has bfloat16 products on a CPU's matrix unit (AMX) only where the result is float32, elsewhere it widens the
-    operands: three to five times slower. Over several devices a float32 result would be twice the traffic, so pods keep
-    the narrow one; it is summed in float32 there too.
+    operands: three to five times slower. TPUs and GPUs sum in float32 either way and keep the narrow result, which is
+    half the traffic where it is added up over devices.
     """
     wide = a.dtype == jnp.bfloat16 and forms.target().platform == "cpu"
     wanted = jnp.float32 if wide else None

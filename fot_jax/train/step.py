@@ -177,7 +177,7 @@ def make_train_step(
         gradient, sums = loss_gradient(state.params, batch, plan, config=config, mesh=mesh)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            # Their gradients are zero, but weight decay reaches all.
+            # Frozen parameters have zero gradients, but weight decay would still move them.
             updates = only(updates, trainable_mask(config.model, state.params, config.train.trainable))
             params = jax.tree.map(jnp.add, state.params, updates)
         weight = jnp.maximum(sums.weight, 1.0)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from fot_jax.ops.linear import project, unembed
 
@@ -38,7 +39,7 @@ def test_project_keeps_the_compute_dtype():
     assert (project(x, w).dtype, dx.dtype, dw.dtype) == (jnp.bfloat16,) * 3
 
 
-BF16_ULP = 2.0**-8  # twice the rounding of one bfloat16 number
+BF16_ROUNDING = 2.0**-8  # of one number, relative
 
 
 def in_float64(x):
@@ -47,7 +48,7 @@ def in_float64(x):
 
 @pytest.mark.parametrize("name", CASES)
 def test_bfloat16_products_are_summed_in_float32(name):
-    """4,096 ones and a half more: a bfloat16 sum would stop growing at 256."""
+    """512 positions of numbers between 1 and 4: a bfloat16 sum would stop growing at 256 times one of them."""
     x_shape, w_shape, contracted, letters = CASES[name]
     rng = np.random.default_rng(1)
     x, w = in_float64(1 + rng.random((8, 64, *x_shape[2:]))), in_float64(1 + rng.random(w_shape))
@@ -60,22 +61,38 @@ def test_bfloat16_products_are_summed_in_float32(name):
     low = [jnp.asarray(a, jnp.bfloat16) for a in (x, w, g)]
     got, back = jax.vjp(lambda x, w: project(x, w, contracted), *low[:2])
     for have, wanted in zip((got, *back(low[2])), (want, want_dx, want_dw), strict=True):
-        assert np.abs(np.asarray(have, np.float64) - wanted).max() <= BF16_ULP * np.abs(wanted).max()
+        assert np.abs(np.asarray(have, np.float64) - wanted).max() <= BF16_ROUNDING * np.abs(wanted).max()
 
 
 def test_cpu_products_of_bfloat16_have_float32_results():
     """XLA takes a CPU's matrix unit for these alone."""
+    products = lowered_products()
+    assert len(products) == 5
+    assert all(line.endswith("xf32>") and line.count("xbf16>") == 2 for line in products), products
+
+
+def test_programs_for_a_tpu_keep_narrow_projections_with_and_without_axes():
+    device = AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
+    for axes in (((), ()), ((1,), ("data",))):
+        with jax.sharding.use_abstract_mesh(AbstractMesh(*axes, abstract_device=device)):
+            products = lowered_products()
+        assert sum(line.endswith("xbf16>") and line.count("xbf16>") == 3 for line in products) == 3, products
+
+
+def lowered_products():
+    """The matrix products of a projection and an unembedding, forward and backward, as StableHLO."""
     x, w = jnp.ones((1, 4, 8), jnp.bfloat16), jnp.ones((8, 16), jnp.bfloat16)
     table = jnp.ones((32, 16), jnp.bfloat16)
-    loss = lambda x, w: (unembed(project(x, w), table, tied=True) ** 2).sum()  # noqa: E731
+
+    def loss(x, w):
+        return (unembed(project(x, w), table, tied=True) ** 2).sum()
+
     text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, w).as_text()
-    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
-    assert len(products) == 5
-    assert all(line.rstrip().endswith("xf32>") and line.count("xbf16>") == 2 for line in products), products
+    return [line.rstrip() for line in text.splitlines() if "stablehlo.dot_general" in line]
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", BF16_ULP)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2 * BF16_ROUNDING)])
 def test_unembedding_is_the_einsum_in_values_and_gradients(dtype, tolerance, tied):
     rng = np.random.default_rng(2)
     letters = "ve" if tied else "ev"
