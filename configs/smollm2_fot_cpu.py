@@ -4,7 +4,7 @@ Command:  make smollm2                                       # the published wei
           python -m launch.train --config=configs/smollm2_fot_cpu.py
           python -m launch.evaluate --workdir=runs/smollm2_fot_cpu --task=passkey --evaluation.window=512
 Hardware: two CPU cores; quick where they have a matrix unit for bfloat16 (AMX), elsewhere try model.dtype=float32.
-Time:     48 steps of 2,048 tokens, 12 minutes on cores shared with tests (127-185 tokens/s, 2026-11-22; in float32 19).
+Time:     48 steps of 2,048 tokens, 12 minutes on cores shared with tests (127-185 tokens/s, 2026-11-22; in float32 21).
 Expected: passkeys repeated exactly (generated text, read in windows of 512 tokens, dense memory): 20 of 20 at 1,024,
           2,048 and 4,096 tokens, 15 of 20 at 8,192, 10 of 10 at 16,384. Perplexity of windows of 256 tokens without
           memory, standard library / proofs / prose: 8.22 / 25.64 / 24.35, of the imported weights 8.92 / 24.13 /

@@ -1,7 +1,5 @@
 """The matrix products of projections and unembedding, in the forms that are cheap everywhere."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,7 +31,7 @@ def unembed(x: Float[Array, "B L E"], table: Float[Array, "..."], *, tied: bool)
       table: in the compute dtype of x; the embedding [V, E] where it is tied to it, else [E, V].
       tied: which of the two it is.
     """
-    if x.dtype == jnp.bfloat16 and forms.target().platform == "cpu":
+    if _on_matrix_unit(x):
         result: Array = _unembed(x, table, tied)  # pyright: ignore[reportAssignmentType]
         return result
     return _logits(x, table, tied)
@@ -43,6 +41,11 @@ def _logits(x: Array, table: Array, tied: bool) -> Array:
     return jnp.einsum("BLE,VE->BLV" if tied else "BLE,EV->BLV", x, table, preferred_element_type=jnp.float32)
 
 
+def _on_matrix_unit(x: Array) -> bool:
+    """Whether products of x are for a CPU's matrix unit, if it has one."""
+    return x.dtype == jnp.bfloat16 and forms.target().platform == "cpu"
+
+
 def _dot(a: Array, b: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
     """a·b over `axes` in the dtype of a.
 
@@ -50,8 +53,7 @@ def _dot(a: Array, b: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> A
     operands: three to five times slower. TPUs and GPUs sum in float32 either way and keep the narrow result, which is
     half the traffic where it is added up over devices.
     """
-    wide = a.dtype == jnp.bfloat16 and forms.target().platform == "cpu"
-    wanted = jnp.float32 if wide else None
+    wanted = jnp.float32 if _on_matrix_unit(a) else None
     return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=wanted).astype(a.dtype)
 
 
@@ -59,9 +61,7 @@ def _product(x: Array, weight: Array, contracted: int) -> Array:
     return _dot(x, weight, (tuple(range(x.ndim - contracted, x.ndim)), tuple(range(contracted))))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _project(x, weight, contracted):
-    return _product(x, weight, contracted)
+_project = jax.custom_vjp(_product, nondiff_argnums=(2,))
 
 
 def _forward(x, weight, contracted):
@@ -72,8 +72,7 @@ def _backward(contracted, saved, g):
     x, weight = saved
     outputs = weight.ndim - contracted
     dx = _dot(g, weight, (tuple(range(g.ndim - outputs, g.ndim)), tuple(range(contracted, weight.ndim))))
-    dw = _dot(x, g, ((0, 1), (0, 1)))
-    return dx.astype(x.dtype), dw.astype(weight.dtype)
+    return dx, _dot(x, g, ((0, 1), (0, 1)))
 
 
 _project.defvjp(_forward, _backward)
