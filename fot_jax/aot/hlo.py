@@ -207,19 +207,34 @@ def largest_arrays(module: Module, *, most: int) -> list[tuple[str, int, str]]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often a `while` runs: what the compiler noted, or n of the condition `i < n`; None where neither stands.
+    """How often a `while` runs: what the compiler noted, or n / s of the condition `i < n` and the body's `i + s`.
 
-    A scan counts from 0 by 1, so n is the number of runs.
+    None where neither stands. Loops of the compiler's count from 0: a scan by 1, a matrix product that is overlapped
+    with the exchange of its operands (`windowed_dot_general`) by the blocks that one run multiplies.
     """
     noted = TRIP_COUNT.search(loop.attributes)
     if noted:
         return int(noted[1])
-    condition = module.computations[loop.called["condition"]]
+    condition, body = (module.computations[loop.called[role]] for role in ("condition", "body"))
     compare = condition.root
     if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
         return None
-    limit = condition.instructions[compare.operands[1]]
-    return int(limit.literal) if limit.opcode == "constant" else None
+    counter, limit = (condition.instructions[name] for name in compare.operands)
+    place = re.search(r"\bindex=(\d+)", counter.attributes)
+    if limit.opcode != "constant" or counter.opcode != "get-tuple-element" or place is None:
+        return None
+    step = _step(body, int(place[1]))
+    return None if step is None else -(-int(limit.literal) // step)
+
+
+def _step(body: Computation, place: int) -> int | None:
+    """The constant that one run of a loop's body adds to what it carries at `place`; None if not in sight."""
+    if body.root.opcode != "tuple":
+        return None
+    after = body.instructions[body.root.operands[place]]
+    terms = [body.instructions[name] for name in after.operands] if after.opcode == "add" else []
+    constants = [int(term.literal) for term in terms if term.opcode == "constant"]
+    return constants[0] if len(constants) == 1 and constants[0] > 0 else None
 
 
 def group_size(instruction: Instruction, devices: int) -> int:

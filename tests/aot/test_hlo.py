@@ -25,7 +25,9 @@ HloModule jit_step, is_scheduled=true
   %flat = f32[8,16]{1,0} bitcast(%one)
   %dot = f32[4,16]{1,0} dot(%x, %flat), lhs_contracting_dims={1}, rhs_contracting_dims={0}
   %whole = f32[16,16]{1,0} all-gather(%dot), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
-  ROOT %out = (s32[], f32[4,8]{1,0:T(8,128)S(1)}, f32[5,8,16]{2,1,0}) tuple(%n, %x, %w)
+  %step = s32[] constant(1)
+  %next = s32[] add(%n, %step)
+  ROOT %out = (s32[], f32[4,8]{1,0:T(8,128)S(1)}, f32[5,8,16]{2,1,0}) tuple(%next, %x, %w)
 }
 
 %condition (carry.1: (s32[], f32[4,8], f32[5,8,16])) -> pred[] {
@@ -83,8 +85,8 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert found.flops == 5 * 2 * 4 * 16 * 8
     assert found.received == {"all-gather": 5 * 16 * 16 * 4 * 3 / 4}
     assert found.collectives == {"all-gather": 5}
-    # a run: slice read and written; its product with x, which lies on the chip; the gathered array twice
-    assert found.hbm_bytes == 5 * (512 + 4 + 512 + (512 + 256) + 2 * 1024)
+    # a run: slice read and written; its product with x, which lies on the chip; the gathered array twice; the counter
+    assert found.hbm_bytes == 5 * (512 + 4 + 512 + (512 + 256) + 2 * 1024 + 3 * 4)
     assert found.unknown_loops == 0
 
 
@@ -101,6 +103,11 @@ def test_trip_counts():
     assert trip_count(noted, noted.computations["main"].root) == 7
     open_ended = parse_module(LOOP.replace("direction=LT", "direction=NE"))
     assert trip_count(open_ended, open_ended.computations["main"].root) is None
+    for step, runs in (("constant(2)", 3), ("constant(5)", 1), ("constant(0)", None), ("parameter(1)", None)):
+        stepped = parse_module(LOOP.replace("%step = s32[] constant(1)", f"%step = s32[] {step}"))
+        assert trip_count(stepped, stepped.computations["main"].root) == runs
+    elsewhere = parse_module(LOOP.replace("element(%carry.1), index=0", "element(%carry.1), index=2"))
+    assert trip_count(elsewhere, elsewhere.computations["main"].root) is None
     once = count(open_ended, devices=8)
     assert (once.unknown_loops, once.collectives["all-gather"]) == (1, 1)
 
