@@ -202,6 +202,7 @@ class DecoderOutput:
 
     Attributes:
       logits: float32 [B, L, V].
+      hidden: [B, L, E] after the last layer, before its norm.
       cache: the updated local cache, None when none was given.
       queries: scaled queries [N, B, L, H, D] as the memory sees them; None unless captured.
       keys: keys not rotated [N, B, L, G, D]; None unless captured.
@@ -209,6 +210,7 @@ class DecoderOutput:
     """
 
     logits: Array
+    hidden: Array
     cache: LocalCache | None = None
     queries: Array | None = None
     keys: Array | None = None

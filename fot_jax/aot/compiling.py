@@ -16,7 +16,7 @@ from fot_jax.aot.report import Report, memory_of, refusal_memory
 from fot_jax.config import ExperimentConfig, ModelConfig
 from fot_jax.ops import forms
 
-# op_name of the conditionals in models/transformer.py and ops/joint_kernels.py: is this a memory layer?
+# op_name of the conditionals in models/attention_layer.py and ops/joint_kernels.py: is this a memory layer?
 MEMORY_BRANCH = r"(_join|memory_branch)/cond$"
 COMPILER_KEYS = ("flops", "bytes accessed", "optimal_seconds")
 

@@ -1,4 +1,8 @@
-"""The part of a decoder that reading into memory needs: nothing above the last memory layer reaches the memory."""
+"""Parts of a decoder, cut between layers.
+
+Reading into memory needs the part up to the last memory layer, as nothing above it reaches the memory. Training of
+memory layers alone needs gradients in the part from the first of them on.
+"""
 
 import dataclasses
 import functools
@@ -23,9 +27,32 @@ def first_layers(config: ModelConfig, params: Any) -> Any:
         return params  # a layer is looked up by its own name
     if all(leaf.shape[0] == config.num_layers for leaf in jax.tree.leaves(params["layers"])):
         return params
-    return {**params, "layers": _first(config.num_layers, params["layers"])}
+    return {**params, "layers": _between(0, config.num_layers, params["layers"])}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _first(count: int, layers: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[:count], layers)
+def below(config: ModelConfig, params: Any, first: int) -> tuple[ModelConfig, Any]:
+    """The part below layer `first`, none of whose layers reads memory; it gives `DecoderOutput.hidden`.
+
+    Raises:
+      ValueError: a memory layer lies below.
+    """
+    if any(layer < first for layer in config.memory_layers):
+        raise ValueError(f"layers below {first} must hold no memory, got memory_layers={config.memory_layers}")
+    lower = dataclasses.replace(config, num_layers=first, memory_layers=())
+    return lower, first_layers(lower, params)
+
+
+def above(config: ModelConfig, params: Any, first: int) -> tuple[ModelConfig, Any]:
+    """The part from layer `first` on, which takes what `below` made as `hidden`."""
+    layers = range(first, config.num_layers)
+    memory_layers = tuple(layer - first for layer in config.memory_layers)
+    upper = dataclasses.replace(config, num_layers=len(layers), memory_layers=memory_layers)
+    if config.scan_layers:
+        return upper, {**params, "layers": _between(first, config.num_layers, params["layers"])}
+    others = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
+    return upper, {**others, **{f"layer_{layer - first}": params[f"layer_{layer}"] for layer in layers}}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _between(first: int, end: int, layers: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[first:end], layers)

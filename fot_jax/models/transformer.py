@@ -6,150 +6,20 @@ One block serves every layer. A memory layer adds one more set of keys to the so
 the crossbatch plan in training (eq. 2), the external memory at inference (eq. 1).
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import AttentionForm, Boundaries, ContextGradients, MemoryPositions, ModelConfig, Remat
-from fot_jax.models import layers
-from fot_jax.models.cache import extend, newest
-from fot_jax.ops import attention, crossbatch, forms, joint_kernels
-from fot_jax.ops.linear import project, unembed
-from fot_jax.ops.memory_attention import gated_merge
-from fot_jax.ops.prefix import prefix_partial
-from fot_jax.ops.rope import rope_frequencies, rotate
-from fot_jax.sharding import constrain, spec
-from fot_jax.types import DecoderOutput, LocalCache, MemoryView, Partial, Plan
-
-
-@flax.struct.dataclass
-class Call:
-    """What every layer of one call shares (see `Decoder.__call__`)."""
-
-    segments: jax.Array
-    follows: jax.Array
-    plan: Plan | None
-    lengths: jax.Array | None
-    token_counts: jax.Array | None
-    memory: Any
-    boundaries: Boundaries = flax.struct.field(pytree_node=False)
-    gradients: ContextGradients = flax.struct.field(pytree_node=False)
-    capture: bool = flax.struct.field(pytree_node=False)
-
-
-@flax.struct.dataclass
-class LayerRole:
-    """What one layer is: scanned along N. `slot` indexes the memory layers, 0 elsewhere."""
-
-    is_memory: jax.Array
-    slot: jax.Array
-
-
-class Attention(nn.Module):
-    """Attention over local ∪ (contexts | memory), one softmax (or the MT baseline's gate)."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array, call: Call, role: LayerRole, cache):
-        """x [B, L, E] -> ([B, L, E], (keys, values, products) of the cache or None, (q, k, v) captured or None)."""
-        config = self.config
-        H, D, E = config.num_heads, config.head_dim, config.embed_dim
-        before = None if cache is None else cache[2]
-        projections = layers.Projections(config, name="projections")
-        queries, keys, values, products = projections(x, follows=call.follows, before=before)
-        init = layers.residual_init(config, H * D)
-        output = layers.weight(self, "output", (H, D, E), ("heads", "head_dim", "embed"), init)
-        frequencies, factor = rope_frequencies(config.rope, D, config.local_context)
-        still = role.is_memory & (config.memory_positions is MemoryPositions.NOPE)
-        if factor != 1.0:  # YARN's; nothing is rotated where there are no positions
-            factor = jnp.where(still, 1.0, factor)
-        turn = functools.partial(rotate, frequencies=frequencies, factor=factor)
-        local = joint = None
-        if cache is None:
-            index = jnp.arange(x.shape[1])[None]
-            rotated = turn(queries, jnp.where(still, 0, index))
-            turned = turn(keys, jnp.where(still, 0, index))
-            if self._by_kernels(call):
-                stretch = None if isinstance(factor, float) else factor
-                joint = self._joint(rotated, turned, keys, values, call, role, stretch)
-            else:
-                local = crossbatch.local_partial(rotated, turned, values, form=config.attention, **self._options(call))
-        else:
-            assert call.lengths is not None
-            cached_keys, cached_values = extend(cache[:2], keys, values, call.lengths, call.token_counts)
-            kept = None if before is None else newest(products, call.token_counts, before)
-            cache = cached_keys, cached_values, kept
-            index = call.lengths[:, None] + jnp.arange(x.shape[1])[None]
-            rotated = turn(queries, jnp.where(still, 0, index))
-            places = jnp.arange(cached_keys.shape[1])[None]
-            local = prefix_partial(
-                rotated,
-                turn(cached_keys.astype(x.dtype), jnp.where(still, 0, places)),
-                cached_values.astype(x.dtype),
-                valid=jnp.ones(cached_keys.shape[:2], bool),
-                counts=index + 1,
-            )
-        # Far keys are unrotated, as if at position 0; YARN's factor, which they lack, goes to the queries.
-        far = rotated if isinstance(factor, float) else (rotated * factor).astype(x.dtype)
-        mixed = self._join(local, far, keys, values, call, role) if joint is None else joint
-        captured = (far, keys, values) if call.capture else None
-        return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
-
-    def _options(self, call: Call) -> dict[str, Any]:
-        """What attention to the row's own chunk and to contexts have in common."""
-        return {
-            "segments": call.segments,
-            "boundaries": call.boundaries,
-            "block": self.config.attention_block,
-            "layout": spec("batch", "length", "heads", "head_dim"),
-        }
-
-    def _by_kernels(self, call: Call) -> bool:
-        """Whether the kernels attend to all keys there are, and one softmax holds them."""
-        alone = call.memory is None and not self.config.memory_gate
-        return alone and forms.resolve(self.config.attention) is AttentionForm.PALLAS
-
-    def _joint(self, queries, keys, far_keys, values, call: Call, role: LayerRole, stretch) -> jax.Array:
-        """The same as the softmax of `_join`, differentiated as a whole."""
-        stopped = call.gradients is ContextGradients.STOPPED
-        return joint_kernels.joint_attention(
-            queries, keys, far_keys, values, call.plan,
-            reads=role.is_memory, stretch=stretch, stopped=stopped, **self._options(call),
-        )  # fmt: skip
-
-    def _join(self, local: Partial | None, queries, keys, values, call: Call, role: LayerRole) -> jax.Array:
-        """Adds the far keys in a memory layer; elsewhere the local softmax alone."""
-        config = self.config
-        assert local is not None
-        if config.memory_gate:
-            bias = layers.weight(self, "gate", (config.num_heads,), ("heads",), nn.initializers.zeros)
-        if call.plan is None and call.memory is None:
-            return attention.normalise(local)
-
-        def far(queries, keys, values):
-            if call.memory is not None:
-                return call.memory.partial(queries, role.slot)
-            if call.gradients is ContextGradients.STOPPED:
-                keys, values = jax.lax.stop_gradient((keys, values))
-            return crossbatch.crossbatch_partial(
-                queries, keys, values, call.plan, form=config.attention, **self._options(call)
-            )
-
-        def nothing(queries, keys, values):
-            return attention.empty_partial(queries)
-
-        # Branch on the layer's role at run time: the stack is scanned, any layer may hold memory.
-        extra = jax.lax.cond(role.is_memory, far, nothing, queries, keys, values)
-        with jax.named_scope("joint_softmax"):
-            if config.memory_gate:
-                return gated_merge(extra, local, gate_bias=bias)
-            return attention.normalise(attention.merge(local, extra))
+from fot_jax.config import Boundaries, ContextGradients, ModelConfig, Remat
+from fot_jax.models import attention_layer, layers
+from fot_jax.models.attention_layer import Call, LayerRole
+from fot_jax.ops import joint_kernels
+from fot_jax.ops.linear import unembed
+from fot_jax.sharding import constrain
+from fot_jax.types import DecoderOutput, LocalCache, MemoryView, Plan
 
 
 class Block(nn.Module):
@@ -162,7 +32,7 @@ class Block(nn.Module):
         """x [B, L, E] -> (x, (cache, captured))."""
         x = constrain(x, "batch", "length", "activation_embed")
         normed = layers.Norm(self.config, name="attention_norm")(x)
-        mixed, cache, captured = Attention(self.config, name="attention")(normed, call, role, cache)
+        mixed, cache, captured = attention_layer.Attention(self.config, name="attention")(normed, call, role, cache)
         x = x + mixed
         normed = layers.Norm(self.config, name="feed_forward_norm")(x)
         x = x + layers.FeedForward(self.config, name="feed_forward")(normed)
@@ -208,6 +78,7 @@ class Decoder(nn.Module):
         memory: MemoryView | None = None,
         capture: bool = False,
         last_logits: bool = False,
+        hidden: jax.Array | None = None,
     ) -> DecoderOutput:
         """Logits of the next token at every position.
 
@@ -222,6 +93,7 @@ class Decoder(nn.Module):
           memory: the external memory that memory layers read.
           capture: also return queries, keys and values of every layer.
           last_logits: only those after each row's last counting token, [B, 1, V].
+          hidden: [B, L, E], what layers below these made of the tokens (models/lower.py); None: their embeddings.
 
         Raises:
           ValueError: both a plan and a memory or cache were given, or a plan without segments.
@@ -235,8 +107,10 @@ class Decoder(nn.Module):
         embedding = layers.weight(
             self, "embedding", (config.vocab_size, config.embed_dim), ("vocab", "embed"), layers.embedding_init(config)
         )
-        table = constrain(embedding, "vocab", "activation_embed")  # gathered over fsdp as other weights are
-        x = constrain(jnp.take(table, tokens, axis=0).astype(dtype), "batch", "length", "activation_embed")
+        if hidden is None:
+            table = constrain(embedding, "vocab", "activation_embed")  # gathered over fsdp as other weights are
+            hidden = jnp.take(table, tokens, axis=0).astype(dtype)
+        x = constrain(hidden, "batch", "length", "activation_embed")
         if token_counts is None:
             token_counts = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
         if segments is None:
@@ -254,6 +128,7 @@ class Decoder(nn.Module):
         )
         stored = None if cache is None else (cache.keys, cache.values, cache.products)
         x, kept, captured = self._stack(x, call, stored)
+        hidden = x
         if last_logits:
             x = jnp.take_along_axis(x, jnp.maximum(token_counts - 1, 0)[:, None, None], axis=1)
         x = layers.Norm(config, name="final_norm")(x)
@@ -269,7 +144,7 @@ class Decoder(nn.Module):
             lengths = cache.lengths + call.token_counts
             new_cache = LocalCache(keys=keys, values=values, lengths=lengths, products=products)
         queries, keys, values = captured if capture else (None, None, None)
-        return DecoderOutput(logits=logits, cache=new_cache, queries=queries, keys=keys, values=values)
+        return DecoderOutput(logits=logits, hidden=hidden, cache=new_cache, queries=queries, keys=keys, values=values)
 
     def _stack(self, x, call: Call, cache):
         """Runs the N layers, scanned or one by one; caches and captures are stacked along N."""

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fot_jax.config import CrossbatchConfig, ExperimentConfig, PlanKind
+from fot_jax.models.lower import above, below
 from fot_jax.models.transformer import run
 from fot_jax.ops import routes
 from fot_jax.ops.losses import Losses, cross_entropy
 from fot_jax.sharding import batch_sharding, check_length, check_rows, constrain, mesh_axes, replicated, shards
 from fot_jax.train.optimizer import learning_rate, make_optimizer
 from fot_jax.train.state import TrainState, global_norm, state_shardings
-from fot_jax.train.trainable import frozen, only, trainable_mask
+from fot_jax.train.trainable import first_trained, frozen, only, trainable_mask
 from fot_jax.types import Batch, Plan, Route
 
 
@@ -72,17 +73,16 @@ def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: i
     return jax.tree.map(cut, batch)
 
 
-def _losses(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig) -> Losses:
-    """Sums over one micro-batch."""
-    output = run(
-        config.model,
-        params,
-        batch.tokens,
-        segments=batch.segments,
-        plan=plan,
-        boundaries=config.crossbatch.boundaries,
-        gradients=config.crossbatch.gradients,
-    )
+def _losses(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig, first: int = 0) -> Losses:
+    """Sums over one micro-batch; no gradient goes below layer `first`, where no layer reads memory."""
+    model, hidden = config.model, None
+    rows: dict[str, Any] = {"segments": batch.segments, "boundaries": config.crossbatch.boundaries}
+    if first:
+        lower, fixed = below(model, params, first)
+        hidden = jax.lax.stop_gradient(run(lower, fixed, batch.tokens, **rows).hidden)
+        model, params = above(model, params, first)
+    gradients = config.crossbatch.gradients
+    output = run(model, params, batch.tokens, plan=plan, gradients=gradients, hidden=hidden, **rows)
     return cross_entropy(output.logits, batch.targets, batch.loss_mask, z_loss=config.train.z_loss)
 
 
@@ -122,10 +122,11 @@ def loss_gradient(
     pieces, plan = _on_mesh(batch, plan, config=config, mesh=mesh)
     weight = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
     mask = trainable_mask(config.model, params, config.train.trainable)
+    first = first_trained(config.model, config.train.trainable)
 
     def objective(params, piece):
         params = frozen(params, mask)
-        sums = _losses(params, piece, plan, config=config)
+        sums = _losses(params, piece, plan, config=config, first=first)
         return (sums.cross_entropy + sums.z_loss) / weight, sums
 
     def add(total, piece):

@@ -36,6 +36,11 @@ def trainable_mask(config: ModelConfig, params: Any, trainable: Trainable) -> An
     return jax.tree_util.tree_map_with_path(mask, params)
 
 
+def first_trained(config: ModelConfig, trainable: Trainable) -> int:
+    """The lowest layer with trained parameters; those below, and the embedding, take no part in the backward pass."""
+    return 0 if trainable is Trainable.ALL else min(config.memory_layers)
+
+
 def frozen(params: Any, mask: Any) -> Any:
     """`params`, of which those with no trained entry take no gradient (none is computed for them)."""
     return jax.tree.map(lambda leaf, chosen: leaf if chosen.any() else jax.lax.stop_gradient(leaf), params, mask)

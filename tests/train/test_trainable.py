@@ -10,6 +10,7 @@ from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import make_mesh
 from fot_jax.train.state import create_state
 from fot_jax.train.step import loss_gradient, make_train_step
+from tests.jaxprs import equations
 from tests.train.tiny import tiny
 
 ATTENTION = ("attention", "attention_norm")
@@ -57,6 +58,18 @@ def test_gradient_of_the_part_is_the_whole_models_and_zero_elsewhere(changes):
                 np.testing.assert_allclose(chosen[path], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
             else:
                 np.testing.assert_array_equal(chosen[path], 0, err_msg=str(path))
+
+
+@pytest.mark.parametrize("part", [part for part, _ in PARTS])
+def test_layers_below_the_first_memory_layer_take_no_part_in_the_backward_pass(part):
+    config, _, state, batch, plan = setting(
+        model__num_layers=5, model__memory_layers=[3], train__trainable=part.value, model__remat="full"
+    )
+    program = jax.make_jaxpr(lambda p, b, q: loss_gradient(p, b, q, config=config)[0])(state.params, batch, plan)
+    scans = [e.params for e in equations(program) if e.primitive.name == "scan"]
+    forward, backward = ({s["length"] for s in scans if s["reverse"] is reverse} for reverse in (False, True))
+    assert {3, 2} <= forward and 5 not in forward
+    assert 2 in backward and not {3, 5} & backward
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
