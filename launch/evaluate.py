@@ -9,17 +9,19 @@ Tasks: perplexity   loss of held-out documents against memory size, of one docum
        passkey      keys repeated exactly against prompt length (figure 1)
        needle       needles, variables and common words found against prompt length (RULER)
 What is measured stands in the run's config; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
+Documents are those that the run held out, or --documents=NAME=FILES (JSON lines), which may be repeated.
 Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl.
 """
 
 import argparse
 from pathlib import Path
 
-from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig
+from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig, SourceConfig, SourceKind
 from fot_jax.config.build import construct, field_types
 from fot_jax.config.override import parse
 from launch import cli
 
+DOCUMENT_TASKS = ("perplexity", "context", "distraction")
 SECTIONS = {"memory": MemoryConfig, "evaluation": EvaluationConfig}
 
 
@@ -50,11 +52,31 @@ def section_changes(flags: argparse.Namespace, section: str) -> dict[str, object
     return changes
 
 
+def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
+    """The documents of --documents.
+
+    Raises:
+      ConfigError: a text is not NAME=FILES, a name stands twice, or the task takes no documents.
+    """
+    if flags.documents and flags.task not in DOCUMENT_TASKS:
+        raise ConfigError(f"--documents must go with a task of {', '.join(DOCUMENT_TASKS)}, got --task={flags.task}.")
+    found = []
+    for text in flags.documents:
+        name, _, path = text.partition("=")
+        if not path or not name.isidentifier():
+            raise ConfigError(f"--documents must be NAME=FILES, as prose=data_cache/corpora/prose.jsonl, got {text!r}.")
+        if name in [source.name for source in found]:
+            raise ConfigError(f"--documents must have distinct names, got {name!r} twice.")
+        found.append(SourceConfig(name=name, kind=SourceKind.JSONL, path=path))
+    return tuple(found)
+
+
 def main(flags: argparse.Namespace) -> None:
     """Runs the task that the flags name and writes its report."""
     if len(flags.workdir) > 1 and flags.task != "dictionary":
         raise ConfigError(f"--workdir may be repeated (seeds) for --task=dictionary only, got {len(flags.workdir)}.")
     changes = {section: section_changes(flags, section) for section in SECTIONS}
+    documents = sources(flags)
     from fot_jax.eval.report import render_terminal, write_report  # JAX is wanted only after the flags are understood
     from fot_jax.eval.runs import load_comparison
     from fot_jax.eval.tasks import TASKS
@@ -65,6 +87,7 @@ def main(flags: argparse.Namespace) -> None:
         step=flags.step,
         memory_changes=changes["memory"],
         evaluation_changes=changes["evaluation"],
+        sources=documents,
     )
     directory = Path(flags.out) if flags.out else Path(flags.workdir[0]) / "eval"
     report = TASKS[flags.task](comparison, directory=directory)
@@ -91,6 +114,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="DIR",
         help="a run without crossbatch, measured beside",
+    )
+    parser.add_argument(
+        "--documents",
+        action="append",
+        default=[],
+        metavar="NAME=FILES",
+        help="JSON lines to measure on, all of them, in place of what the run held out; repeatable",
     )
     cli.add_step_flag(parser)
     parser.add_argument("--out", metavar="DIR", help="where to write; default: WORKDIR/eval")

@@ -9,7 +9,15 @@ from typing import Literal
 import numpy as np
 
 from fot_jax.checkpoint import load_params, trained_documents
-from fot_jax.config import EvaluationConfig, ExperimentConfig, MemoryConfig, Retrieval, SourceKind, UserError
+from fot_jax.config import (
+    EvaluationConfig,
+    ExperimentConfig,
+    MemoryConfig,
+    Retrieval,
+    SourceConfig,
+    SourceKind,
+    UserError,
+)
 from fot_jax.data.documents import DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval.reading import Subject, lend_memory_layers
@@ -43,12 +51,14 @@ class Comparison:
       baselines: the baseline's runs, possibly none.
       evaluation: what is measured.
       memory: how memory is retrieved, the same for all.
+      sources: documents to measure on in place of those that the run held out.
     """
 
     runs: tuple[Run, ...]
     baselines: tuple[Run, ...]
     evaluation: EvaluationConfig
     memory: MemoryConfig
+    sources: tuple[SourceConfig, ...] = ()
 
     @property
     def firsts(self) -> tuple[Run, ...]:
@@ -80,6 +90,7 @@ def load_comparison(
     step: int | Literal["latest", "best"],
     memory_changes: dict[str, object],
     evaluation_changes: dict[str, object],
+    sources: tuple[SourceConfig, ...] = (),
 ) -> Comparison:
     """Loads the runs; what is measured comes from the first one's config and the changes.
 
@@ -89,6 +100,7 @@ def load_comparison(
       step: the checkpoint to load, see `checkpoint.load_params`.
       memory_changes: fields of MemoryConfig to set.
       evaluation_changes: fields of EvaluationConfig to set.
+      sources: documents to measure on in place of those that the first run held out.
 
     Raises:
       UserError: a workdir holds no such checkpoint, or a changed field is out of range.
@@ -115,11 +127,17 @@ def load_comparison(
         label = pathlib.Path(folder).name if both_named_alike else config.name
         subject = Subject(label=label, params=params, model=model, memory=memory)
         runs.append(Run(workdir=pathlib.Path(folder), config=config, step=at, subject=subject))
-    return Comparison(runs=tuple(runs[:count]), baselines=tuple(runs[count:]), evaluation=evaluation, memory=memory)
+    return Comparison(
+        runs=tuple(runs[:count]),
+        baselines=tuple(runs[count:]),
+        evaluation=evaluation,
+        memory=memory,
+        sources=sources,
+    )
 
 
 def heldout_documents(comparison: Comparison, *, runs: Sequence[Run] = ()) -> DocumentSet:
-    """The held-out documents of the model's run; every run must have held out the same ones.
+    """The held-out documents of the model's run, which every run must have held out, or all of `comparison.sources`.
 
     Args:
       comparison: what is measured.
@@ -128,41 +146,54 @@ def heldout_documents(comparison: Comparison, *, runs: Sequence[Run] = ()) -> Do
     Raises:
       UserError: the run's data are generated, or the runs' vocabulary, documents or local context differ.
     """
-    first = comparison.runs[0].config
+    first, runs = comparison.runs[0].config, runs or comparison.firsts
     kinds = (SourceKind.DICTIONARY, SourceKind.PASSKEY)
     generated = [source.name for source in first.data.sources if source.kind in kinds]
     if generated:
         raise UserError(
             f"this task needs documents of text, but data.sources {generated} are generated. Use --task=dictionary."
         )
-    runs = runs or comparison.firsts
+    _check_alike(runs, given=bool(comparison.sources))
+    if comparison.sources:
+        data = dataclasses.replace(first.data, sources=comparison.sources, heldout_fraction=0.0, max_documents=0)
+        documents = build_store(data, seed=first.seed).split("train")  # nothing is held out of them: all
+    else:
+        documents = build_store(first.data, seed=first.seed).split("heldout")
+    for run in runs:
+        trained = trained_documents(run.workdir, run.config, run.step)
+        if comparison.sources:
+            seen = [name for name, digest in documents.digests.items() if digest in trained.values()]
+            message = "documents %s: the very tokens that %s was trained on; nothing of them is held out."
+        else:
+            seen = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
+            message = (
+                "data.sources %s: not the tokens that %s was trained on (files or the vocabulary changed);"
+                " what is held out now may have been trained on."
+            )
+        if seen:
+            logger.warning(message, seen, run.workdir)
+    return documents
+
+
+def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
+    """Raises UserError unless all runs can be scored on the same chunks: of the data's documents, or of given ones."""
+    first = runs[0].config
     for run in runs[1:]:
-        theirs_data = dataclasses.replace(
+        theirs = dataclasses.replace(
             run.config.data, cache_dir=first.data.cache_dir, document_end=first.data.document_end
         )
         shared = {
-            "data": (first.data, theirs_data),
-            "seed": (first.seed, run.config.seed),
+            "data.vocabulary": (first.data.vocabulary, theirs.vocabulary),
             "model.local_context": (runs[0].subject.model.local_context, run.subject.model.local_context),
         }
-        for name, (ours, theirs) in shared.items():
-            if ours != theirs:
+        if not given:
+            shared |= {"data": (first.data, theirs), "seed": (first.seed, run.config.seed)}
+        for name, (ours, others) in shared.items():
+            if ours != others:
                 raise UserError(
-                    f"{run.workdir} must have the same {name} as {comparison.runs[0].workdir}, so that both are scored"
-                    f" on the same held-out chunks; got {theirs!r} and {ours!r}."
+                    f"{run.workdir} must have the same {name} as {runs[0].workdir}, so that both are scored"
+                    f" on the same chunks; got {others!r} and {ours!r}."
                 )
-    documents = build_store(first.data, seed=first.seed).split("heldout")
-    for run in runs:
-        trained = trained_documents(run.workdir, run.config, run.step)
-        changed = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
-        if changed:
-            logger.warning(
-                "data.sources %s: not the tokens that %s was trained on (files or the vocabulary changed);"
-                " what is held out now may have been trained on.",
-                changed,
-                run.workdir,
-            )
-    return documents
 
 
 def token_bytes(config: ExperimentConfig) -> np.ndarray:

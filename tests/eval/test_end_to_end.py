@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fot_jax.checkpoint import Checkpointer
-from fot_jax.config import ExperimentConfig, PastReading
+from fot_jax.config import ExperimentConfig, PastReading, SourceConfig, SourceKind
 from fot_jax.config.build import build
 from fot_jax.data.cache import fingerprint, open_or_build
 from fot_jax.workdir import write_config
@@ -58,13 +58,13 @@ def experiment(folder, **model) -> ExperimentConfig:
     )
 
 
-def write_run(workdir, config: ExperimentConfig) -> None:
-    """What training leaves: config, one checkpoint, metrics."""
+def write_run(workdir, config: ExperimentConfig, **trained: str) -> None:
+    """What training leaves: config, one checkpoint (with the digest of each source it was `trained` on), metrics."""
     workdir.mkdir()
     write_config(workdir, config)
     state = {"params": random_params(config.model), "optimizer": {"count": np.zeros(())}}
     with Checkpointer(workdir, config) as checkpoints:
-        checkpoints.save(1, **state, data={"step": 1}, heldout_loss=None)
+        checkpoints.save(1, **state, data={"step": 1, "documents": trained}, heldout_loss=None)
     rows = [{"step": step, "loss": 5.0 / step, "heldout_loss": 5.5 / step} for step in (1, 2, 3)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -119,6 +119,40 @@ def test_context_beside_two_baselines(runs):
     assert "| sliding | sliding |" in (fot / "eval" / "context.md").read_text()
 
 
+def test_documents_that_are_given_are_all_measured(runs, caplog):
+    """Two files beside the run's data, four documents each; runs with other data and seeds may stand beside."""
+    fot, _ = runs
+    folder, config = fot.parent, experiment(fot.parent)
+    rng, digests = np.random.default_rng(1), []
+    for name, lowest in (("bytes", 3), ("high", 131)):
+        (folder / f"{name}.jsonl").write_text("unused: the token cache is written beforehand")
+        source = SourceConfig(name=name, kind=SourceKind.JSONL, path=str(folder / f"{name}.jsonl"))
+        expected = fingerprint(source, data=config.data, seed=config.seed)
+        documents = [(f"file {i}", rng.integers(lowest, 259, 18 * LENGTH + 1)) for i in range(4)]
+        cache = folder / "cache" / f"{name}-{expected}"
+        made = open_or_build(
+            cache, lambda documents=documents: documents, source=name, expected=expected, vocab_size=259
+        )
+        digests.append(made.digest)
+    other = dataclasses.replace(config.data, heldout_fraction=0.25)
+    write_run(folder / "other", dataclasses.replace(config, name="other", seed=5, data=other))
+    given = [f"--documents={name}={folder / name}.jsonl" for name in ("bytes", "high")]
+    run_evaluate(
+        f"--workdir={fot}", f"--baseline-workdir={folder / 'other'}", "--task=context", *given,
+        "--evaluation.context_windows=1,4", "--evaluation.documents=9", f"--out={folder / 'given'}",
+    )  # fmt: skip
+    found = json.loads((folder / "given" / "context.json").read_text())["results"]["sources"]
+    assert {name: [model["targets"] for model in models] for name, models in found.items()} == {
+        "bytes": [4, 4],
+        "high": [4, 4],
+    }
+    assert found["bytes"][0]["points"] != found["high"][0]["points"]
+    assert not caplog.messages
+    write_run(folder / "seen", dataclasses.replace(config, name="seen"), text=digests[1])
+    run_evaluate(f"--workdir={folder / 'seen'}", "--task=distraction", *given, "--evaluation.distraction_contexts=1")
+    assert [m for m in caplog.messages if "documents ['high']: the very tokens" in m and "seen was trained on" in m]
+
+
 def test_every_task_and_the_summary(runs, capsys):
     fot, plain = runs
     few = ("--evaluation.passkey_tokens=400,600", "--evaluation.passkey_trials=2")
@@ -156,6 +190,10 @@ def test_every_task_and_the_summary(runs, capsys):
         (["--workdir=FOT", "--task=distraction", "--evaluation.distraction_contexts=64"], "asks for 64 contexts"),
         (["--workdir=FOT", "--task=perplexity", "--evaluation.memory_contexts=0,99"], "the longest has 289"),
         (["--workdir=FOT", "--workdir=FOT", "--task=perplexity"], "for --task=dictionary only"),
+        (["--workdir=FOT", "--task=context", "--documents=a.jsonl"], "must be NAME=FILES, as prose="),
+        (["--workdir=FOT", "--task=passkey", "--documents=a=a.jsonl"], "must go with a task of perplexity, context"),
+        (["--workdir=FOT", "--task=context", "--documents=a=1", "--documents=a=2"], "distinct names, got 'a' twice"),
+        (["--workdir=FOT", "--task=context", "--documents=a=nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_2(runs, capsys, arguments, message):
