@@ -10,10 +10,12 @@ Tasks: perplexity   loss of held-out documents against memory size, of one docum
        needle       needles, variables and common words found against prompt length (RULER)
 What is measured stands in the run's config; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
 Documents are those that the run held out, or --documents=NAME=FILES (JSON lines), which may be repeated.
-Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl.
+Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl; with --documents in DIR/eval/NAME-NAME.
 """
 
 import argparse
+import glob
+import os
 from pathlib import Path
 
 from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig, SourceConfig, SourceKind
@@ -56,7 +58,7 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
     """The documents of --documents.
 
     Raises:
-      ConfigError: a text is not NAME=FILES, a name stands twice, or the task takes no documents.
+      ConfigError: a text is not NAME=FILES, no file is there, a name stands twice, or the task takes no documents.
     """
     if flags.documents and flags.task not in DOCUMENT_TASKS:
         raise ConfigError(f"--documents must go with a task of {', '.join(DOCUMENT_TASKS)}, got --task={flags.task}.")
@@ -68,6 +70,9 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
         if name in [source.name for source in found]:
             raise ConfigError(f"--documents must have distinct names, got {name!r} twice.")
         found.append(SourceConfig(name=name, kind=SourceKind.JSONL, path=path))
+    for source in found:
+        if not glob.glob(os.path.expanduser(os.path.expandvars(source.path)), recursive=True):
+            raise ConfigError(f"--documents must name at least one file, got none for {source.path!r}.")
     return tuple(found)
 
 
@@ -89,7 +94,7 @@ def main(flags: argparse.Namespace) -> None:
         evaluation_changes=changes["evaluation"],
         sources=documents,
     )
-    directory = Path(flags.out) if flags.out else Path(flags.workdir[0]) / "eval"
+    directory = Path(flags.out or Path(flags.workdir[0], "eval", "-".join(source.name for source in documents)))
     report = TASKS[flags.task](comparison, directory=directory)
     write_report(report, directory=directory)
     print("\n\n".join(render_terminal(table) for table in report.tables))

@@ -15,6 +15,7 @@ from fot_jax.aot.programs import Program, ProgramKind
 from fot_jax.aot.report import Report, memory_of, refusal_memory
 from fot_jax.config import ExperimentConfig, ModelConfig
 from fot_jax.ops import forms
+from fot_jax.train.trainable import first_trained
 
 # op_name of the conditionals in models/attention_layer.py and ops/joint_kernels.py: is this a memory layer?
 MEMORY_BRANCH = r"(_join|memory_branch)/cond$"
@@ -58,9 +59,9 @@ def attention_of(job: Job, mesh: Mesh) -> str:
     return form.value if form is named else f"{form.value} ({named.value})"
 
 
-def branch_shares(model: ModelConfig) -> dict[str, float]:
-    """How often the branch of a memory layer is taken: P of N layers where they are scanned."""
-    return {MEMORY_BRANCH: len(model.memory_layers) / model.num_layers} if model.scan_layers else {}
+def branch_shares(model: ModelConfig, *, first: int = 0) -> dict[str, float]:
+    """How often a memory layer's branch is taken: in P of the N layers of the scan, which begins at layer `first`."""
+    return {MEMORY_BRANCH: len(model.memory_layers) / (model.num_layers - first)} if model.scan_layers else {}
 
 
 def compile_program(job: Job, *, pod: Pod, mesh: Mesh) -> tuple[Report, str]:
@@ -90,10 +91,12 @@ def compile_program(job: Job, *, pod: Pod, mesh: Mesh) -> tuple[Report, str]:
     text = compiled.as_text()
     module = parse_module(text)
     analysis = compiled.cost_analysis() or {}
+    trained = job.kind is ProgramKind.TRAIN
+    first = first_trained(program.model, job.config.train.trainable) if trained else 0
     report = Report(
         **common,
         memory=memory_of(compiled.memory_analysis(), inputs=program.bytes, chip=pod.chip),
-        costs=count(module, devices=pod.devices, branch_shares=branch_shares(program.model)),
+        costs=count(module, devices=pod.devices, branch_shares=branch_shares(program.model, first=first)),
         arrays=largest_arrays(module, most=6),
         compiler={key: float(analysis[key]) for key in COMPILER_KEYS if key in analysis},
         seconds=seconds,

@@ -49,14 +49,14 @@ def fingerprint(source: SourceConfig, *, data: DataConfig, seed: int) -> str:
         seed if seeded else None,
         source.min_tokens if source.kind is SourceKind.PASSKEY else None,
         (stdlib_source.LARGE_PACKAGE, stdlib_source.GROUP) if source.kind is SourceKind.STDLIB else None,
-        _vocabulary_part(data.vocabulary),
+        vocabulary_identity(data.vocabulary),
         [_file_part(path) for path in source_files(source)],
     ]
     return hashlib.blake2b(json.dumps(parts).encode("utf-8"), digest_size=8).hexdigest()
 
 
-def _vocabulary_part(config: VocabularyConfig) -> list[object]:
-    """Kind and digest; the token that begins documents too where there is one."""
+def vocabulary_identity(config: VocabularyConfig) -> list[object]:
+    """Kind and digest of its file; the token that begins documents too where there is one."""
     if not config.path:
         return [config.kind.value, None]
     digest = hashlib.blake2b(pathlib.Path(existing_file(config.path)).read_bytes(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""From workdirs to what the measurements take: subjects, held-out documents, token bytes."""
+"""From workdirs to what the measurements take: subjects, documents, token bytes."""
 
 import dataclasses
 import logging
@@ -17,7 +17,9 @@ from fot_jax.config import (
     SourceConfig,
     SourceKind,
     UserError,
+    VocabularyKind,
 )
+from fot_jax.data.cache import vocabulary_identity
 from fot_jax.data.documents import DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval.reading import Subject, lend_memory_layers
@@ -70,6 +72,11 @@ class Comparison:
         """'dense', 'exact top-128' or 'scann top-128'."""
         kind = self.memory.retrieval
         return kind.value if kind is Retrieval.DENSE else f"{kind.value} top-{self.memory.top_k}"
+
+    @property
+    def origin(self) -> str:
+        """What the measured documents are: 'held-out' or 'given'."""
+        return "given" if self.sources else "held-out"
 
     @property
     def ways(self) -> dict[str, Subject]:
@@ -136,23 +143,18 @@ def load_comparison(
     )
 
 
-def heldout_documents(comparison: Comparison, *, runs: Sequence[Run] = ()) -> DocumentSet:
-    """The held-out documents of the model's run, which every run must have held out, or all of `comparison.sources`.
+def scored_documents(comparison: Comparison, *, runs: Sequence[Run] = ()) -> DocumentSet:
+    """All of `comparison.sources`, or the documents that the model's run, and every other one, has held out.
 
     Args:
       comparison: what is measured.
       runs: the runs that will be; by default the first of the model and of the baseline.
 
     Raises:
-      UserError: the run's data are generated, or the runs' vocabulary, documents or local context differ.
+      UserError: no documents of text, or the runs' vocabulary, documents or local context differ.
     """
     first, runs = comparison.runs[0].config, runs or comparison.firsts
-    kinds = (SourceKind.DICTIONARY, SourceKind.PASSKEY)
-    generated = [source.name for source in first.data.sources if source.kind in kinds]
-    if generated:
-        raise UserError(
-            f"this task needs documents of text, but data.sources {generated} are generated. Use --task=dictionary."
-        )
+    _check_text(first, given=bool(comparison.sources))
     _check_alike(runs, given=bool(comparison.sources))
     if comparison.sources:
         data = dataclasses.replace(first.data, sources=comparison.sources, heldout_fraction=0.0, max_documents=0)
@@ -160,19 +162,21 @@ def heldout_documents(comparison: Comparison, *, runs: Sequence[Run] = ()) -> Do
     else:
         documents = build_store(first.data, seed=first.seed).split("heldout")
     for run in runs:
-        trained = trained_documents(run.workdir, run.config, run.step)
-        if comparison.sources:
-            seen = [name for name, digest in documents.digests.items() if digest in trained.values()]
-            message = "documents %s: the very tokens that %s was trained on; nothing of them is held out."
-        else:
-            seen = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
-            message = (
-                "data.sources %s: not the tokens that %s was trained on (files or the vocabulary changed);"
-                " what is held out now may have been trained on."
-            )
-        if seen:
-            logger.warning(message, seen, run.workdir)
+        _warn_of_trained(documents, run, given=bool(comparison.sources))
     return documents
+
+
+def _check_text(config: ExperimentConfig, *, given: bool) -> None:
+    """Raises UserError where the run's data, or with given documents its vocabulary, are not of text."""
+    kinds = (SourceKind.DICTIONARY, SourceKind.PASSKEY)
+    generated = [source.name for source in config.data.sources if source.kind in kinds]
+    if given and config.data.vocabulary.kind is VocabularyKind.SYMBOLS:
+        raise UserError("--documents must go with a vocabulary of text, got data.vocabulary.kind='symbols'.")
+    if generated and not given:
+        raise UserError(
+            f"this task needs documents of text, but data.sources {generated} are generated. Use --task=dictionary,"
+            " or give some with --documents."
+        )
 
 
 def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
@@ -182,18 +186,39 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
         theirs = dataclasses.replace(
             run.config.data, cache_dir=first.data.cache_dir, document_end=first.data.document_end
         )
-        shared = {
-            "data.vocabulary": (first.data.vocabulary, theirs.vocabulary),
+        shared: dict[str, tuple[object, object]] = {
             "model.local_context": (runs[0].subject.model.local_context, run.subject.model.local_context),
         }
-        if not given:
+        if given:
+            shared["data.vocabulary"] = (
+                vocabulary_identity(first.data.vocabulary),
+                vocabulary_identity(theirs.vocabulary),
+            )
+        else:
             shared |= {"data": (first.data, theirs), "seed": (first.seed, run.config.seed)}
         for name, (ours, others) in shared.items():
             if ours != others:
+                fix = " Set --evaluation.window." if name == "model.local_context" else ""
                 raise UserError(
                     f"{run.workdir} must have the same {name} as {runs[0].workdir}, so that both are scored"
-                    f" on the same chunks; got {others!r} and {ours!r}."
+                    f" on the same chunks; got {others!r} and {ours!r}.{fix}"
                 )
+
+
+def _warn_of_trained(documents: DocumentSet, run: Run, *, given: bool) -> None:
+    """Warns of given sources that are one of the run's to the token, and of held-out ones that no longer are."""
+    trained = trained_documents(run.workdir, run.config, run.step)
+    same = [name for name, digest in documents.digests.items() if digest in trained.values()]
+    changed = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
+    if given and same:
+        logger.warning("documents %s: a source that %s was trained on; most were not held out.", same, run.workdir)
+    if changed and not given:
+        logger.warning(
+            "data.sources %s: not the tokens that %s was trained on (files or the vocabulary changed);"
+            " what is held out now may have been trained on.",
+            changed,
+            run.workdir,
+        )
 
 
 def token_bytes(config: ExperimentConfig) -> np.ndarray:

@@ -57,8 +57,9 @@ def choose_targets(
     if not eligible:
         longest = int(max(documents.lengths, default=0))
         raise UserError(
-            f"held-out documents must hold a chunk of {length} tokens after {history} others ({needed} tokens),"
-            f" but the longest has {longest}. Lower evaluation.memory_contexts or raise data.heldout_fraction."
+            f"documents must hold a chunk of {length} tokens after {history} others ({needed} tokens),"
+            f" but the longest has {longest}. Lower evaluation.memory_contexts (context_windows), raise"
+            " data.heldout_fraction or give longer ones."
         )
     chosen = sorted(np.random.default_rng(seed).permutation(eligible)[:most].tolist())
     places: dict[int, list[int]] = {}

@@ -2,8 +2,7 @@
 
     embed → N × [x += attend(norm(x));  x += feed_forward(norm(x))] → norm → unembed
 
-One block serves every layer. A memory layer adds one more set of keys to the softmax: the rows of
-the crossbatch plan in training (eq. 2), the external memory at inference (eq. 1).
+One block serves every layer; what a memory layer adds to its softmax stands in `attention_layer`.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ import pytest
 
 from fot_jax.config import DataConfig, SourceConfig, SourceKind, UserError, VocabularyConfig, VocabularyKind
 from fot_jax.data import cache
-from fot_jax.data.cache import fingerprint, open_or_build
+from fot_jax.data.cache import fingerprint, open_or_build, vocabulary_identity
 from fot_jax.data.vocabulary import load_vocabulary
 
 DOCUMENTS = [("one", np.array([5, 6, 1], np.int32)), ("two", np.array([70_000, 1], np.int32))]
@@ -102,6 +102,19 @@ def test_an_unwritable_cache_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data.cache_dir must be a folder that can be written"):
         build(tmp_path / "file" / "c", lambda: iter(DOCUMENTS))
+
+
+def test_a_vocabulary_is_its_file_wherever_it_lies(tmp_path):
+    original = pathlib.Path("configs/tiny_code_bpe.json").read_text(encoding="utf-8")
+    for name, text in (
+        ("copy.json", original),
+        ("other.json", original.replace('"version": "1.0"', '"version":"1.0"')),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    files = ("configs/tiny_code_bpe.json", tmp_path / "copy.json", tmp_path / "other.json")
+    kind = VocabularyKind.HF_TOKENIZER
+    here, copy, other = (vocabulary_identity(VocabularyConfig(kind=kind, path=str(file))) for file in files)
+    assert here == copy != other
 
 
 def test_fingerprint_changes_with_all_that_shapes_tokens(tmp_path, monkeypatch, vocabulary_files):

@@ -1,6 +1,7 @@
 """launch.evaluate and launch.demo_report on a workdir with random parameters and a corpus of random text."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_documents_that_are_given_are_all_measured(runs, caplog):
     assert not caplog.messages
     write_run(folder / "seen", dataclasses.replace(config, name="seen"), text=digests[1])
     run_evaluate(f"--workdir={folder / 'seen'}", "--task=distraction", *given, "--evaluation.distraction_contexts=1")
-    assert [m for m in caplog.messages if "documents ['high']: the very tokens" in m and "seen was trained on" in m]
+    assert [m for m in caplog.messages if "documents ['high']: a source that" in m and "seen was trained on" in m]
 
 
 def test_every_task_and_the_summary(runs, capsys):
@@ -193,12 +194,18 @@ def test_every_task_and_the_summary(runs, capsys):
         (["--workdir=FOT", "--task=context", "--documents=a.jsonl"], "must be NAME=FILES, as prose="),
         (["--workdir=FOT", "--task=passkey", "--documents=a=a.jsonl"], "must go with a task of perplexity, context"),
         (["--workdir=FOT", "--task=context", "--documents=a=1", "--documents=a=2"], "distinct names, got 'a' twice"),
-        (["--workdir=FOT", "--task=context", "--documents=a=nowhere.jsonl"], "nowhere.jsonl"),
+        (["--workdir=FOT", "--task=context", "--documents=a=no.jsonl"], "at least one file, got none for 'no.jsonl'"),
+        (["--workdir=FOT", "--baseline-workdir=WIDE", "--task=context"], "got 32 and 16. Set --evaluation.window"),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_2(runs, capsys, arguments, message):
     fot, plain = runs
-    filled = [argument.replace("FOT", str(fot)).replace("PLAIN", str(plain)) for argument in arguments]
+    if "--baseline-workdir=WIDE" in arguments and not (fot.parent / "wide").exists():
+        write_run(fot.parent / "wide", experiment(fot.parent, local_context=2 * LENGTH))
+    folders = {"FOT": fot, "PLAIN": plain, "WIDE": fot.parent / "wide"}
+    filled = [
+        functools.reduce(lambda text, name: text.replace(name, str(folders[name])), folders, a) for a in arguments
+    ]
     with pytest.raises(SystemExit) as exit_:
         run_evaluate(*filled)
     error = capsys.readouterr().err

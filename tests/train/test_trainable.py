@@ -6,6 +6,7 @@ import pytest
 
 from fot_jax.config import ConfigError, Trainable
 from fot_jax.data.streams import make_stream
+from fot_jax.models.lower import below
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import make_mesh
 from fot_jax.train.state import create_state
@@ -58,6 +59,33 @@ def test_gradient_of_the_part_is_the_whole_models_and_zero_elsewhere(changes):
                 np.testing.assert_allclose(chosen[path], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
             else:
                 np.testing.assert_array_equal(chosen[path], 0, err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__smear_keys": True, "train__z_loss": 1e-2, "model__remat": "full"},
+        {"model__scan_layers": False, "model__memory_gate": True, "crossbatch__gradients": "stopped"},
+    ],
+    ids=["scanned", "unscanned"],
+)
+def test_several_memory_layers_above_others(changes):
+    """Layers 2 and 4 of six: the part that is run with gradients begins at layer 2."""
+    layers = {"model__num_layers": 6, "model__memory_layers": [2, 4], **changes}
+    whole, chosen = gradient(**layers), gradient(**layers, train__trainable="memory_attention")
+    for path, expected in whole.items():
+        if path[0] in (2, 4) and path[1] in ATTENTION:
+            scale = np.abs(expected).max()
+            assert scale > 0
+            np.testing.assert_allclose(chosen[path], expected, rtol=0, atol=2e-6 * scale, err_msg=str(path))
+        else:
+            np.testing.assert_array_equal(chosen[path], 0, err_msg=str(path))
+
+
+def test_a_memory_layer_below_the_cut_is_refused():
+    config, _, state, _, _ = setting()
+    with pytest.raises(ValueError, match="layers below 2 must hold no memory"):
+        below(config.model, state.params, 2)
 
 
 @pytest.mark.parametrize("part", [part for part, _ in PARTS])

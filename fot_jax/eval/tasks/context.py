@@ -8,15 +8,15 @@ from fot_jax.eval import context
 from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
-from fot_jax.eval.runs import Comparison, Run, heldout_documents, token_bytes
+from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 
 Found = dict[str, list[tuple[Run, Sweep]]]  # of each source
 
 
 def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
-    """Perplexity against context on each source's held-out documents, the model beside any number of baselines."""
+    """Perplexity against context on each source's documents, the model beside any number of baselines."""
     runs = (*comparison.runs, *comparison.baselines)
-    documents = heldout_documents(comparison, runs=runs)
+    documents = scored_documents(comparison, runs=runs)
     found: Found = {
         source: [(run, _measure(comparison, run, source=source, documents=documents)) for run in runs]
         for source in documents.sources
@@ -71,8 +71,8 @@ def _method(comparison: Comparison, found: Found) -> str:
         for source, sweeps in found.items()
     )
     return (
-        f"Perplexity of the same held-out windows of {W} tokens at every context, which counts windows of {W} tokens,"
-        f" the scored one included ({counts}). 'memory' reads the past window by window into memory"
+        f"Perplexity of the same {comparison.origin} windows of {W} tokens at every context, which counts windows of"
+        f" {W} tokens, the scored one included ({counts}). 'memory' reads the past window by window into memory"
         f" ({comparison.retrieval}), 'sliding' gives each token a window of {W} tokens and no more, 'full' attends to"
         " all of the context. Brackets: change of the loss against one window, 95 % paired bootstrap over documents."
     )

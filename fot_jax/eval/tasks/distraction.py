@@ -5,7 +5,7 @@ import pathlib
 from fot_jax.eval.attention_mass import Distraction, measure
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
-from fot_jax.eval.runs import Comparison, Run, heldout_documents
+from fot_jax.eval.runs import Comparison, Run, scored_documents
 from fot_jax.eval.targets import Documents
 
 PLOT = "distraction.png"
@@ -15,7 +15,7 @@ Measured = list[tuple[Run, Distraction]]
 
 def distraction_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """r_d against d, and per memory layer and head at the largest d."""
-    evaluation, documents = comparison.evaluation, heldout_documents(comparison)
+    evaluation, documents = comparison.evaluation, scored_documents(comparison)
     measured = [
         (
             run,
@@ -33,8 +33,8 @@ def distraction_task(comparison: Comparison, *, directory: pathlib.Path) -> Repo
     contexts, chunks = evaluation.distraction_contexts, len(measured[0][1].targets)
     method = (
         "r_d: of the attention that a chunk's queries give to d contexts, the share that its own document's previous"
-        f" chunk gets. Plain mean over the queries of {chunks} held-out chunks, heads and memory layers; the model"
-        " attends to local ∪ d contexts while it is measured, and local keys drop out of the share."
+        f" chunk gets. Plain mean over the queries of {chunks} {comparison.origin} chunks, heads and memory layers; the"
+        " model attends to local ∪ d contexts while it is measured, and local keys drop out of the share."
     )
     return Report(
         task="distraction",
@@ -52,7 +52,7 @@ def _plot(path: pathlib.Path, measured: Measured) -> None:
     curves.append(Curve(label="1/d (no focus)", x=contexts, y=[1 / d for d in contexts], reference=True))
     panel = Panel(
         title="Attention on the document's own past",
-        subtitle=f"mean over {len(measured[0][1].targets)} held-out chunks, heads and memory layers",
+        subtitle=f"mean over {len(measured[0][1].targets)} chunks, heads and memory layers",
         x_label="contexts d (1 own, d - 1 of other documents)",
         y_label="$r_d$",
         y_log=True,

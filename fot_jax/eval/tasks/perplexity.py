@@ -6,7 +6,7 @@ from fot_jax.eval import perplexity
 from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
-from fot_jax.eval.runs import Comparison, Run, heldout_documents, token_bytes
+from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 from fot_jax.eval.targets import Documents
 
 DOCUMENT_CONTEXTS = 4  # local contexts that each document puts into a memory of several documents
@@ -16,7 +16,7 @@ Sweeps = list[tuple[Run, Sweep]]
 
 def perplexity_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Perplexity and bits per byte against memory size, of one document and of several."""
-    documents = heldout_documents(comparison)
+    documents = scored_documents(comparison)
     contexts = _measure_contexts(comparison, documents=documents)
     shared = _measure_documents(comparison, documents=documents)
     length = comparison.runs[0].config.model.local_context
@@ -89,10 +89,10 @@ def _measure_documents(comparison: Comparison, *, documents: Documents) -> Sweep
 def _method(comparison: Comparison, sweep: Sweep) -> str:
     count = len({target.document for target in sweep.targets})
     return (
-        f"Retrieval: {comparison.retrieval}. {len(sweep.targets)} held-out chunks of {sweep.tokens} tokens from {count}"
-        " documents, the same at every size; each is scored with its own local context and a memory of the chunks"
-        " before it, read window by window. The change is that of the summed loss against the first size, with a 95 %"
-        " paired bootstrap interval over documents. In the second table the memory holds"
+        f"Retrieval: {comparison.retrieval}. {len(sweep.targets)} {comparison.origin} chunks of {sweep.tokens} tokens"
+        f" from {count} documents, the same at every size; each is scored with its own local context and a memory"
+        " of the chunks before it, read window by window. The change is that of the summed loss against the first size,"
+        " with a 95 % paired bootstrap interval over documents. In the second table the memory holds"
         f" {DOCUMENT_CONTEXTS} contexts of each of several documents, one of them the target's own."
     )
 
