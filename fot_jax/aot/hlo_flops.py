@@ -8,7 +8,13 @@ from fot_jax.aot.hlo import Computation, Instruction
 
 
 def flops(here: Computation, one: Instruction) -> float:
-    """FLOPs of a matrix product; 0 of anything else."""
+    """FLOPs of a matrix product; 0 of anything else.
+
+    Products with one row, as decoding has them, XLA writes for TPUs as a multiplication and a sum (`reduce`), which
+    keeps the product's name.
+    """
+    if one.opcode == "reduce" and one.op_name.endswith("dot_general"):
+        return 2.0 * here.instructions[one.operands[0]].shape[0].elements
     if one.opcode == "dot":
         left = here.instructions[one.operands[0]].shape[0].dims
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)

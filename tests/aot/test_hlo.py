@@ -95,6 +95,17 @@ def test_the_largest_arrays_are_those_that_are_made_outside_of_fusions():
     assert largest_arrays(parse_module(LOOP), most=2) == [("f32[16,16]", 1024, ""), ("f32[1,8,16]", 512, "")]
 
 
+def test_a_product_with_one_row_is_a_multiplication_and_a_sum():
+    """3200 x 16 of them; the same sum under another name is none."""
+    lines = (
+        "%p = f32[3200,16] parameter(0)",
+        "%zero = f32[] constant(0)",
+        '%sum = f32[16] reduce(%p, %zero), dimensions={0}, to_apply=%add, metadata={op_name="jit(f)/up/dot_general"}',
+        'ROOT %mean = f32[16] reduce(%p, %zero), dimensions={0}, to_apply=%add, metadata={op_name="jit(f)/reduce_sum"}',
+    )
+    assert costs(*lines).flops == 2 * 3200 * 16
+
+
 def test_trip_counts():
     module = parse_module(LOOP)
     loop = module.computations["main"].root
