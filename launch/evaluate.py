@@ -14,11 +14,9 @@ Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl; with --docume
 """
 
 import argparse
-import glob
-import os
 from pathlib import Path
 
-from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig, SourceConfig, SourceKind
+from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig, SourceConfig, SourceKind, UserError
 from fot_jax.config.build import construct, field_types
 from fot_jax.config.override import parse
 from launch import cli
@@ -60,8 +58,12 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
     Raises:
       ConfigError: a text is not NAME=FILES, no file is there, a name stands twice, or the task takes no documents.
     """
-    if flags.documents and flags.task not in DOCUMENT_TASKS:
+    if not flags.documents:
+        return ()
+    if flags.task not in DOCUMENT_TASKS:
         raise ConfigError(f"--documents must go with a task of {', '.join(DOCUMENT_TASKS)}, got --task={flags.task}.")
+    from fot_jax.data.readers import source_files
+
     found = []
     for text in flags.documents:
         name, _, path = text.partition("=")
@@ -71,8 +73,10 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
             raise ConfigError(f"--documents must have distinct names, got {name!r} twice.")
         found.append(SourceConfig(name=name, kind=SourceKind.JSONL, path=path))
     for source in found:
-        if not glob.glob(os.path.expanduser(os.path.expandvars(source.path)), recursive=True):
-            raise ConfigError(f"--documents must name at least one file, got none for {source.path!r}.")
+        try:
+            source_files(source)
+        except UserError as error:
+            raise ConfigError(f"--documents must name at least one file, got none for {source.path!r}.") from error
     return tuple(found)
 
 

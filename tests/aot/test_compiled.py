@@ -23,11 +23,6 @@ POD = parse_topology("cpu:8")
 @functools.cache
 def report(kind: ProgramKind, *, rows: int = 0, memory_entries: int = 0, **changes):
     """The report of one program of the tiny experiment on data 2 x fsdp 2 x tensor 2."""
-    return uncached_report(kind, rows=rows, memory_entries=memory_entries, **changes)
-
-
-def uncached_report(kind: ProgramKind, *, rows: int = 0, memory_entries: int = 0, **changes):
-    """The same where a change is a list."""
     config = tiny(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **changes)
     job = Job(config=config, kind=kind, num_contexts=2, rows=rows, memory_entries=memory_entries)
     return compile_program(job, pod=POD, mesh=make_mesh(config.mesh))[0]
@@ -98,11 +93,11 @@ def test_train_flops_hold_the_formula():
 @pytest.mark.slow
 def test_memory_layers_count_among_the_layers_that_are_trained():
     """The upper two of four layers are memory layers and alone in the scan with contexts: always its branch."""
-    upper = {"model__num_layers": 4, "model__memory_layers": [2, 3], "train__trainable": "memory_layers"}
+    upper = {"model__num_layers": 4, "model__memory_layers": (2, 3), "train__trainable": "memory_layers"}
     config = {**upper, "model__attention": "reference"}
     scanned, plain = (
-        uncached_report(ProgramKind.TRAIN, **config),
-        uncached_report(ProgramKind.TRAIN, **config, model__scan_layers=False),
+        report(ProgramKind.TRAIN, **config),
+        report(ProgramKind.TRAIN, **config, model__scan_layers=False),
     )
     assert scanned.costs.flops == pytest.approx(plain.costs.flops, rel=0.01)
 

@@ -72,7 +72,9 @@ def write_run(workdir, config: ExperimentConfig, **trained: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(model's workdir, baseline's): four documents, three of them held out; the baseline has no memory layer."""
+    """(model's workdir, baseline's): four documents, three of them held out; the baseline has no memory layer, a third
+    one beside them (wide) rows twice as long.
+    """
     folder = tmp_path_factory.mktemp("runs")
     (folder / "corpus.txt").write_text("unused: the token cache is written beforehand")
     config = experiment(folder)
@@ -84,6 +86,7 @@ def runs(tmp_path_factory):
     open_or_build(cache, lambda: documents, source="text", expected=expected, vocab_size=259)
     write_run(folder / "fot", config)
     write_run(folder / "plain", experiment(folder, memory_layers=[]))
+    write_run(folder / "wide", experiment(folder, local_context=2 * LENGTH))
     return folder / "fot", folder / "plain"
 
 
@@ -200,8 +203,6 @@ def test_every_task_and_the_summary(runs, capsys):
 )
 def test_a_user_error_is_one_line_and_exit_code_2(runs, capsys, arguments, message):
     fot, plain = runs
-    if "--baseline-workdir=WIDE" in arguments and not (fot.parent / "wide").exists():
-        write_run(fot.parent / "wide", experiment(fot.parent, local_context=2 * LENGTH))
     folders = {"FOT": fot, "PLAIN": plain, "WIDE": fot.parent / "wide"}
     filled = [
         functools.reduce(lambda text, name: text.replace(name, str(folders[name])), folders, a) for a in arguments
