@@ -11,6 +11,7 @@ Tasks: perplexity   loss of held-out documents against memory size, of one docum
 What is measured stands in the run's config; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
 Documents are those that the run held out, or --documents=NAME=FILES (JSON lines), which may be repeated.
 Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl; with --documents in DIR/eval/NAME-NAME.
+Interrupted, passkey, needle and context go on where they stood when the same command is given again.
 """
 
 import argparse

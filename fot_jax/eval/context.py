@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fot_jax.config import ModelConfig, PastReading
+from fot_jax.eval.journal import Once, unkept
 from fot_jax.eval.perplexity import Sweep, bytes_of, chunk_nats
 from fot_jax.eval.reading import Subject, read_past, score_window
 from fot_jax.eval.targets import Documents, choose_targets, gather
@@ -45,6 +46,7 @@ def measure(
     seed: int,
     batch: int,
     progress: Callable[[int, int], None] = lambda windows, done: None,
+    once: Once = unkept,
 ) -> Sweep:
     """Loss of the same targets at each context.
 
@@ -59,6 +61,7 @@ def measure(
       seed: of the choice of documents.
       batch: targets read together.
       progress: called with (n, targets scored) after each batch.
+      once: keeps the losses of each batch, see `fot_jax/eval/journal.py`.
 
     Raises:
       UserError: no document is long enough.
@@ -72,7 +75,8 @@ def measure(
     for index, n in enumerate(windows):
         for start in range(0, len(targets), batch):
             rows = slice(start, start + batch)
-            nats[index, rows] = SCORERS[reading](subject, past[rows, (history - n + 1) * W :], window[rows])
+            text = past[rows, (history - n + 1) * W :], window[rows]
+            nats[index, rows] = once((n, start), functools.partial(_losses, subject, *text, reading=reading))
             progress(n, min(start + batch, len(targets)))
     return Sweep(
         sizes=windows,
@@ -81,6 +85,10 @@ def measure(
         tokens=W,
         targets=tuple(targets),
     )
+
+
+def _losses(subject: Subject, past: Tokens, window: Tokens, *, reading: PastReading) -> list[float]:
+    return SCORERS[reading](subject, past, window).tolist()
 
 
 def _with_memory(subject: Subject, past: Tokens, window: Tokens) -> Nats:

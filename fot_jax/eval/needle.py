@@ -9,6 +9,7 @@ Source: Hsieh et al. 2024, "RULER" (arXiv 2404.06654), its string match; the pro
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from fot_jax.config import NeedleKind, UserError
@@ -16,6 +17,7 @@ from fot_jax.data.needles import NeedlePrompt, needle_prompt
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
+from fot_jax.eval.journal import Once, unkept
 from fot_jax.eval.reading import Subject
 
 # Bytes take about as many as sub-words with single digits, and words take more of them.
@@ -128,6 +130,7 @@ def measure(
     prompts: Prompts,
     batch: int,
     progress: Callable[[Found], None] = lambda found: None,
+    once: Once = unkept,
 ) -> list[Found]:
     """Generates the answers.
 
@@ -137,6 +140,7 @@ def measure(
       prompts: from `prompts_of`.
       batch: prompts read side by side.
       progress: called after each batch with the trials of its kind and length so far.
+      once: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
 
     Returns:
       What was found, in the order of `prompts`.
@@ -145,19 +149,22 @@ def measure(
     for (kind, length), asked in prompts.items():
         found = Found(kind=kind, length=length, trials=())
         for start in range(0, len(asked), batch):
-            done = _trials(subject, asked[start : start + batch], vocabulary=vocabulary)
-            found = dataclasses.replace(found, trials=found.trials + done)
+            batched = asked[start : start + batch]
+            texts = once((kind.value, length, start), functools.partial(_ask, subject, batched, vocabulary=vocabulary))
+            found = dataclasses.replace(found, trials=found.trials + _trials(batched, texts))
             progress(found)
         results.append(found)
     return results
 
 
-def _trials(subject: Subject, prompts: Sequence[NeedlePrompt], *, vocabulary: Vocabulary) -> tuple[Trial, ...]:
+def _ask(subject: Subject, prompts: Sequence[NeedlePrompt], *, vocabulary: Vocabulary) -> list[str]:
     """Answers prompts of one kind."""
-    kind = prompts[0].kind
     tokens = [prompt.tokens for prompt in prompts]
-    texts = answer(subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS[kind])
+    return answer(subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS[prompts[0].kind])
+
+
+def _trials(prompts: Sequence[NeedlePrompt], texts: Sequence[str]) -> tuple[Trial, ...]:
     return tuple(
-        Trial(kind=kind, length=len(prompt.tokens), places=prompt.places, answers=prompt.answers, generated=text)
+        Trial(kind=prompt.kind, length=len(prompt.tokens), places=prompt.places, answers=prompt.answers, generated=text)
         for prompt, text in zip(prompts, texts, strict=True)
     )

@@ -8,6 +8,7 @@ Source: FoT fig. 1; the prompt is the paper's (`fot_jax/data/synthetic.py`).
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 
@@ -15,6 +16,7 @@ from fot_jax.data.seeds import generator
 from fot_jax.data.synthetic import Passkey, passkey
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
+from fot_jax.eval.journal import Once, unkept
 from fot_jax.eval.reading import Subject
 
 ANSWER_TOKENS = 12  # a key has at most five digits; byte vocabularies and a word before it fit too
@@ -63,6 +65,7 @@ def measure(
     batch: int,
     seed: int,
     progress: Callable[[int, int, int], None] = lambda length, done, right: None,
+    once: Once = unkept,
 ) -> list[list[Trial]]:
     """Generates the answers.
 
@@ -73,6 +76,7 @@ def measure(
       batch: prompts read side by side.
       seed: of keys and places.
       progress: called with (length, trials done, trials right) after each batch.
+      once: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
 
     Returns:
       Per length, the trials.
@@ -86,12 +90,9 @@ def measure(
         done: list[Trial] = []
         for start in range(0, trials, batch):
             asked = prompts[start : start + batch]
-            texts = answer(
-                subject,
-                [prompt.tokens for prompt in asked],
-                vocabulary=vocabulary,
-                max_new_tokens=ANSWER_TOKENS,
-            )
+            tokens = [prompt.tokens for prompt in asked]
+            ask = functools.partial(answer, subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS)
+            texts = once((length, start), ask)
             done += [
                 Trial(length=len(prompt.tokens), place=prompt.place, key=prompt.answer.strip(), generated=text)
                 for prompt, text in zip(asked, texts, strict=True)

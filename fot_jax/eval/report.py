@@ -10,6 +10,8 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
+from fot_jax.eval import journal
+
 Cell = str | int | float
 
 
@@ -108,7 +110,7 @@ def render_page(report: Report, *, origin: Mapping[str, str]) -> str:
 
 
 def write_report(report: Report, *, directory: pathlib.Path) -> None:
-    """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`."""
+    """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`; removes the journal."""
     directory.mkdir(parents=True, exist_ok=True)
     origin = provenance()
     document = {"task": report.task, **origin, "method": report.method, "results": report.results}
@@ -116,6 +118,7 @@ def write_report(report: Report, *, directory: pathlib.Path) -> None:
     (directory / f"{report.task}.md").write_text(render_page(report, origin=origin), encoding="utf-8")
     if report.examples:
         write_jsonl(directory / f"{report.task}_examples.jsonl", rows=report.examples)
+    journal.path_of(directory, report.task).unlink(missing_ok=True)
 
 
 def write_jsonl(path: pathlib.Path, *, rows: Iterable[Mapping[str, object]]) -> None:

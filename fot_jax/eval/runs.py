@@ -19,6 +19,7 @@ from fot_jax.config import (
     UserError,
     VocabularyKind,
 )
+from fot_jax.config.build import to_dict
 from fot_jax.data.cache import vocabulary_identity
 from fot_jax.data.documents import DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
@@ -42,6 +43,19 @@ class Run:
     config: ExperimentConfig
     step: int
     subject: Subject
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Which parameters these are, when they were saved, and the model they are measured in, as JSON."""
+        folder = self.workdir / "checkpoints" / str(self.step)
+        return {
+            "workdir": str(self.workdir.resolve()),
+            "step": self.step,
+            "saved": folder.stat().st_mtime_ns,
+            "seed": self.config.seed,
+            "model": to_dict(self.subject.model),
+            "reading": self.config.evaluation.reading.value,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,15 @@ class Comparison:
     def origin(self) -> str:
         """What the measured documents are: 'held-out' or 'given'."""
         return "given" if self.sources else "held-out"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """All that a figure depends on but the documents, as JSON."""
+        return {
+            "runs": [run.identity for run in (*self.runs, *self.baselines)],
+            "evaluation": to_dict(self.evaluation),
+            "memory": to_dict(self.memory),
+        }
 
     @property
     def ways(self) -> dict[str, Subject]:

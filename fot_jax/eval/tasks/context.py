@@ -5,6 +5,7 @@ import sys
 
 from fot_jax.data.documents import DocumentSet
 from fot_jax.eval import context
+from fot_jax.eval.journal import Journal, Once, path_of
 from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
@@ -17,8 +18,13 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Perplexity against context on each source's documents, the model beside any number of baselines."""
     runs = (*comparison.runs, *comparison.baselines)
     documents = scored_documents(comparison, runs=runs)
+    measured = {**comparison.identity, "documents": documents.digests}
+    journal = Journal(path_of(directory, "context"), measured=measured)
     found: Found = {
-        source: [(run, _measure(comparison, run, source=source, documents=documents)) for run in runs]
+        source: [
+            (run, _measure(comparison, run, source=source, documents=documents, once=journal.once(source, number)))
+            for number, run in enumerate(runs)
+        ]
         for source in documents.sources
     }
     plots = {source: f"context_{source}.png" for source in found}
@@ -43,7 +49,7 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     )
 
 
-def _measure(comparison: Comparison, run: Run, *, source: str, documents: DocumentSet) -> Sweep:
+def _measure(comparison: Comparison, run: Run, *, source: str, documents: DocumentSet, once: Once) -> Sweep:
     evaluation = comparison.evaluation
 
     def progress(windows: int, done: int) -> None:
@@ -61,6 +67,7 @@ def _measure(comparison: Comparison, run: Run, *, source: str, documents: Docume
         seed=comparison.runs[0].config.seed,
         batch=evaluation.documents,
         progress=progress,
+        once=once,
     )
 
 

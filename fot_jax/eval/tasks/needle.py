@@ -8,6 +8,7 @@ from fot_jax.config import NeedleKind
 from fot_jax.data.needles import TEMPLATES_VERSION
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval import needle
+from fot_jax.eval.journal import Journal, path_of
 from fot_jax.eval.plots import Curve, Panel, plot_panels
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison
@@ -29,6 +30,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
         seed=first.seed,
     )
     found: Found = {}
+    journal = Journal(path_of(directory, "needle"), measured=comparison.identity)
     for label, subject in comparison.ways.items():
 
         def progress(so_far: needle.Found, label: str = label) -> None:
@@ -37,7 +39,12 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
             print(f"{line} of {done} prompts (of {evaluation.needle_trials})", file=sys.stderr, flush=True)
 
         found[label] = needle.measure(
-            subject, vocabulary=vocabulary, prompts=prompts, batch=evaluation.needle_batch, progress=progress
+            subject,
+            vocabulary=vocabulary,
+            prompts=prompts,
+            batch=evaluation.needle_batch,
+            progress=progress,
+            once=journal.once(label),
         )
     _plot(directory / PLOT, found=found, comparison=comparison)
     return _report(found, comparison=comparison)
