@@ -6,13 +6,18 @@ Each function gives the memory's `Partial`; `attention.merge` with the local one
 softmax. Queries come scaled; a positive scale does not change which entries are nearest.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.ops import attention
+from fot_jax.ops.by_head import CACHE_BYTES
 from fot_jax.ops.prefix import prefix_partial
 from fot_jax.types import Partial
+
+SEARCH_BYTES = 1 << 25  # of scores that a search on CPUs holds at a time
 
 
 def dense_memory_partial(
@@ -81,19 +86,50 @@ def nearest(
       valid: True where an entry exists.
       k: neighbours.
       recall: None, exact (`jax.lax.top_k`); else the share of the K that `jax.lax.approx_max_k` is to find on
-        average. Only TPUs have its algorithm; on CPUs and GPUs JAX sorts and all are found.
+        average. Only TPUs have its algorithm; elsewhere all are found.
     """
+    B, L, H, _ = queries.shape
+    everywhere = functools.partial(_nearest_at_once, k=k, recall=recall)
+    with jax.named_scope("memory_topk"):
+        if B * H * L * keys.shape[1] * 4 <= CACHE_BYTES:
+            return everywhere(queries, keys, valid)
+        by_head = functools.partial(_nearest_by_head, k=k)
+        return jax.lax.platform_dependent(queries, keys, valid, cpu=by_head, default=everywhere)
+
+
+def _nearest_at_once(queries, keys, valid, *, k: int, recall: float | None):
     B, L, H, D = queries.shape
     M, G = keys.shape[1], keys.shape[2]
-    with jax.named_scope("memory_topk"):
-        grouped = queries.reshape(B, L, G, H // G, D)
-        scores = jnp.einsum("BLGRD,BMGD->BGRLM", grouped, keys, preferred_element_type=jnp.float32)
-        scores = jnp.where(valid[:, None, None, None, :], scores, attention.MASKED_SCORE)
-        if recall is None:
-            found = jax.lax.top_k(scores.reshape(-1, M), min(k, M))  # flat: several times faster on CPUs
-        else:
-            found = jax.lax.approx_max_k(scores.reshape(-1, M), min(k, M), recall_target=recall)
+    grouped = queries.reshape(B, L, G, H // G, D)
+    scores = jnp.einsum("BLGRD,BMGD->BGRLM", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(valid[:, None, None, None, :], scores, attention.MASKED_SCORE)
+    if recall is None:
+        found = jax.lax.top_k(scores.reshape(-1, M), min(k, M))
+    else:
+        found = jax.lax.approx_max_k(scores.reshape(-1, M), min(k, M), recall_target=recall)
     best, index = (x.reshape(*scores.shape[:-1], -1) for x in found)
+    return best, index
+
+
+def _nearest_by_head(queries, keys, valid, *, k: int):
+    """The same for CPUs: queries of one row and key/value head at a time, as many as SEARCH_BYTES of scores hold."""
+    B, L, H, D = queries.shape
+    M, G = keys.shape[1], keys.shape[2]
+    R = H // G
+    size = min(R * L, max(1, SEARCH_BYTES // (4 * M)))
+    tiles = queries.reshape(B, L, G, R, D).transpose(0, 2, 3, 1, 4).reshape(B * G, R * L, D)
+    tiles = jnp.pad(tiles, [(0, 0), (0, -(R * L) % size), (0, 0)]).reshape(B * G, -1, size, D)
+    tables = keys.transpose(0, 2, 1, 3).reshape(B * G, M, D)
+
+    def of_head(n):
+        def search(tile):
+            scores = jnp.einsum("TD,MD->TM", tile, tables[n], preferred_element_type=jnp.float32)
+            return jax.lax.top_k(jnp.where(valid[n // G], scores, attention.MASKED_SCORE), min(k, M))
+
+        return jax.lax.map(search, tiles[n])
+
+    found = jax.lax.map(of_head, jnp.arange(B * G))
+    best, index = (x.reshape(B * G, -1, min(k, M))[:, : R * L].reshape(B, G, R, L, -1) for x in found)
     return best, index
 
 
