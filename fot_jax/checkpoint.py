@@ -14,8 +14,9 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -248,14 +249,16 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def trained_documents(workdir: str | os.PathLike[str], config: ExperimentConfig, step: int) -> dict[str, str]:
+def trained_documents(
+    workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
+) -> dict[str, str]:
     """Per source, the digest of the tokens that a checkpoint was trained on; empty where nothing is known.
 
     Raises:
-      UserError: a damaged checkpoint.
+      UserError: no run, no such checkpoint, or a damaged one.
     """
-    with Checkpointer(workdir, config, read_only=True) as checkpoints:
-        return checkpoints.read_data(step).get("documents", {})
+    with _opened(workdir, step) as (checkpoints, _, number):
+        return checkpoints.read_data(number).get("documents", {})
 
 
 def load_params(
@@ -308,7 +311,14 @@ def load_stored_params(
         return checkpoints.restore_params(number, params=like), dtype
 
 
-def save_imported(workdir: str | os.PathLike[str], config: ExperimentConfig, params: Any, *, dtype: Dtype) -> None:
+def save_imported(
+    workdir: str | os.PathLike[str],
+    config: ExperimentConfig,
+    params: Any,
+    *,
+    dtype: Dtype,
+    documents: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Writes parameters that come from elsewhere as checkpoint 0 of a new folder, without copying them.
 
     Args:
@@ -316,9 +326,10 @@ def save_imported(workdir: str | os.PathLike[str], config: ExperimentConfig, par
       config: its experiment.
       params: numpy arrays or, sharded over the devices of this process, jax.Arrays; all of one dtype.
       dtype: that dtype.
+      documents: per source, the digest of the tokens that they were trained on.
     """
     with _uncopied(), Checkpointer(workdir, config, streaming=True) as checkpoints:
-        checkpoints.save_params(0, params=params, data={"step": 0, "documents": {}, "dtype": dtype.value})
+        checkpoints.save_params(0, params=params, data={"step": 0, "documents": dict(documents), "dtype": dtype.value})
 
 
 def write_bare_params(path: Path, params: Any) -> None:

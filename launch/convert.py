@@ -4,10 +4,12 @@ python -m launch.convert import --from=DIR_OR_FILE --to=WORKDIR [--memory-layers
     [--dtype=float32|bfloat16] [--tokenizer=FILE] [--mesh.fsdp=8] [--mesh.tensor=1]
 python -m launch.convert export --workdir=DIR --to=DIR [--format=hf|orbax] [--step=N|latest|best]
     [--max-shard-size=5GB]
+python -m launch.convert average --workdir=DIR --with=DIR --to=DIR [--share=0.85] [--step=N|latest|best]
 
 import reads a Hugging Face folder (config.json and safetensors; LLaMA 1, 2, 3 and LongLLaMA) or a GGUF file (F32, F16,
 BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K) and writes a run's folder: config.json, checkpoints/0, tokenizer/.
 export writes a folder that transformers loads as LlamaForCausalLM (hf), or bare parameters for serving (orbax).
+average writes a run's folder between a fine-tuned run and the one it started from (WiSE-FT, arXiv 2109.01903).
 What is written appears whole or not at all. `python -m launch.convert import --help` lists the flags of import.
 """
 
@@ -69,6 +71,21 @@ def add_export(commands: Any) -> None:
     parser.add_argument("--max-shard-size", type=parse_size, default=parse_size("5GB"), metavar="SIZE", help=size)
 
 
+def add_average(commands: Any) -> None:
+    """`average` and its flags."""
+    parser = commands.add_parser(
+        "average", help="a fine-tuned run and what it started from -> the run's folder between"
+    )
+    parser.set_defaults(command=run_average)
+    cli.add_workdir_flag(parser, required=True)
+    start = "the run's folder that it started from (train.init_from); its latest checkpoint"
+    parser.add_argument("--with", dest="other", required=True, metavar="DIR", help=start)
+    parser.add_argument("--to", required=True, metavar="DIR", help="the run's folder to write; must be new")
+    share = "of the fine-tuned parameters, 0 to 1; default %(default)s"
+    parser.add_argument("--share", type=float, default=0.85, metavar="X", help=share)
+    cli.add_step_flag(parser)
+
+
 def make_progress() -> Any:
     """Prints a line on stderr at most every second, and the last one."""
     shown = 0.0
@@ -127,10 +144,18 @@ def run_export(flags: argparse.Namespace) -> None:
     print(f"{flags.to}: {', '.join(written)}")
 
 
+def run_average(flags: argparse.Namespace) -> None:
+    """Averages and says what came of it."""
+    from fot_jax.convert.averaging import average_runs
+
+    config = average_runs(flags.workdir, flags.other, flags.to, share=flags.share, step=flags.step)
+    print(f"{flags.to}: {config.name}, {flags.share:g} of {flags.workdir} and {1 - flags.share:g} of {flags.other}")
+
+
 def main(flags: argparse.Namespace) -> None:
     """Runs the command that was named."""
     if flags.command is None:
-        raise UserError("launch.convert needs a command: import or export. --help tells more.")
+        raise UserError("launch.convert needs a command: import, export or average. --help tells more.")
     flags.command(flags)
 
 
@@ -140,4 +165,5 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(metavar="COMMAND")
     add_import(commands)
     add_export(commands)
+    add_average(commands)
     cli.run(main, parser)

@@ -64,7 +64,7 @@ def export_checkpoint(
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         if form is Format.ORBAX:
             checkpoint.write_bare_params(target / "params", params)
-            _write_experiment(target, config)
+            write_experiment(target, config)
         else:
             _write_hugging_face(target, Path(workdir), config, params, dtype, max_shard_bytes=max_shard_bytes)
         return sorted(path.name for path in target.iterdir())
@@ -86,7 +86,7 @@ def _copy_tokenizer(config: ExperimentConfig, target: Path) -> str | None:
     return main
 
 
-def _write_experiment(target: Path, config: ExperimentConfig) -> None:
+def write_experiment(target: Path, config: ExperimentConfig) -> None:
     """config.json, with the tokenizer in a folder beside it: the whole may move."""
     (target / TOKENIZER).mkdir()
     main = _copy_tokenizer(config, target / TOKENIZER)

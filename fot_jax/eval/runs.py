@@ -230,7 +230,7 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
 
 def _warn_of_trained(documents: DocumentSet, run: Run, *, given: bool) -> None:
     """Warns of given sources that are one of the run's to the token, and of held-out ones that no longer are."""
-    trained = trained_documents(run.workdir, run.config, run.step)
+    trained = trained_documents(run.workdir, step=run.step)
     same = [name for name, digest in documents.digests.items() if digest in trained.values()]
     changed = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
     if given and same:

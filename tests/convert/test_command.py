@@ -58,7 +58,7 @@ def test_without_a_tokenizer_it_says_so(tmp_path, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "needs a command: import or export"),
+        ([], "needs a command: import, export or average"),
         (["import"], "required: --from, --to"),
         (
             ["import", "--from=nowhere", "--to=x"],
@@ -71,6 +71,9 @@ def test_without_a_tokenizer_it_says_so(tmp_path, command):
         (["export", "--workdir=a", "--to=b", "--format=onnx"], "invalid choice: 'onnx'"),
         (["import", "--from=a", "--to=b", "--mesh.fsdp=0"], "mesh.fsdp must be >= 1, got 0"),
         (["import", "--from=a", "--to=b", "--mesh.tensor=3"], "must multiply to the 8 devices present"),
+        (["average", "--workdir=a", "--to=b"], "required: --with"),
+        (["average", "--workdir=a", "--with=c", "--to=b", "--share=1.5"], "--share must lie between 0"),
+        (["average", "--workdir=nowhere", "--with=c", "--to=b"], "--workdir must hold a run"),
         (["convert"], "invalid choice: 'convert'"),
     ],
 )
@@ -82,7 +85,7 @@ def test_mistakes_are_one_line(command, tmp_path, monkeypatch, arguments, messag
     assert not list(tmp_path.iterdir())
 
 
-def test_help_of_both_commands(command):
-    for name, flag in (("import", "--memory-layers"), ("export", "--max-shard-size")):
+def test_help_of_every_command(command):
+    for name, flag in (("import", "--memory-layers"), ("export", "--max-shard-size"), ("average", "--share")):
         code, printed, _ = command(name, "--help")
         assert code == 0 and flag in printed

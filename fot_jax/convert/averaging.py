@@ -1,0 +1,81 @@
+"""A run's parameters averaged with those it started from (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
+
+Fine-tuning forgets some of what the model knew; a point on the line between the two sets of parameters is
+often better than both on text unlike the training documents, and nearly as good at what was trained.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from fot_jax import checkpoint
+from fot_jax.config import ExperimentConfig, UserError
+from fot_jax.convert.exporting import write_experiment
+from fot_jax.convert.folders import new_folder
+from fot_jax.data.cache import vocabulary_identity
+from fot_jax.workdir import read_config
+
+
+def average_runs(
+    workdir: str | Path,
+    other: str | Path,
+    folder: str | Path,
+    *,
+    share: float,
+    step: int | Literal["latest", "best"] = "latest",
+) -> ExperimentConfig:
+    """Writes a run's folder with share · parameters + (1 − share) · the other's, as its checkpoint 0.
+
+    Config and, for the warnings of evaluation, trained documents are the first run's. The average is taken in
+    float32 and stored in the first one's dtype.
+
+    Args:
+      workdir: the fine-tuned run's folder.
+      other: the folder of a run of the same shapes and vocabulary, as `train.init_from`; its latest checkpoint.
+      folder: a new folder. It appears when it is whole; after an error nothing is left of it.
+      share: of the first run's parameters, between 0 and 1.
+      step: the first run's checkpoint: a number, "latest", or "best".
+
+    Returns:
+      The new run's experiment.
+
+    Raises:
+      UserError: no such checkpoint, a share beyond its range, or runs that have other shapes or vocabularies.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"--share must lie between 0 (all of --with) and 1 (all of --workdir), got {share}.")
+    config, theirs = read_config(workdir), read_config(other)
+    identities = [vocabulary_identity(one.data.vocabulary) for one in (config, theirs)]
+    if identities[0] != identities[1]:
+        raise UserError(f"--with must have the vocabulary of {workdir}, got {identities[1]} and {identities[0]}.")
+    with new_folder(Path(folder)) as target:
+        params, dtype = checkpoint.load_stored_params(workdir, step=step)
+        others, _ = checkpoint.load_stored_params(other)
+        _check_shapes(params, others, names=(str(workdir), str(other)))
+        average = jax.tree.map(lambda ours, its: _mean(ours, its, share=share), params, others)
+        documents = checkpoint.trained_documents(workdir, step=step)
+        checkpoint.save_imported(target, config, average, dtype=dtype, documents=documents)
+        write_experiment(target, config)
+    return config
+
+
+def _mean(ours: np.ndarray, its: np.ndarray, *, share: float) -> np.ndarray:
+    """Where both are the same the very same numbers, not their rounded mean."""
+    mean = np.float32(share) * ours.astype(np.float32) + np.float32(1 - share) * its.astype(np.float32)
+    return np.where(ours.astype(np.float32) == its.astype(np.float32), ours, mean.astype(ours.dtype))
+
+
+def _check_shapes(params: Any, others: Any, *, names: tuple[str, str]) -> None:
+    """Raises UserError where a parameter is missing on one side or has another shape."""
+    ours, its = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, others))
+    )
+    for name in sorted(ours.keys() | its.keys()):
+        if ours.get(name) != its.get(name):
+            shapes = " and ".join(str(shapes.get(name, "none")) for shapes in (its, ours))
+            raise UserError(
+                f"--with must have parameters of the same shapes: {name} is {shapes} in {names[1]}, {names[0]}."
+            )

@@ -1,0 +1,91 @@
+"""The run between a fine-tuned one and the one it started from."""
+
+import dataclasses
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fot_jax.checkpoint import load_stored_params, save_imported, trained_documents
+from fot_jax.config import Dtype, UserError
+from fot_jax.convert.averaging import average_runs
+from fot_jax.convert.hf_config import Changes
+from fot_jax.convert.importing import import_checkpoint
+from fot_jax.data.vocabulary import load_vocabulary
+from fot_jax.workdir import read_config, with_tokenizer, write_config
+from tests.convert.checkpoints import SMALL, bpe_tokenizer, random_tensors, write_folder
+
+VALUES = {**SMALL, "vocab_size": 300}
+
+
+@pytest.fixture
+def started(tmp_path):
+    """An imported run with a tokenizer."""
+    write_folder(tmp_path / "hf", VALUES, random_tensors(VALUES))
+    bpe_tokenizer(300).save(str(tmp_path / "hf/tokenizer.json"))
+    import_checkpoint(tmp_path / "hf", tmp_path / "started", changes=Changes(memory_layers=(1,), local_context=32))
+    return tmp_path / "started"
+
+
+def tuned(started, *, change, dtype="float32", **model):
+    """A run fine-tuned from it: its parameters changed, its own config."""
+    folder = started.parent / "tuned"
+    config = read_config(started)
+    config = dataclasses.replace(config, name="tuned", model=dataclasses.replace(config.model, **model))
+    params, _ = load_stored_params(started)
+    params = jax.tree.map(change, params)
+    save_imported(folder, config, params, dtype=Dtype(dtype), documents={"text": "digest"})
+    write_config(folder, config)
+    return folder
+
+
+def test_every_parameter_is_the_weighted_mean(started, tmp_path):
+    """Against float64; what was not trained keeps its very bits; config, tokenizer and documents come along."""
+    rng = np.random.default_rng(0)
+    trained = lambda x: x + rng.standard_normal(x.shape).astype(x.dtype) if x.ndim == 3 else x  # noqa: E731
+    one, out = tuned(started, change=trained), tmp_path / "out"
+    assert average_runs(one, started, out, share=0.85).name == "tuned"
+    ours, its, found = (jax.tree.leaves(load_stored_params(folder)[0]) for folder in (one, started, out))
+    for a, b, c in zip(ours, its, found, strict=True):
+        want = 0.85 * a.astype(np.float64) + (1 - 0.85) * b.astype(np.float64)
+        np.testing.assert_allclose(c, want, rtol=1e-6, atol=1e-6)
+        assert a.ndim == 3 or b.tobytes() == c.tobytes()
+    config = read_config(out)
+    assert config.model == read_config(one).model and trained_documents(out) == {"text": "digest"}
+    assert config.data.vocabulary.path.startswith(str(out)) and load_vocabulary(config.data.vocabulary).size == 300
+
+
+@pytest.mark.parametrize(("share", "which"), [(1.0, 0), (0.0, 1)])
+def test_the_ends_are_the_runs_themselves(started, tmp_path, share, which):
+    folders = (tuned(started, change=lambda x: 3 * x + 1), started)
+    average_runs(*folders, tmp_path / "out", share=share)
+    want, found = load_stored_params(folders[which])[0], load_stored_params(tmp_path / "out")[0]
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+
+
+def test_the_first_runs_dtype_is_kept(started, tmp_path):
+    one = tuned(started, change=lambda x: (2 * x).astype(ml_dtypes.bfloat16), dtype="bfloat16")
+    average_runs(one, started, tmp_path / "out", share=0.5)
+    params, dtype = load_stored_params(tmp_path / "out")
+    assert dtype is Dtype.BFLOAT16 and all(leaf.dtype == ml_dtypes.bfloat16 for leaf in jax.tree.leaves(params))
+
+
+def test_runs_that_do_not_match_are_refused(started, tmp_path):
+    one, out = tuned(started, change=lambda x: x), tmp_path / "out"
+    write_folder(tmp_path / "wide", wide := {**VALUES, "intermediate_size": 40}, random_tensors(wide))
+    import_checkpoint(tmp_path / "wide", tmp_path / "other", tokenizer=tmp_path / "hf/tokenizer.json")
+    with pytest.raises(UserError, match=r"same shapes: layers/feed_forward/down.* is .*40.* in .*other"):
+        average_runs(one, tmp_path / "other", out, share=0.5)
+    config = read_config(started)
+    bpe_tokenizer(290).save(str(tmp_path / "tokenizer.json"))
+    write_config(started, with_tokenizer(config, str(tmp_path / "tokenizer.json")))
+    with pytest.raises(UserError, match="--with must have the vocabulary of"):
+        average_runs(one, started, out, share=0.5)
+    assert not out.exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_folder_that_exists_is_left_alone(started, tmp_path):
+    one = tuned(started, change=lambda x: x)
+    with pytest.raises(UserError, match="--to must name a new folder"):
+        average_runs(one, started, one, share=0.5)
