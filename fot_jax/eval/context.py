@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fot_jax.config import ModelConfig, PastReading
-from fot_jax.eval.journal import Once, unkept
+from fot_jax.eval.journal import Once, digest, unkept
 from fot_jax.eval.perplexity import Sweep, bytes_of, chunk_nats
 from fot_jax.eval.reading import Subject, read_past, score_window
 from fot_jax.eval.targets import Documents, choose_targets, gather
@@ -76,7 +76,8 @@ def measure(
         for start in range(0, len(targets), batch):
             rows = slice(start, start + batch)
             text = past[rows, (history - n + 1) * W :], window[rows]
-            nats[index, rows] = once((n, start), functools.partial(_losses, subject, *text, reading=reading))
+            score = functools.partial(_losses, subject, *text, reading=reading)
+            nats[index, rows] = once((n, start, digest(*text)), score)
             progress(n, min(start + batch, len(targets)))
     return Sweep(
         sizes=windows,

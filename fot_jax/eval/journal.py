@@ -1,15 +1,21 @@
 """What a long measurement has found so far, on disk, so that an interrupted one goes on where it stood.
 
-DIR/TASK.partial.jsonl    line 1: what is measured; then one line a finished piece: [key, found]
+DIR/TASK.DIGEST.partial.jsonl    line 1: what is measured, DIGEST is of it; then a line a finished piece: [key, found]
 
-The file goes when the report is written. One that is of other runs, checkpoints or settings is begun anew.
+Other runs, checkpoints or settings have another digest and leave this file alone. It goes when the report is
+written.
 """
 
+import hashlib
 import json
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import Any
+
+import numpy as np
+
+from fot_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -24,35 +30,44 @@ def unkept(key: Key, compute: Callable[[], Any]) -> Any:
     return compute()
 
 
-def path_of(directory: pathlib.Path, task: str) -> pathlib.Path:
-    """The journal's file."""
-    return directory / f"{task}.partial.jsonl"
+def digest(*inputs: object) -> str:
+    """Of what a piece is computed from (arrays of one dtype each, sequences of integers, strings), for its key."""
+    found = hashlib.blake2b(digest_size=8)
+    for value in inputs:
+        array = np.asarray(value)
+        found.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 class Journal:
-    """The finished pieces of one measurement, each written as it comes."""
+    """The finished pieces of one measurement, each written as it comes.
 
-    def __init__(self, path: pathlib.Path, *, measured: Mapping[str, object]) -> None:
+    Attributes:
+      path: its file.
+      taken_up: pieces that an interrupted measurement left.
+    """
+
+    def __init__(self, directory: pathlib.Path, task: str, *, measured: Mapping[str, object]) -> None:
         """Opens the journal of `measured` (JSON), or begins it.
 
         Args:
-          path: its file; folders are made.
-          measured: all that the pieces depend on; the file's first line.
+          directory: of the report; it is made.
+          task: the report's name.
+          measured: all that the pieces depend on but what their keys name.
         """
-        self._path = path
         head = json.dumps(measured, sort_keys=True)
-        lines = _whole_lines(path)
-        same = bool(lines) and json.dumps(lines[0], sort_keys=True) == head
-        self._found: dict[Key, Any] = {tuple(key): found for key, found in lines[1:]} if same else {}
-        if self._found:
-            logger.warning("%s: %d pieces measured before it was interrupted are taken up.", path, len(self._found))
-        elif len(lines) > 1:
-            logger.warning("%s is of other runs or settings; it is begun anew.", path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:  # without the line that an interruption cut off
-            file.write(head + "\n")
-            for key, found in self._found.items():
-                _write(file, key, found)
+        self.path = directory / f"{task}.{digest(head)}.partial.jsonl"
+        self._found: dict[Key, Any] = {}
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        first, *lines = text.split("\n")
+        if first == head:
+            self._found = _pieces(lines)
+        self.taken_up = len(self._found)
+        if self.taken_up:
+            logger.warning("%s: %d pieces measured before it was interrupted are taken up.", self.path, self.taken_up)
+        whole = "".join(line + "\n" for line in (head, *(_line(key, found) for key, found in self._found.items())))
+        if text != whole:  # new, or an interruption has cut a line off
+            write_atomically(self.path, whole)
 
     def once(self, *prefix: str | int) -> Once:
         """A `Once` whose keys stand behind a prefix."""
@@ -61,24 +76,28 @@ class Journal:
             whole = (*prefix, *key)
             if whole not in self._found:
                 self._found[whole] = compute()
-                with self._path.open("a", encoding="utf-8") as file:
-                    _write(file, whole, self._found[whole])
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_line(whole, self._found[whole]) + "\n")
             return self._found[whole]
 
         return found
 
+    def remove(self) -> None:
+        """Removes the file: its report is written."""
+        self.path.unlink(missing_ok=True)
 
-def _write(file: TextIO, key: Key, found: Any) -> None:
-    file.write(json.dumps([list(key), found]) + "\n")
+
+def _line(key: Key, found: Any) -> str:
+    return json.dumps([list(key), found])
 
 
-def _whole_lines(path: pathlib.Path) -> list[Any]:
-    """The values of a file of JSON lines up to one that is none, as a cut-off last line; [] without a file."""
-    lines = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-    return lines
+def _pieces(lines: list[str]) -> dict[Key, Any]:
+    """The pieces of a file's lines up to one that is none, as one that was cut off."""
+    pieces = {}
+    for line in lines:
+        try:
+            key, found = json.loads(line)
+            pieces[tuple(part if isinstance(part, str) else int(part) for part in key)] = found
+        except (TypeError, ValueError):
+            break
+    return pieces

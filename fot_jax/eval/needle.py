@@ -17,7 +17,7 @@ from fot_jax.data.needles import NeedlePrompt, needle_prompt
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
-from fot_jax.eval.journal import Once, unkept
+from fot_jax.eval.journal import Once, digest, unkept
 from fot_jax.eval.reading import Subject
 
 # Bytes take about as many as sub-words with single digits, and words take more of them.
@@ -150,7 +150,8 @@ def measure(
         found = Found(kind=kind, length=length, trials=())
         for start in range(0, len(asked), batch):
             batched = asked[start : start + batch]
-            texts = once((kind.value, length, start), functools.partial(_ask, subject, batched, vocabulary=vocabulary))
+            ask = functools.partial(_ask, subject, batched, vocabulary=vocabulary)
+            texts = once((kind.value, length, start, digest(*(prompt.tokens for prompt in batched))), ask)
             found = dataclasses.replace(found, trials=found.trials + _trials(batched, texts))
             progress(found)
         results.append(found)

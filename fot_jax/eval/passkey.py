@@ -16,7 +16,7 @@ from fot_jax.data.seeds import generator
 from fot_jax.data.synthetic import Passkey, passkey
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
-from fot_jax.eval.journal import Once, unkept
+from fot_jax.eval.journal import Once, digest, unkept
 from fot_jax.eval.reading import Subject
 
 ANSWER_TOKENS = 12  # a key has at most five digits; byte vocabularies and a word before it fit too
@@ -92,7 +92,7 @@ def measure(
             asked = prompts[start : start + batch]
             tokens = [prompt.tokens for prompt in asked]
             ask = functools.partial(answer, subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS)
-            texts = once((length, start), ask)
+            texts = once((length, start, digest(*tokens)), ask)
             done += [
                 Trial(length=len(prompt.tokens), place=prompt.place, key=prompt.answer.strip(), generated=text)
                 for prompt, text in zip(asked, texts, strict=True)

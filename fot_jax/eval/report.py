@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from fot_jax.eval import journal
+from fot_jax.eval.journal import Journal
 
 Cell = str | int | float
 
@@ -49,6 +49,7 @@ class Report:
       results: numbers for machines (JSON).
       examples: one mapping a scored example (JSONL).
       plots: PNG file names, relative to the report.
+      journal: what was kept while it was measured; it goes when the report is written.
     """
 
     task: str
@@ -57,6 +58,7 @@ class Report:
     results: Mapping[str, object]
     examples: Sequence[Mapping[str, object]] = ()
     plots: tuple[str, ...] = ()
+    journal: Journal | None = None
 
 
 def render_terminal(table: Table) -> str:
@@ -110,15 +112,18 @@ def render_page(report: Report, *, origin: Mapping[str, str]) -> str:
 
 
 def write_report(report: Report, *, directory: pathlib.Path) -> None:
-    """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`; removes the journal."""
+    """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`; removes its journal."""
     directory.mkdir(parents=True, exist_ok=True)
     origin = provenance()
+    if report.journal is not None and report.journal.taken_up:
+        origin["taken up"] = f"{report.journal.taken_up} pieces of an earlier, interrupted run of this command"
     document = {"task": report.task, **origin, "method": report.method, "results": report.results}
     (directory / f"{report.task}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     (directory / f"{report.task}.md").write_text(render_page(report, origin=origin), encoding="utf-8")
     if report.examples:
         write_jsonl(directory / f"{report.task}_examples.jsonl", rows=report.examples)
-    journal.path_of(directory, report.task).unlink(missing_ok=True)
+    if report.journal is not None:
+        report.journal.remove()
 
 
 def write_jsonl(path: pathlib.Path, *, rows: Iterable[Mapping[str, object]]) -> None:

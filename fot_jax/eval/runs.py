@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import numpy as np
 
 from fot_jax.checkpoint import load_params, trained_documents
@@ -36,23 +37,25 @@ class Run:
       workdir: its folder.
       config: its experiment.
       step: the optimizer steps its parameters were trained for.
+      saved: when its checkpoint was, st_mtime_ns; 0 where it is gone already.
       subject: the model as it is measured.
     """
 
     workdir: pathlib.Path
     config: ExperimentConfig
     step: int
+    saved: int
     subject: Subject
 
     @property
     def identity(self) -> dict[str, object]:
         """Which parameters these are, when they were saved, and the model they are measured in, as JSON."""
-        folder = self.workdir / "checkpoints" / str(self.step)
         return {
             "workdir": str(self.workdir.resolve()),
             "step": self.step,
-            "saved": folder.stat().st_mtime_ns,
+            "saved": self.saved,
             "seed": self.config.seed,
+            "vocabulary": vocabulary_identity(self.config.data.vocabulary),
             "model": to_dict(self.subject.model),
             "reading": self.config.evaluation.reading.value,
         }
@@ -94,11 +97,12 @@ class Comparison:
 
     @property
     def identity(self) -> dict[str, object]:
-        """All that a figure depends on but the documents, as JSON."""
+        """What was measured, in which models and how, as JSON; not the inputs, and not this program's version."""
         return {
             "runs": [run.identity for run in (*self.runs, *self.baselines)],
             "evaluation": to_dict(self.evaluation),
             "memory": to_dict(self.memory),
+            "backend": jax.default_backend(),
         }
 
     @property
@@ -148,15 +152,16 @@ def load_comparison(
             " Evaluate a model without them as --baseline-workdir."
         )
     count = len(workdirs)
-    both_named_alike = bool(baseline_workdirs) and first.name == loaded[count][0].name
+    labels = _labels(folders, [config.name for config, _, _ in loaded], beside=[0, *range(count, len(folders))])
     runs = []
-    for folder, (config, params, at) in zip(folders, loaded, strict=True):
+    for folder, label, (config, params, at) in zip(folders, labels, loaded, strict=True):
         model = lend_memory_layers(config.model, of=first.model)
         if evaluation.window:
             model = dataclasses.replace(model, local_context=evaluation.window)
-        label = pathlib.Path(folder).name if both_named_alike else config.name
         subject = Subject(label=label, params=params, model=model, memory=memory)
-        runs.append(Run(workdir=pathlib.Path(folder), config=config, step=at, subject=subject))
+        runs.append(
+            Run(workdir=pathlib.Path(folder), config=config, step=at, saved=_saved(folder, at), subject=subject)
+        )
     return Comparison(
         runs=tuple(runs[:count]),
         baselines=tuple(runs[count:]),
@@ -164,6 +169,22 @@ def load_comparison(
         memory=memory,
         sources=sources,
     )
+
+
+def _labels(folders: Sequence[pathlib.Path], names: list[str], *, beside: list[int]) -> list[str]:
+    """Names of the configs; folders' names or paths where those of runs measured beside one another would be alike."""
+    for labels in (names, [pathlib.Path(folder).name for folder in folders]):
+        if len({labels[number] for number in beside}) == len(beside):
+            return labels
+    return [str(folder) for folder in folders]
+
+
+def _saved(workdir: pathlib.Path, step: int) -> int:
+    """When a checkpoint was saved, st_mtime_ns; 0 where a training beside this has removed it since."""
+    try:
+        return (pathlib.Path(workdir) / "checkpoints" / str(step)).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def scored_documents(comparison: Comparison, *, runs: Sequence[Run] = ()) -> DocumentSet:

@@ -116,15 +116,18 @@ def _nearest_by_head(queries, keys, valid, *, k: int):
     B, L, H, D = queries.shape
     M, G = keys.shape[1], keys.shape[2]
     R = H // G
-    size = min(R * L, max(1, SEARCH_BYTES // (4 * M)))
+    parts = -(-R * L // max(1, SEARCH_BYTES // (4 * M)))
+    size = -(-R * L // parts)
     tiles = queries.reshape(B, L, G, R, D).transpose(0, 2, 3, 1, 4).reshape(B * G, R * L, D)
     tiles = jnp.pad(tiles, [(0, 0), (0, -(R * L) % size), (0, 0)]).reshape(B * G, -1, size, D)
     tables = keys.transpose(0, 2, 1, 3).reshape(B * G, M, D)
 
     def of_head(n):
+        table, exists = tables[n], valid[n // G]
+
         def search(tile):
-            scores = jnp.einsum("TD,MD->TM", tile, tables[n], preferred_element_type=jnp.float32)
-            return jax.lax.top_k(jnp.where(valid[n // G], scores, attention.MASKED_SCORE), min(k, M))
+            scores = jnp.einsum("TD,MD->TM", tile, table, preferred_element_type=jnp.float32)
+            return jax.lax.top_k(jnp.where(exists, scores, attention.MASKED_SCORE), min(k, M))
 
         return jax.lax.map(search, tiles[n])
 

@@ -5,7 +5,7 @@ import sys
 
 from fot_jax.data.documents import DocumentSet
 from fot_jax.eval import context
-from fot_jax.eval.journal import Journal, Once, path_of
+from fot_jax.eval.journal import Journal, Once
 from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
@@ -18,8 +18,7 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Perplexity against context on each source's documents, the model beside any number of baselines."""
     runs = (*comparison.runs, *comparison.baselines)
     documents = scored_documents(comparison, runs=runs)
-    measured = {**comparison.identity, "documents": documents.digests}
-    journal = Journal(path_of(directory, "context"), measured=measured)
+    journal = Journal(directory, "context", measured=comparison.identity)
     found: Found = {
         source: [
             (run, _measure(comparison, run, source=source, documents=documents, once=journal.once(source, number)))
@@ -46,6 +45,7 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
             for row in _examples(run, sweep, documents=documents.of_source(source))
         ],
         plots=tuple(plots.values()),
+        journal=journal,
     )
 
 

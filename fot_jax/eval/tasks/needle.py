@@ -8,7 +8,7 @@ from fot_jax.config import NeedleKind
 from fot_jax.data.needles import TEMPLATES_VERSION
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval import needle
-from fot_jax.eval.journal import Journal, path_of
+from fot_jax.eval.journal import Journal
 from fot_jax.eval.plots import Curve, Panel, plot_panels
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison
@@ -30,7 +30,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
         seed=first.seed,
     )
     found: Found = {}
-    journal = Journal(path_of(directory, "needle"), measured=comparison.identity)
+    journal = Journal(directory, "needle", measured=comparison.identity)
     for label, subject in comparison.ways.items():
 
         def progress(so_far: needle.Found, label: str = label) -> None:
@@ -47,7 +47,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
             once=journal.once(label),
         )
     _plot(directory / PLOT, found=found, comparison=comparison)
-    return _report(found, comparison=comparison)
+    return dataclasses.replace(_report(found, comparison=comparison), journal=journal)
 
 
 def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:

@@ -7,7 +7,7 @@ import sys
 from fot_jax.config import EvaluationConfig
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval import passkey
-from fot_jax.eval.journal import Journal, path_of
+from fot_jax.eval.journal import Journal
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison
@@ -22,7 +22,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
     found: Found = {}
-    journal = Journal(path_of(directory, "passkey"), measured=comparison.identity)
+    journal = Journal(directory, "passkey", measured=comparison.identity)
     for label, subject in comparison.ways.items():
 
         def progress(length: int, done: int, right: int, label: str = label) -> None:
@@ -39,7 +39,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
             once=journal.once(label),
         )
     _plot(directory / PLOT, found=found, comparison=comparison)
-    return _report(found, comparison=comparison)
+    return dataclasses.replace(_report(found, comparison=comparison), journal=journal)
 
 
 def _trials(evaluation: EvaluationConfig) -> str:
