@@ -46,7 +46,11 @@ def average_runs(
     """
     if not 0 <= share <= 1:
         raise UserError(f"--share must lie between 0 (all of --with) and 1 (all of --workdir), got {share}.")
-    config, theirs = read_config(workdir), read_config(other)
+    config = read_config(workdir)
+    try:
+        theirs = read_config(other)
+    except UserError as error:
+        raise UserError(str(error).replace("--workdir", "--with")) from error
     identities = [vocabulary_identity(one.data.vocabulary) for one in (config, theirs)]
     if identities[0] != identities[1]:
         raise UserError(f"--with must have the vocabulary of {workdir}, got {identities[1]} and {identities[0]}.")

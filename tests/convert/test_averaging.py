@@ -75,6 +75,8 @@ def test_runs_that_do_not_match_are_refused(started, tmp_path):
     one, out = tuned(started, change=lambda x: x), tmp_path / "out"
     write_folder(tmp_path / "wide", wide := {**VALUES, "intermediate_size": 40}, random_tensors(wide))
     import_checkpoint(tmp_path / "wide", tmp_path / "other", tokenizer=tmp_path / "hf/tokenizer.json")
+    with pytest.raises(UserError, match="--with must hold a run"):
+        average_runs(one, tmp_path / "nowhere", out, share=0.5)
     with pytest.raises(UserError, match=r"same shapes: layers/feed_forward/down.* is .*40.* in .*other"):
         average_runs(one, tmp_path / "other", out, share=0.5)
     config = read_config(started)
