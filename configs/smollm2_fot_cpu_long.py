@@ -6,8 +6,9 @@ Command:  python -m launch.train --config=configs/smollm2_fot_cpu_long.py
 Hardware: two CPU cores, as smollm2_fot_cpu.
 Time:     48 steps of 8,192 tokens, 36 minutes on cores shared with tests (median 186 tokens/s, 2026-11-23).
 Expected: passkeys repeated exactly, averaged: 17, 19, 20 and 19 of 20 at 1,024, 2,048, 4,096 and 8,192 tokens, 10 of 10
-          at 16,384; perplexity of windows of 256 tokens without memory, standard library / proofs / prose: 7.89 /
-          24.97 / 23.90. As trained: 16, 19, 20, 20 and 10; 7.96 / 25.62 / 24.07 (docs/smollm2.md, "Longer").
+          at 16,384; perplexity of windows of 256 tokens without memory, standard library / proofs / prose:
+          7.895 / 24.967 / 23.903. As trained: 16, 19, 20, 20 and 10; 7.963 / 25.623 / 24.067 (docs/smollm2.md,
+          "Longer").
 """
 
 from ml_collections import config_dict

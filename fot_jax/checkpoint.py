@@ -16,7 +16,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -317,7 +316,7 @@ def save_imported(
     params: Any,
     *,
     dtype: Dtype,
-    documents: Mapping[str, str] = MappingProxyType({}),
+    documents: Mapping[str, str],
 ) -> None:
     """Writes parameters that come from elsewhere as checkpoint 0 of a new folder, without copying them.
 

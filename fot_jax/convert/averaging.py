@@ -5,7 +5,7 @@ often better than both on text unlike the training documents, and nearly as good
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.convert.exporting import write_experiment
 from fot_jax.convert.folders import new_folder
 from fot_jax.data.cache import vocabulary_identity
+from fot_jax.models.init import param_shapes, shape_difference
 from fot_jax.workdir import read_config
 
 
@@ -54,10 +55,15 @@ def average_runs(
     identities = [vocabulary_identity(one.data.vocabulary) for one in (config, theirs)]
     if identities[0] != identities[1]:
         raise UserError(f"--with must have the vocabulary of {workdir}, got {identities[1]} and {identities[0]}.")
+    difference = shape_difference(param_shapes(theirs.model), param_shapes(config.model))
+    if difference is not None:
+        name, its, ours = difference
+        raise UserError(
+            f"--with must have parameters of the same shapes: {name} is {its} in {other}, {ours} in {workdir}."
+        )
     with new_folder(Path(folder)) as target:
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         others, _ = checkpoint.load_stored_params(other)
-        _check_shapes(params, others, names=(str(workdir), str(other)))
         average = jax.tree.map(lambda ours, its: _mean(ours, its, share=share), params, others)
         documents = checkpoint.trained_documents(workdir, step=step)
         checkpoint.save_imported(target, config, average, dtype=dtype, documents=documents)
@@ -69,17 +75,3 @@ def _mean(ours: np.ndarray, its: np.ndarray, *, share: float) -> np.ndarray:
     """Where both are the same the very same numbers, not their rounded mean."""
     mean = np.float32(share) * ours.astype(np.float32) + np.float32(1 - share) * its.astype(np.float32)
     return np.where(ours.astype(np.float32) == its.astype(np.float32), ours, mean.astype(ours.dtype))
-
-
-def _check_shapes(params: Any, others: Any, *, names: tuple[str, str]) -> None:
-    """Raises UserError where a parameter is missing on one side or has another shape."""
-    ours, its = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, others))
-    )
-    for name in sorted(ours.keys() | its.keys()):
-        if ours.get(name) != its.get(name):
-            shapes = " and ".join(str(shapes.get(name, "none")) for shapes in (its, ours))
-            raise UserError(
-                f"--with must have parameters of the same shapes: {name} is {shapes} in {names[1]}, {names[0]}."
-            )

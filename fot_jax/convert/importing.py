@@ -89,7 +89,7 @@ def import_checkpoint(
         config = _experiment(final.name, model, memory, main)
         params = read_params(opened, model, dtype=dtype, mesh=devices, progress=progress)
         check_tied_head(opened, model, params)
-        checkpoint.save_imported(folder, config, params, dtype=dtype)
+        checkpoint.save_imported(folder, config, params, dtype=dtype, documents={})
         del params
         (folder / SOURCE_CONFIG).write_text(json.dumps(opened.config, indent=2) + "\n", encoding="utf-8")
         write_config(folder, config)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from fot_jax import distributed
 from fot_jax.config import ExperimentConfig, UserError
-from fot_jax.models.init import boxed_shapes, init_params, param_shapes
+from fot_jax.models.init import boxed_shapes, init_params, param_shapes, shape_difference
 from fot_jax.sharding import param_shardings, replicated
 from fot_jax.train.optimizer import make_optimizer
 
@@ -130,16 +130,13 @@ def _with_fresh_gates(params: Any, config: ExperimentConfig) -> Any:
 
 def _check_same(params: Any, wanted: Any, *, config: ExperimentConfig) -> None:
     """Raises UserError where a parameter of `train.init_from` is missing, unknown or of another shape."""
-    got, expected = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (params, wanted)
-    )
-    for path in sorted(got.keys() | expected.keys()):
-        if got.get(path) != expected.get(path):
-            raise UserError(
-                f"train.init_from='{config.train.init_from}' must hold parameters of this model, but {path} has the"
-                f" shape {got.get(path)} there and {expected.get(path)} here. Give `model` the sizes of that run."
-            )
+    difference = shape_difference(params, wanted)
+    if difference is not None:
+        name, there, here = difference
+        raise UserError(
+            f"train.init_from='{config.train.init_from}' must hold parameters of this model, but {name} has the"
+            f" shape {there} there and {here} here. Give `model` the sizes of that run."
+        )
 
 
 def parameter_table(config: ExperimentConfig) -> str:
