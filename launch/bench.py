@@ -7,7 +7,9 @@ python -m launch.bench --config=configs/smollm2_135m.py --measure=decode --entri
 
 Compare the ratios of one run, not seconds across runs: programs take turns, so that other load falls on
 all alike. FLOPs are counted by formula; their share is of a matrix product timed in the same run, that of
-bytes of a pass over memory. Parameters are random; temporary memory is the compiler's own figure.
+bytes of a pass over memory. "x FLOPs" is seconds a token over those of the first of a measure, by FLOPs a
+token over its; "added" the same of what both have beyond the first: 1 where time grows as FLOPs do.
+Parameters are random; temporary memory is the compiler's own figure.
 """
 
 import argparse
@@ -16,11 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fot_jax.config import ConfigError, ExperimentConfig, Retrieval
+from fot_jax.config import AttentionForm, ConfigError, ExperimentConfig, Retrieval
 from launch import cli
 
 MEBIBYTE = 2**20
 MEASURES = ("step", "read", "decode", "data")
+FORMS = (AttentionForm.REFERENCE.value, AttentionForm.BLOCKWISE.value)  # the kernels run on TPUs only: not timed here
 
 
 def _integers(text: str, flag: str) -> list[int]:
@@ -45,6 +48,7 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
     retrievals = [
         Retrieval(name) for name in _names(flags.retrievals, "--retrievals", tuple(kind.value for kind in Retrieval))
     ]
+    forms = [AttentionForm(name) for name in _names(flags.forms, "--forms", FORMS)]
     wanted = _names(flags.measure, "--measure", MEASURES)
     model = config.model
     if not model.memory_layers and wanted != ["data"]:
@@ -58,7 +62,7 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
     found = {"machine": machine.machine_programs(model)}
     params = inference.random_params(model) if wanted != ["data"] else None
     if "step" in wanted:
-        found["step"] = steps.step_programs(config, params, contexts=contexts)
+        found["step"] = steps.step_programs(config, params, contexts=contexts, forms=forms)
     if "read" in wanted:
         found["read"] = inference.reading_programs(model, params, memory=config.memory, lengths=lengths)
     if "decode" in wanted:
@@ -78,6 +82,7 @@ def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
     for measure, programs in groups.items():
         for program in programs:
             seconds = program.median
+            times_flops, added = _beside_flops(program, programs[0])
             records.append(
                 {
                     "measure": measure,
@@ -87,6 +92,8 @@ def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
                     "seconds": seconds,
                     "tokens_per_second": program.tokens / seconds,
                     "times_first": None if measure == "machine" else seconds / programs[0].median,
+                    "times_flops": times_flops,
+                    "added_times_flops": added,
                     "flops_per_second": program.flops / seconds,
                     "flops_share": program.flops / seconds / peak,
                     "bytes_per_second": program.bytes / seconds,
@@ -97,17 +104,30 @@ def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return records
 
 
+def _beside_flops(program: Any, first: Any) -> tuple[float | None, float | None]:
+    """A token's seconds over those of `first`, by FLOPs likewise; and the same of what is beyond `first`."""
+    if program is first or not (program.flops and first.flops and program.tokens and first.tokens):
+        return None, None
+    seconds = program.median / program.tokens / (first.median / first.tokens)
+    flops = program.flops / program.tokens / (first.flops / first.tokens)
+    return seconds / flops, None if flops == 1 else (seconds - 1) / (flops - 1)
+
+
 def _text(value: float | None, form: str) -> str:
     return format(value, form) if value else "–"
 
 
 def print_table(records: list[dict[str, Any]]) -> None:
     """The records, a line each, to standard output."""
-    print(f"{'program':<26} {'seconds':>10} {'tokens/s':>10} {'x first':>8} {'FLOPs':>6} {'bytes':>6} {'temp MiB':>9}")
+    print(
+        f"{'program':<26} {'seconds':>10} {'tokens/s':>10} {'x first':>8} {'x FLOPs':>8} {'added':>6} {'FLOPs':>6}"
+        f" {'bytes':>6} {'temp MiB':>9}"
+    )
     for row in records:
         print(
             f"{row['program']:<26} {row['seconds']:>10.4g} {_text(row['tokens_per_second'], '.0f'):>10}"
-            f" {_text(row['times_first'], '.2f'):>8} {_text(row['flops_share'], '.0%'):>6}"
+            f" {_text(row['times_first'], '.2f'):>8} {_text(row['times_flops'], '.2f'):>8}"
+            f" {_text(row['added_times_flops'], '.2f'):>6} {_text(row['flops_share'], '.0%'):>6}"
             f" {_text(row['bytes_share'], '.0%'):>6} {_text(row['temp_mebibytes'], '.1f'):>9}"
         )
 
@@ -178,6 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--contexts", default="2,8", metavar="D,D,…", help="step: contexts per row; default %(default)s"
     )
+    parser.add_argument("--forms", default=",".join(FORMS), metavar="NAMES", help="step: default %(default)s")
     parser.add_argument("--lengths", default="4096,16384", metavar="N,…", help="read: tokens; default %(default)s")
     parser.add_argument(
         "--entries", default="4096,65536", metavar="M,…", help="decode: memory sizes; default %(default)s"

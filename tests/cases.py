@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fot_jax.ops import few_queries
 from fot_jax.types import Plan
 from tests import oracles
 
@@ -83,6 +84,12 @@ LOOPS = ("cpu", "default")  # the branches of jax.lax.platform_dependent
 def force_loop(monkeypatch, loop: str) -> None:
     """Compiles the loop of one kind of device, whatever this machine is."""
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, **loops: loops[loop](*arguments))
+
+
+def force_one_wide_head(monkeypatch) -> None:
+    """CPUs' loops for few queries, which these problems' keys are too small for otherwise."""
+    force_loop(monkeypatch, "cpu")
+    monkeypatch.setattr(few_queries, "LEAST_BYTES", 0)
 
 
 def to_float32(*values: np.ndarray) -> list[jax.Array]:

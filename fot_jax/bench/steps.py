@@ -13,14 +13,15 @@ from fot_jax.models import account
 from fot_jax.train.step import loss_gradient
 from fot_jax.types import Batch, Plan
 
-FORMS = (AttentionForm.REFERENCE, AttentionForm.BLOCKWISE)  # PALLAS runs on TPUs only
 PLAIN = "plain"
 
 
-def step_programs(config: ExperimentConfig, params: Any, *, contexts: Sequence[int]) -> list[Program]:
+def step_programs(
+    config: ExperimentConfig, params: Any, *, contexts: Sequence[int], forms: Sequence[AttentionForm]
+) -> list[Program]:
     """The plain step, then each form at each d; `x` is d, `series` the form."""
     plain = step_program(config, params, form=config.model.attention, contexts=0)
-    return [plain] + [step_program(config, params, form=form, contexts=d) for d in contexts for form in FORMS]
+    return [plain] + [step_program(config, params, form=form, contexts=d) for d in contexts for form in forms]
 
 
 def step_program(config: ExperimentConfig, params: Any, *, form: AttentionForm, contexts: int) -> Program:

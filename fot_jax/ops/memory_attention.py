@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fot_jax.ops import attention
+from fot_jax.ops import attention, few_queries
 from fot_jax.ops.by_head import CACHE_BYTES
 from fot_jax.ops.prefix import prefix_partial
 from fot_jax.types import Partial
@@ -91,10 +91,13 @@ def nearest(
     B, L, H, _ = queries.shape
     everywhere = functools.partial(_nearest_at_once, k=k, recall=recall)
     with jax.named_scope("memory_topk"):
-        if B * H * L * keys.shape[1] * 4 <= CACHE_BYTES:
+        if few_queries.pays(queries, keys):
+            on_cpus = functools.partial(_nearest_of_one_head, k=k)
+        elif B * H * L * keys.shape[1] * 4 <= CACHE_BYTES:
             return everywhere(queries, keys, valid)
-        by_head = functools.partial(_nearest_by_head, k=k)
-        return jax.lax.platform_dependent(queries, keys, valid, cpu=by_head, default=everywhere)
+        else:
+            on_cpus = functools.partial(_nearest_by_head, k=k)
+        return jax.lax.platform_dependent(queries, keys, valid, cpu=on_cpus, default=everywhere)
 
 
 def _nearest_at_once(queries, keys, valid, *, k: int, recall: float | None):
@@ -108,6 +111,16 @@ def _nearest_at_once(queries, keys, valid, *, k: int, recall: float | None):
     else:
         found = jax.lax.approx_max_k(scores.reshape(-1, M), min(k, M), recall_target=recall)
     best, index = (x.reshape(*scores.shape[:-1], -1) for x in found)
+    return best, index
+
+
+def _nearest_of_one_head(queries, keys, valid, *, k: int):
+    """The same for CPUs and few queries: keys are read where they lie, see `few_queries`."""
+    B, L, H, _ = queries.shape
+    G = keys.shape[2]
+    wide = few_queries.widen(queries, key_heads=G)
+    found = _nearest_at_once(wide, few_queries.as_one_head(keys), valid, k=k, recall=None)
+    best, index = (x.reshape(B, G, H // G, L, -1) for x in found)
     return best, index
 
 

@@ -1,6 +1,8 @@
 """What `launch.bench` counts and prints; that its programs run. No test here measures time."""
 
 import json
+import shlex
+import subprocess
 
 import jax
 import numpy as np
@@ -70,6 +72,17 @@ def test_records_are_shares_of_the_machine():
     assert (plain["seconds"], plain["tokens_per_second"], plain["times_first"]) == (2.0, 4.0, 1.0)
     assert (plain["flops_share"], plain["temp_mebibytes"]) == (0.2, 1.0)
     assert (crossbatch["times_first"], crossbatch["bytes_share"]) == (2.0, 0.05)
+    assert crossbatch["times_flops"] is None and crossbatch["added_times_flops"] is None  # no FLOPs are given
+
+
+def test_seconds_of_a_token_are_set_beside_its_flops():
+    """Twice the tokens at three times the seconds and 2.5 times the FLOPs: 1.5 and 1.25 a token, 0.5 for 0.25 added."""
+    machine_programs = [Program(name="m", call=lambda: None, flops=1.0, bytes=1.0, seconds=[1.0])] * 2
+    first = Program(name="short", call=lambda: None, tokens=8, flops=40.0, seconds=[2.0])
+    second = Program(name="long", call=lambda: None, tokens=16, flops=100.0, seconds=[6.0])
+    *_, short, long = bench.records_of({"machine": machine_programs, "read": [first, second]})
+    assert (short["times_flops"], short["added_times_flops"]) == (None, None)
+    assert (long["times_flops"], long["added_times_flops"]) == (1.5 / 1.25, 2.0)
 
 
 def run(*flags: str) -> None:
@@ -97,6 +110,36 @@ def test_the_table_the_records_and_the_plot_of_a_tiny_model(measures, programs, 
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+SHRUNK = [
+    "--config.model.num_layers=2", "--config.model.memory_layers=1", "--config.model.embed_dim=16",
+    "--config.model.mlp_dim=16", "--config.model.num_heads=2", "--config.model.num_kv_heads=2",
+    "--config.model.head_dim=8", "--config.model.local_context=16", "--config.model.vocab_size=32",
+    "--config.crossbatch.plan=off", "--lengths=32", "--entries=32", "--contexts=2", "--retrievals=exact", "--repeats=1",
+]  # fmt: skip
+
+
+def commands_of(target: str) -> list[list[str]]:
+    """The flags of each `launch.bench` that `make target` runs."""
+    lines = subprocess.run(["make", "-n", target], check=True, capture_output=True, text=True).stdout
+    commands = [shlex.split(line) for line in lines.replace("\\\n", " ").splitlines()]
+    return [words[words.index("launch.bench") + 1 :] for words in commands if "launch.bench" in words]
+
+
+@pytest.mark.parametrize(
+    ("target", "number"),
+    [*(pytest.param("bench", n, marks=pytest.mark.slow) for n in (0, 1)), ("bench-gpu", 0), ("bench-gpu", 1)],
+)
+def test_the_makefiles_commands_run_with_smaller_models(target, number, tmp_path, monkeypatch):
+    """As a person with a GPU will run them: every flag is taken, no file is asked for that is not in the repository."""
+    monkeypatch.setattr(machine, "SIDE", {"cpu": 64})
+    monkeypatch.setattr(machine, "PASS_BYTES", {"cpu": 4096})
+    commands = commands_of(target)
+    assert len(commands) == 2
+    cli.run(bench.main, bench.make_parser(), [*commands[number], *SHRUNK, f"--out={tmp_path}"])
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert {row["measure"] for row in rows} == {"machine", "step", "read", "decode"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -104,6 +147,7 @@ def test_the_table_the_records_and_the_plot_of_a_tiny_model(measures, programs, 
         (["--repeats=0"], "--repeats must be integers >= 1, got '0'"),
         (["--measure=steps"], "--measure must name some of step, read, decode, data, got 'steps'"),
         (["--measure=read", "--lengths=40"], "--lengths must be whole windows of 16 tokens, got 40"),
+        (["--forms=pallas"], "--forms must name some of reference, blockwise, got 'pallas'"),
         (["--retrievals=faiss"], "--retrievals must name some of dense, exact"),
         (["--config.model.memory_layers=", "--config.crossbatch.plan=off"], "must name at least one layer"),
     ],

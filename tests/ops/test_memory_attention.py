@@ -1,10 +1,11 @@
 """Attention to memory: dense, exact top-k, given neighbours, the gate."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.ops import attention, memory_attention
+from fot_jax.ops import attention, few_queries, memory_attention
 from tests import cases, oracles
 
 NAMES = ("output", "d queries", "d keys", "d values")
@@ -73,6 +74,19 @@ def test_a_search_by_head_is_the_oracle_and_prefers_the_same_of_equals(monkeypat
     for got, same, want in zip(by_head, approximate, at_once, strict=True):
         np.testing.assert_array_equal(got, want)
         np.testing.assert_array_equal(same, want)
+
+
+@pytest.mark.parametrize("heads", cases.HEADS)
+def test_a_search_of_few_queries_is_the_oracle_and_prefers_the_same_of_equals(monkeypatch, heads):
+    """CPUs search for all heads at once as if they were one wide head."""
+    (queries, keys, _), _, valid = memory_problem(heads)
+    queries, keys = (jnp.round(jnp.asarray(x, jnp.float32)) for x in (queries, keys))  # many scores are equal
+    options = {"valid": jnp.asarray(valid), "k": 5, "recall": None}
+    want = memory_attention.nearest(queries, keys, **options)
+    cases.force_one_wide_head(monkeypatch)
+    assert few_queries.pays(queries, keys) == (keys.shape[2] > 1)
+    jax.tree.map(np.testing.assert_array_equal, memory_attention.nearest(queries, keys, **options), want)
+    test_topk_is_the_oracle_in_values_and_gradients(heads, 3)
 
 
 def test_given_neighbours_are_read_by_their_own_query_and_head_only():

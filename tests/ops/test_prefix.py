@@ -1,10 +1,13 @@
 """Attention to the first keys of each row, in both loops, against the oracle."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.ops import attention, prefix
+from fot_jax.ops import attention, few_queries, prefix
 from tests import cases, oracles
 
 ENTRIES = 7
@@ -19,9 +22,12 @@ def visible(b, position, head):
 
 @pytest.mark.parametrize("heads", cases.HEADS)
 @pytest.mark.parametrize("block", [1, 3, 1024])
-@pytest.mark.parametrize("loop", cases.LOOPS)
+@pytest.mark.parametrize("loop", [*cases.LOOPS, "few queries"])
 def test_prefix_is_the_oracle_in_values_and_gradients(heads, block, loop, monkeypatch):
-    cases.force_loop(monkeypatch, loop)
+    if loop == "few queries":
+        cases.force_one_wide_head(monkeypatch)
+    else:
+        cases.force_loop(monkeypatch, loop)
     monkeypatch.setattr(prefix, "CACHE_BYTES", 0)  # these problems are too small to be cut by head otherwise
     num_heads, groups = cases.HEADS[heads]
     q, k = (3, 4, num_heads, 6), (3, ENTRIES, groups, 6)
@@ -38,6 +44,22 @@ def test_prefix_is_the_oracle_in_values_and_gradients(heads, block, loop, monkey
     ]
     got = cases.value_and_gradients(op, arguments, upstream)
     cases.assert_close(got, want, ("output", "d queries", "d keys", "d values"))
+
+
+def test_decoding_on_a_cpu_copies_no_keys_and_prompts_take_another_loop(monkeypatch):
+    """One token's 32 queries of heads read keys where they lie; 33 queries, one head or few keys do not ask for it."""
+    monkeypatch.setattr(few_queries, "LEAST_BYTES", 1 << 12)
+
+    def pays(length, heads, key_heads, entries):
+        queries, keys = jnp.ones((2, length, heads, 4)), jnp.ones((2, entries, key_heads, 4))
+        return few_queries.pays(queries, keys)
+
+    assert pays(1, 32, 2, 128) and pays(4, 8, 2, 128)
+    assert not (pays(1, 33, 3, 128) or pays(5, 8, 2, 128) or pays(1, 32, 1, 256) or pays(1, 32, 2, 127))
+    queries, keys = jnp.ones((1, 1, 4, 4)), jnp.ones((1, 256, 2, 4))
+    given = {"valid": jnp.ones((1, 256), bool), "counts": jnp.full((1, 1), 256, jnp.int32), "block": 64}
+    text = jax.jit(lambda q, k: prefix.prefix_partial(q, k, k, **given)).lower(queries, keys).compile().as_text()
+    assert not re.search(r"f32\[1,2,256,4\]|transpose\([^)]*256", text)
 
 
 def test_small_problems_take_all_heads_at_once(monkeypatch):
