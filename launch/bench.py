@@ -7,9 +7,10 @@ python -m launch.bench --config=configs/smollm2_135m.py --measure=decode --entri
 
 Compare the ratios of one run, not seconds across runs: programs take turns, so that other load falls on
 all alike. FLOPs are counted by formula; their share is of a matrix product timed in the same run, that of
-bytes of a pass over memory. "x FLOPs" is seconds a token over those of the first of a measure, by FLOPs a
-token over its; "added" the same of what both have beyond the first: 1 where time grows as FLOPs do.
-Parameters are random; temporary memory is the compiler's own figure.
+bytes of a pass over memory. With seconds and FLOPs a token over those of the first program of a measure,
+"x FLOPs" is seconds / FLOPs and "added" is (seconds - 1) / (FLOPs - 1): 1 where time grows as FLOPs do.
+Decoding and reading with top-k have no FLOPs by formula. Parameters are random; temporary memory is the
+compiler's own figure.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
 
 
 def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """One record a program: median seconds, tokens/s, times the first of its group, shares of the machine, memory."""
+    """One record a program: median seconds, tokens/s, beside the first of its group, shares of the machine, memory."""
     product, memory = groups["machine"]
     peak, bandwidth = product.flops / product.median, memory.bytes / memory.median
     records = []

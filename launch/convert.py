@@ -148,7 +148,7 @@ def run_average(flags: argparse.Namespace) -> None:
     """Averages and says what came of it."""
     from fot_jax.convert.averaging import average_runs
 
-    config = average_runs(flags.workdir, flags.other, flags.to, share=flags.share, step=flags.step)
+    config = average_runs(flags.workdir, other=flags.other, folder=flags.to, share=flags.share, step=flags.step)
     print(f"{flags.to}: {config.name}, {flags.share:g} of {flags.workdir} and {1 - flags.share:g} of {flags.other}")
 
 

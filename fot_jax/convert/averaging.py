@@ -21,15 +21,15 @@ from fot_jax.workdir import read_config
 
 def average_runs(
     workdir: str | Path,
+    *,
     other: str | Path,
     folder: str | Path,
-    *,
     share: float,
     step: int | Literal["latest", "best"] = "latest",
 ) -> ExperimentConfig:
     """Writes a run's folder with share · parameters + (1 − share) · the other's, as its checkpoint 0.
 
-    Config and, for the warnings of evaluation, trained documents are the first run's. The average is taken in
+    The config is the first run's; the documents that evaluation warns of are those of both. The average is taken in
     float32 and stored in the first one's dtype.
 
     Args:
@@ -57,15 +57,16 @@ def average_runs(
         raise UserError(f"--with must have the vocabulary of {workdir}, got {identities[1]} and {identities[0]}.")
     difference = shape_difference(param_shapes(theirs.model), param_shapes(config.model))
     if difference is not None:
-        name, its, ours = difference
+        name, its, ours = ("missing" if shape == "None" else shape for shape in map(str, difference))
         raise UserError(
-            f"--with must have parameters of the same shapes: {name} is {its} in {other}, {ours} in {workdir}."
+            f"--with must have parameters of the same shapes: {name} is {its} in {other}, {ours} in {workdir}. Give the"
+            " run that train.init_from named, or another of the same model."
         )
     with new_folder(Path(folder)) as target:
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         others, _ = checkpoint.load_stored_params(other)
         average = jax.tree.map(lambda ours, its: _mean(ours, its, share=share), params, others)
-        documents = checkpoint.trained_documents(workdir, step=step)
+        documents = {**checkpoint.trained_documents(other), **checkpoint.trained_documents(workdir, step=step)}
         checkpoint.save_imported(target, config, average, dtype=dtype, documents=documents)
         write_experiment(target, config)
     return config

@@ -2,7 +2,8 @@
 
 Keys [B, S, G, D] lie in memory as B matrices [S, G·D]. A query that is zero outside the D columns of its own head has
 the same inner products with their rows, and the weighted sum of rows holds its value in the same columns. So no head's
-keys are copied out of the others', which costs more than the products: these grow G-fold, but wait for memory.
+keys are copied out of the others', which costs more than the products: these grow G-fold, but wait for memory. Keys
+that count must be finite: zero times infinity would reach all heads.
 """
 
 import jax.numpy as jnp

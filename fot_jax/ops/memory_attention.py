@@ -160,8 +160,8 @@ def weigh(
 ) -> Float[Array, "B L H D"]:
     """Σ_K weights · values[index], float32, by query and head."""
     B, G, R, L, _ = weights.shape
-    take = jax.vmap(jax.vmap(lambda table, i: table[i]))  # over B and G
-    neighbours = take(values.transpose(0, 2, 1, 3), index.reshape(B, G, -1)).reshape(*index.shape, -1)
+    places = index.reshape(B, G, -1, 1).swapaxes(1, 2)
+    neighbours = jnp.take_along_axis(values, places, axis=1).swapaxes(1, 2).reshape(*index.shape, -1)
     weighted = jnp.einsum("BGRLK,BGRLKD->BLGRD", weights, neighbours, preferred_element_type=jnp.float32)
     return weighted.reshape(B, L, G * R, -1)
 

@@ -2,10 +2,10 @@
 
 Three loops over the same tiles; which one runs is decided where the program is compiled:
 
-    accelerators   one block of keys after another, all rows and heads at once
-    CPUs           one row and key/value head after another: its scores stay in the core's cache, which was
-                   worth a factor of four to five in a window of 512 tokens that reads 4,096 entries
-    CPUs, decoding one block of keys after another, all heads as one (`few_queries`)
+    accelerators      one block of keys after another, all rows and heads at once
+    CPUs              one row and key/value head after another: its scores stay in the core's cache, which was
+                      worth a factor of four to five in a window of 512 tokens that reads 4,096 entries
+    CPUs, decoding    one row after another, all its heads as one (`few_queries`)
 """
 
 import functools

@@ -28,14 +28,14 @@ def started(tmp_path):
     return tmp_path / "started"
 
 
-def tuned(started, *, change, dtype="float32", **model):
+def tuned(started, *, change, dtype="float32", name="tuned", documents=None, **model):
     """A run fine-tuned from it: its parameters changed, its own config."""
-    folder = started.parent / "tuned"
+    folder = started.parent / name
     config = read_config(started)
-    config = dataclasses.replace(config, name="tuned", model=dataclasses.replace(config.model, **model))
+    config = dataclasses.replace(config, name=name, model=dataclasses.replace(config.model, **model))
     params, _ = load_stored_params(started)
     params = jax.tree.map(change, params)
-    save_imported(folder, config, params, dtype=Dtype(dtype), documents={"text": "digest"})
+    save_imported(folder, config, params, dtype=Dtype(dtype), documents=documents or {"text": "digest"})
     write_config(folder, config)
     return folder
 
@@ -45,7 +45,7 @@ def test_every_parameter_is_the_weighted_mean(started, tmp_path):
     rng = np.random.default_rng(0)
     trained = lambda x: x + rng.standard_normal(x.shape).astype(x.dtype) if x.ndim == 3 else x  # noqa: E731
     one, out = tuned(started, change=trained), tmp_path / "out"
-    assert average_runs(one, started, out, share=0.85).name == "tuned"
+    assert average_runs(one, other=started, folder=out, share=0.85).name == "tuned"
     ours, its, found = (jax.tree.leaves(load_stored_params(folder)[0]) for folder in (one, started, out))
     for a, b, c in zip(ours, its, found, strict=True):
         want = 0.85 * a.astype(np.float64) + (1 - 0.85) * b.astype(np.float64)
@@ -59,16 +59,27 @@ def test_every_parameter_is_the_weighted_mean(started, tmp_path):
 @pytest.mark.parametrize(("share", "which"), [(1.0, 0), (0.0, 1)])
 def test_the_ends_are_the_runs_themselves(started, tmp_path, share, which):
     folders = (tuned(started, change=lambda x: 3 * x + 1), started)
-    average_runs(*folders, tmp_path / "out", share=share)
+    average_runs(folders[0], other=started, folder=tmp_path / "out", share=share)
     want, found = load_stored_params(folders[which])[0], load_stored_params(tmp_path / "out")[0]
     jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
 def test_the_first_runs_dtype_is_kept(started, tmp_path):
     one = tuned(started, change=lambda x: (2 * x).astype(ml_dtypes.bfloat16), dtype="bfloat16")
-    average_runs(one, started, tmp_path / "out", share=0.5)
+    average_runs(one, other=started, folder=tmp_path / "out", share=0.5)
     params, dtype = load_stored_params(tmp_path / "out")
     assert dtype is Dtype.BFLOAT16 and all(leaf.dtype == ml_dtypes.bfloat16 for leaf in jax.tree.leaves(params))
+    sources = (jax.tree.leaves(load_stored_params(folder)[0]) for folder in (one, started))
+    for a, b, c in zip(*sources, jax.tree.leaves(params), strict=True):
+        mean = (a.astype(np.float64) + b.astype(np.float64)) / 2  # rounded once
+        np.testing.assert_array_equal(c, mean.astype(np.float32).astype(ml_dtypes.bfloat16))
+
+
+def test_evaluation_warns_of_the_documents_of_both(started, tmp_path):
+    one = tuned(started, change=lambda x: x)
+    first = tuned(started, change=lambda x: 2 * x, name="first", documents={"text": "older", "books": "digest"})
+    average_runs(one, other=first, folder=tmp_path / "out", share=0.5)
+    assert trained_documents(tmp_path / "out") == {"text": "digest", "books": "digest"}
 
 
 def test_runs_that_do_not_match_are_refused(started, tmp_path):
@@ -76,18 +87,18 @@ def test_runs_that_do_not_match_are_refused(started, tmp_path):
     write_folder(tmp_path / "wide", wide := {**VALUES, "intermediate_size": 40}, random_tensors(wide))
     import_checkpoint(tmp_path / "wide", tmp_path / "other", tokenizer=tmp_path / "hf/tokenizer.json")
     with pytest.raises(UserError, match="--with must hold a run"):
-        average_runs(one, tmp_path / "nowhere", out, share=0.5)
+        average_runs(one, other=tmp_path / "nowhere", folder=out, share=0.5)
     with pytest.raises(UserError, match=r"same shapes: layers/feed_forward/down.* is .*40.* in .*other"):
-        average_runs(one, tmp_path / "other", out, share=0.5)
+        average_runs(one, other=tmp_path / "other", folder=out, share=0.5)
     config = read_config(started)
     bpe_tokenizer(290).save(str(tmp_path / "tokenizer.json"))
     write_config(started, with_tokenizer(config, str(tmp_path / "tokenizer.json")))
     with pytest.raises(UserError, match="--with must have the vocabulary of"):
-        average_runs(one, started, out, share=0.5)
+        average_runs(one, other=started, folder=out, share=0.5)
     assert not out.exists() and not list(tmp_path.glob(".out*"))
 
 
 def test_a_folder_that_exists_is_left_alone(started, tmp_path):
     one = tuned(started, change=lambda x: x)
     with pytest.raises(UserError, match="--to must name a new folder"):
-        average_runs(one, started, one, share=0.5)
+        average_runs(one, other=started, folder=one, share=0.5)
