@@ -87,8 +87,8 @@ BENCH := $(PY) -m launch.bench --measure=step,read,decode --entries=65536,104857
 
 bench: $(VENV)/.runtime
 	@echo "== tiny_code: a step at several d, reading, decoding"
-	$(BENCH) --config=configs/tiny_code.py --contexts=2,8,64 --lengths=4096,65536,262144 --retrievals=dense,exact,scann \
-	  --out=$(RUNS)/bench/tiny_code
+	$(BENCH) --config=configs/tiny_code.py --contexts=2,8,64 --config.memory.retrieval=dense --lengths=4096,65536 \
+	  --retrievals=dense,exact,scann --repeats=3 --out=$(RUNS)/bench/tiny_code
 	@echo "== SmolLM2's shape: a step at several d, reading, decoding"
 	$(BENCH) --config=configs/smollm2_135m.py --contexts=8 --config.memory.retrieval=dense --lengths=4096,16384 \
 	  --retrievals=dense,exact --entries=4096,65536 --repeats=3 --out=$(RUNS)/bench/smollm2_135m

@@ -228,17 +228,19 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
     first = runs[0].config
     for run in runs[1:]:
         theirs = dataclasses.replace(
-            run.config.data, cache_dir=first.data.cache_dir, document_end=first.data.document_end
+            run.config.data,
+            cache_dir=first.data.cache_dir,
+            document_end=first.data.document_end,
+            vocabulary=first.data.vocabulary,  # compared by what is in its file: every imported run has its own copy
         )
         shared: dict[str, tuple[object, object]] = {
             "model.local_context": (runs[0].subject.model.local_context, run.subject.model.local_context),
-        }
-        if given:
-            shared["data.vocabulary"] = (
+            "data.vocabulary": (
                 vocabulary_identity(first.data.vocabulary),
-                vocabulary_identity(theirs.vocabulary),
-            )
-        else:
+                vocabulary_identity(run.config.data.vocabulary),
+            ),
+        }
+        if not given:
             shared |= {"data": (first.data, theirs), "seed": (first.seed, run.config.seed)}
         for name, (ours, others) in shared.items():
             if ours != others:
