@@ -5,6 +5,7 @@ found out before JAX starts: `launch/multihost`.
 """
 
 import dataclasses
+import os
 import zlib
 from typing import Any
 
@@ -17,6 +18,7 @@ from fot_jax.config import UserError
 
 JOIN_SECONDS = 300
 SILENT_SECONDS = 100  # after which JAX takes a process for dead; launch/multihost notices sooner
+CPU_THREADS = 16  # a collective of gloo holds a thread until all devices are there: four devices on two wait for ever
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Member:
 def join(member: Member) -> None:
     """Makes the devices of all processes one system. Call before anything touches a device."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, CPU_THREADS)))  # of XLA's pool on CPUs
     jax.distributed.initialize(
         coordinator_address=member.coordinator,
         num_processes=member.processes,
