@@ -18,7 +18,7 @@ from fot_jax.config import UserError
 
 JOIN_SECONDS = 300
 SILENT_SECONDS = 100  # after which JAX takes a process for dead; launch/multihost notices sooner
-CPU_THREADS = 16  # a collective of gloo holds a thread until all devices are there: four devices on two wait for ever
+CPU_THREADS = 16  # with two, collectives of gloo between processes of four CPU devices hang (docs/scale.md)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def average_runs(
         raise UserError(f"--with must have the vocabulary of {workdir}, got {identities[1]} and {identities[0]}.")
     difference = shape_difference(param_shapes(theirs.model), param_shapes(config.model))
     if difference is not None:
-        name, its, ours = ("missing" if shape == "None" else shape for shape in map(str, difference))
+        name, its, ours = difference
         raise UserError(
             f"--with must have parameters of the same shapes: {name} is {its} in {other}, {ours} in {workdir}. Give the"
             " run that train.init_from named, or another of the same model."

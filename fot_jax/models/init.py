@@ -38,21 +38,21 @@ def param_shapes(config: ModelConfig) -> Any:
     return nn.unbox(boxed_shapes(config))
 
 
-def shape_difference(got: Any, wanted: Any) -> tuple[str, tuple[int, ...] | None, tuple[int, ...] | None] | None:
-    """The first parameter, by name, whose shape differs: (name, shape got, shape wanted), None where it is missing.
+def shape_difference(got: Any, wanted: Any) -> tuple[str, str, str] | None:
+    """The first parameter, by name, whose shape differs, for errors: (name, shape got, shape wanted), or 'missing'.
 
     None where all shapes are the same.
     """
     there, here = (
         {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            jax.tree_util.keystr(path, simple=True, separator="/"): str(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (got, wanted)
     )
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
-            return name, there.get(name), here.get(name)
+            return name, there.get(name, "missing"), here.get(name, "missing")
     return None
 
 

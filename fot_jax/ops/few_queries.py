@@ -23,9 +23,9 @@ def pays(queries: Float[Array, "B L H D"], keys: Float[Array, "B S G D"]) -> boo
 def widen(queries: Float[Array, "B L H D"], *, key_heads: int) -> Float[Array, "B L H GD"]:
     """Queries for the one wide head: zero but in the columns of key/value head h // (H // G)."""
     B, L, H, D = queries.shape
-    own = jnp.eye(key_heads, dtype=queries.dtype)[:, None, :, None]
+    own = jnp.eye(key_heads, dtype=bool)[:, None, :, None]
     grouped = queries.reshape(B, L, key_heads, H // key_heads, 1, D)
-    return jnp.where(own == 1, grouped, 0).reshape(B, L, H, key_heads * D)
+    return jnp.where(own, grouped, 0).reshape(B, L, H, key_heads * D)
 
 
 def as_one_head(x: Num[Array, "B S G D"]) -> Num[Array, "B S 1 GD"]:

@@ -134,8 +134,8 @@ def _check_same(params: Any, wanted: Any, *, config: ExperimentConfig) -> None:
     if difference is not None:
         name, there, here = difference
         raise UserError(
-            f"train.init_from='{config.train.init_from}' must hold parameters of this model, but {name} has the"
-            f" shape {there} there and {here} here. Give `model` the sizes of that run."
+            f"train.init_from='{config.train.init_from}' must hold parameters of this model, but {name} is"
+            f" {there} there and {here} here. Give `model` the sizes of that run."
         )
 
 

@@ -138,7 +138,8 @@ def test_the_makefiles_commands_run_with_smaller_models(target, number, tmp_path
     asked = cli.parse_flags(bench.make_parser(), commands[number])  # as it stands, before it is made small
     window = cli.load_experiment(asked).model.local_context
     assert not [length for length in asked.lengths.split(",") if int(length) % window]
-    assert {Retrieval(name) for name in asked.retrievals.split(",")} and asked.entries and asked.contexts
+    assert {*asked.retrievals.split(",")} <= {kind.value for kind in Retrieval}
+    assert all(number.isdecimal() for number in f"{asked.entries},{asked.contexts},{asked.repeats}".split(","))
     cli.run(bench.main, bench.make_parser(), [*commands[number], *SHRUNK, f"--out={tmp_path}"])
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert {row["measure"] for row in rows} == {"machine", "step", "read", "decode"}
