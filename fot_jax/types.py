@@ -229,6 +229,17 @@ class MemoryView(Protocol):
         """
         ...
 
+    def query_scale(self, local: Array) -> Array | None:
+        """What the queries of memory layers are multiplied by first, as `memory.logn_from` asks; None: nothing.
+
+        Args:
+          local: int32 [#B, L], how many entries of the local context each query sees.
+
+        Returns:
+          float32 [#B, L].
+        """
+        ...
+
 
 class ScalarWriter(Protocol):
     """Where metrics go (JSONL, TensorBoard)."""

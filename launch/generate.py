@@ -47,6 +47,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     memory.add_argument("--memory", choices=[kind.value for kind in Retrieval], help="how it is read")
     memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (all but dense)")
     memory.add_argument("--last-context-length", type=int, metavar="N", help="least tokens of local context")
+    logn_help = "scale queries by log n / log N where n > N entries are in sight; 0: never"
+    memory.add_argument("--logn-from", type=int, metavar="N", help=logn_help)
     memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
     memory.add_argument("--save-memory", metavar="DIR", help="write the memory at the end")
     cli.add_mesh_flags(parser, "lay the memory over this process's devices, parameters beside it; default: one device")
@@ -58,11 +60,14 @@ def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> Memory
         "retrieval": Retrieval(flags.memory) if flags.memory else None,
         "top_k": flags.top_k_memory,
         "last_context_length": flags.last_context_length,
+        "logn_from": flags.logn_from,
     }
     chosen = dataclasses.replace(config.memory, **{name: value for name, value in given.items() if value is not None})
     chosen.validate("memory")
     W, last = config.model.local_context, chosen.last_context_length
     check(last <= W, "--last-context-length", f"be at most {W}, the model's local context", last)
+    start = chosen.logn_from
+    check(start == 0 or start >= W, "--logn-from", f"be 0 (never) or at least {W}, the model's local context", start)
     return chosen
 
 

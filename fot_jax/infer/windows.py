@@ -182,9 +182,13 @@ def read(
 
     Raises:
       UserError: an input is empty or holds ids the model lacks; the store does not fit.
-      ConfigError: rows or heads do not divide over the mesh; ScaNN's memory is not on devices.
+      ConfigError: rows or heads do not divide over the mesh; ScaNN's memory is not on devices; `memory.logn_from`
+        would change what fits the local context.
     """
     _check_inputs(config, tokens)
+    W = config.local_context
+    wide = memory.logn_from == 0 or memory.logn_from >= W
+    check(wide, "memory.logn_from", f"be 0 (never) or at least the local context, {W}", memory.logn_from)
     _check_devices(params, mesh)
     tokens = [np.asarray(ids, np.int32) for ids in tokens]
     keep = last_context(config, memory)

@@ -14,7 +14,7 @@ import numpy as np
 from fot_jax.config import check
 from fot_jax.memory.query_blocks import over_query_blocks
 from fot_jax.memory.scann_index import ScannIndex
-from fot_jax.ops.memory_attention import neighbours_partial
+from fot_jax.ops.memory_attention import logn_scale, neighbours_partial
 from fot_jax.types import Array, Partial
 
 NEIGHBOUR_BYTES = 1 << 24  # retrieved keys and values per callback, about; larger ones are slow to hand over
@@ -33,38 +33,46 @@ def _search(number, slot, queries, *, top_k: int):
 
 @jax.tree_util.register_pytree_node_class
 class ScannView:
-    """A memory searched by ScaNN; as a pytree it is one number, so that its growth compiles nothing.
+    """A memory searched by ScaNN; as a pytree a number and the streams' lengths, so that its growth compiles nothing.
 
     The view made by `of` keeps its index alive; copies made by jax.tree.map do not.
     """
 
-    def __init__(self, number, streams: int, head_dim: int, top_k: int):
-        self.number = number
-        self.streams, self.head_dim, self.top_k = streams, head_dim, top_k
+    def __init__(self, number, lengths, head_dim: int, top_k: int, logn_from: int):
+        self.number, self.lengths = number, lengths
+        self.head_dim, self.top_k, self.logn_from = head_dim, top_k, logn_from
         self._index: ScannIndex | None = None
 
     @classmethod
-    def of(cls, index: ScannIndex, *, top_k: int) -> "ScannView":
+    def of(cls, index: ScannIndex, *, top_k: int, logn_from: int = 0) -> "ScannView":
         """A view that reads the index as it is when the search runs."""
         number = next((n for n, known in _indexes.items() if known is index), None) or next(_numbers)
         _indexes[number] = index
-        view = cls(np.int32(number), index.store.streams, index.store.head_dim, top_k)
+        lengths = index.store.lengths.astype(np.int32)
+        view = cls(np.int32(number), lengths, index.store.head_dim, top_k, logn_from)
         view._index = index
         return view
 
     def tree_flatten(self):
         """See jax.tree_util."""
-        return (self.number,), (self.streams, self.head_dim, self.top_k)
+        return (self.number, self.lengths), (self.head_dim, self.top_k, self.logn_from)
 
     @classmethod
     def tree_unflatten(cls, static, leaves):
         """See jax.tree_util."""
-        return cls(leaves[0], *static)
+        return cls(*leaves, *static)
+
+    def query_scale(self, local: Array) -> Array | None:
+        """See MemoryView."""
+        if not self.logn_from:
+            return None
+        return logn_scale(jnp.minimum(self.lengths, self.top_k)[:, None] + local, start=self.logn_from)
 
     def partial(self, queries: Array, slot: Array) -> Partial:
         """See MemoryView. Keys, values and queries have no gradient through the search."""
         B, _, H, D = queries.shape
-        check(self.streams in (1, B), "memory", f"have one stream or as many as the batch has rows ({B})", self.streams)
+        streams = self.lengths.shape[0]
+        check(streams in (1, B), "memory", f"have one stream or as many as the batch has rows ({B})", streams)
         check(self.head_dim == D, "memory", f"have head_dim {D} as the queries", self.head_dim)
         per_position = B * H * self.top_k * D * 2 * 4
 

@@ -61,6 +61,7 @@ class Attention(nn.Module):
         before = None if cache is None else cache[2]
         projections = layers.Projections(config, name="projections")
         queries, keys, values, products = projections(x, follows=call.follows, before=before)
+        queries = self._sharpened(queries, call, role)
         init = layers.residual_init(config, H * D)
         output = layers.weight(self, "output", (H, D, E), ("heads", "head_dim", "embed"), init)
         frequencies, factor = rope_frequencies(config.rope, D, config.local_context)
@@ -98,6 +99,17 @@ class Attention(nn.Module):
         mixed = self._join(local, far, keys, values, call, role) if joint is None else joint
         captured = (far, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
+
+    def _sharpened(self, queries, call: Call, role: LayerRole) -> jax.Array:
+        """Queries of a memory layer by the scale that the memory asks for, those of others as they are."""
+        if call.memory is None:
+            return queries
+        before = 0 if call.lengths is None else call.lengths[:, None]
+        scale = call.memory.query_scale(before + jnp.arange(1, queries.shape[1] + 1)[None])
+        if scale is None:
+            return queries
+        scale = jnp.where(role.is_memory, scale, 1.0)[..., None, None]
+        return (queries * scale).astype(queries.dtype)
 
     def _options(self, call: Call) -> dict[str, Any]:
         """What attention to the row's own chunk and to contexts have in common."""

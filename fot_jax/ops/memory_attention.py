@@ -7,6 +7,7 @@ softmax. Queries come scaled; a positive scale does not change which entries are
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,21 @@ from fot_jax.ops.prefix import prefix_partial
 from fot_jax.types import Partial
 
 SEARCH_BYTES = 1 << 25  # of scores that a search on CPUs holds at a time
+
+
+def logn_scale(count: Int[Array, "B L"], *, start: int) -> Float[Array, "B L"]:
+    """max(1, log count / log start): what a query that sees `count` entries is multiplied by.
+
+    The weight of one entry among n falls as 1/n unless its score grows as log n; so a key that is found in the longest
+    context of training is diluted in longer ones.
+
+    Args:
+      count: entries in sight, local ones and those read of the memory.
+      start: up to so many nothing changes; >= 2.
+
+    Source: Chiang & Cholak 2022 (arXiv 2202.12172), sec. 5.3; Qwen's `use_logn_attn` has the same rule. Not in FoT.
+    """
+    return jnp.maximum(1.0, jnp.log(jnp.maximum(count, 1).astype(jnp.float32)) / math.log(start))
 
 
 def dense_memory_partial(

@@ -90,6 +90,7 @@ def test_round_trip_through_json():
         ({"model.rope.low_freq_factor": 4.0}, r"model\.rope\.low_freq_factor must lie between 0 and .*=4\.0, got 4"),
         ({"model.rope.original_context": 0}, r"model\.rope\.original_context must be >= 1"),
         ({"memory.approx_recall": 1.5}, r"memory\.approx_recall must lie in \(0, 1\], got 1\.5"),
+        ({"memory.logn_from": 1}, r"memory\.logn_from must be 0 \(never\) or >= 2, got 1"),
         ({"memory.scann_leaves_fraction": 0.0}, r"memory\.scann_leaves_fraction must lie in \(0, 1\]"),
         ({"train.peak_tflops": -1.0}, r"train\.peak_tflops must be >= 0"),
         ({"name": "a/b"}, r"name must be letters, digits, .*got 'a/b'"),

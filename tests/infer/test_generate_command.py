@@ -159,6 +159,10 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
             (work, f"--prompt-file={good}", "--last-context-length=17"),
             "be at most 16, the model's local context, got 17",
         ),
+        (
+            (work, f"--prompt-file={good}", "--logn-from=15"),
+            r"--logn-from must be 0 \(never\) or at least 16, .*got 15",
+        ),
         ((work, f"--prompt-file={good}", "--top-k-memory=0"), "memory.top_k must be >= 1, got 0"),
         ((work, f"--prompt-file={good}", "--top-p=0"), r"sampling.top_p must lie in \(0, 1\], got 0.0"),
         ((work, f"--prompt-file={good}", "--max-new-tokens=0"), "--max-new-tokens must be >= 1, got 0"),

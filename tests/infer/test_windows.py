@@ -56,7 +56,7 @@ def test_cuts_cover_the_input_in_the_fewest_windows(length, window, data):
 
 
 def oracle_reading(
-    params, text, model: ModelConfig, cuts: list[int], *, top_k: int | None
+    params, text, model: ModelConfig, cuts: list[int], *, top_k: int | None, logn_from: int = 0
 ) -> tuple[Reader, np.ndarray]:
     reader = Reader(
         jax.tree.map(lambda x: np.asarray(x, np.float64), params),
@@ -65,6 +65,7 @@ def oracle_reading(
         rotate_memory_layers=model.memory_positions is MemoryPositions.ROPE0,
         theta=model.rope.theta,
         epsilon=model.norm_epsilon,
+        logn_from=logn_from,
     )
     logits, start = np.zeros(0), 0
     for number, cut in enumerate(cuts):
@@ -88,8 +89,20 @@ def oracle_reading(
         (dataclasses.replace(MODEL, smear_keys=True), DENSE, None),
         (dataclasses.replace(MODEL, memory_layers=(1,)), DENSE, None),
         (dataclasses.replace(MODEL, memory_layers=(0,), scan_layers=False), DENSE, None),
+        (MODEL, dataclasses.replace(DENSE, logn_from=8), None),
+        (MODEL, MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5, logn_from=9), 3),
+        (MODEL, MemoryConfig(retrieval=Retrieval.SCANN, top_k=3, last_context_length=5, logn_from=9), 3),
     ],
-    ids=["rope0-dense", "nope-top3", "smeared", "layers above the last memory", "not scanned"],
+    ids=[
+        "rope0-dense",
+        "nope-top3",
+        "smeared",
+        "layers above the last memory",
+        "not scanned",
+        "logn-dense",
+        "logn-top3",
+        "logn-scann",
+    ],
 )
 def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
     """Two rows of 45 and 18 tokens (6 and 3 windows), then 12 new tokens, which overflow the cache."""
@@ -98,7 +111,10 @@ def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
     given = params if model.scan_layers else unstacked(params)
     reading = read(given, model, TEXTS, memory=memory)
     cuts = ([8, 8, 8, 8, 8, 5], [8, 5, 5])
-    oracles = [oracle_reading(params, text, model, cut, top_k=top_k) for text, cut in zip(TEXTS, cuts, strict=True)]
+    oracles = [
+        oracle_reading(params, text, model, cut, top_k=top_k, logn_from=memory.logn_from)
+        for text, cut in zip(TEXTS, cuts, strict=True)
+    ]
     assert reading.lengths.tolist() == np.asarray(reading.cache.lengths).tolist() == [5, 5]
     expected = [logits for _, logits in oracles]
     slides = 0
@@ -157,11 +173,12 @@ def test_a_row_does_not_depend_on_its_neighbour(params):
     assert ended[0].tolist()[:until] == kept[:until]
 
 
-@pytest.mark.parametrize("smear", [False, True])
-def test_pieces_change_nothing(params, smear):
+@pytest.mark.parametrize(("smear", "logn_from"), [(False, 0), (True, 0), (False, 9)])
+def test_pieces_change_nothing(params, smear, logn_from):
     """Prefill in pieces of three tokens equals one call a window, and greedy generation after it."""
+    memory = dataclasses.replace(DENSE, logn_from=logn_from)
     model, params = dataclasses.replace(MODEL, smear_keys=smear), smeared(params) if smear else params
-    whole, pieces = (read(params, model, TEXTS, memory=DENSE, piece=piece) for piece in (0, 3))
+    whole, pieces = (read(params, model, TEXTS, memory=memory, piece=piece) for piece in (0, 3))
     np.testing.assert_allclose(pieces.logits, whole.logits, rtol=1e-5, atol=1e-5)
     for row in range(2):
         for a, b in zip(*(r.store.take(row, r.store.live(row)) for r in (whole, pieces)), strict=True):
@@ -257,6 +274,13 @@ def test_without_memory_layers_only_the_last_window_counts_and_it_says_so(params
             None,
             ConfigError,
             "last_context_length must be at most .*8, got 9",
+        ),
+        (
+            TEXTS,
+            dataclasses.replace(DENSE, logn_from=7),
+            None,
+            ConfigError,
+            r"logn_from must be 0 \(never\) or at least the local context, 8, got 7",
         ),
         (TEXTS, DENSE, (MODEL, 3), UserError, r"memory must have one stream or one per input \(2\), got 3"),
         (TEXTS, DENSE, (dataclasses.replace(MODEL, head_dim=8), 2), UserError, "memory must have this model's"),

@@ -80,6 +80,9 @@ class Memory:
     valid: jax.Array
     k: int = flax.struct.field(pytree_node=False, default=0)
 
+    def query_scale(self, local):
+        return None
+
     def partial(self, queries, slot):
         keys, values = jnp.take(self.keys, slot, axis=0), jnp.take(self.values, slot, axis=0)
         if self.k:

@@ -27,6 +27,12 @@ def expected(arguments, upstream, visible) -> list[np.ndarray]:
     return [oracles.attend(sources, visible), *oracles.attend_gradients(sources, visible, upstream)["memory"]]
 
 
+def test_logn_scale_grows_from_its_start_on():
+    counts = jnp.asarray([[0, 1, 511, 512, 1024, 512**2]])
+    scale = memory_attention.logn_scale(counts, start=512)
+    np.testing.assert_allclose(scale, [[1, 1, 1, 1, 10 / 9, 2]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("heads", cases.HEADS)
 @pytest.mark.parametrize("block", [1, 3, 1024])
 def test_dense_is_the_oracle_in_values_and_gradients(heads, block):
