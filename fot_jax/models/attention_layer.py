@@ -142,7 +142,7 @@ class Attention(nn.Module):
         if call.plan is None and call.memory is None:
             return attention.normalise(local)
 
-        def far(queries, keys, values):
+        def far(queries, keys, values) -> Partial:
             if call.memory is not None:
                 return call.memory.partial(queries, role.slot)
             if call.gradients is ContextGradients.STOPPED:
@@ -151,12 +151,16 @@ class Attention(nn.Module):
                 queries, keys, values, call.plan, form=config.attention, **self._options(call)
             )
 
-        def nothing(queries, keys, values):
-            return attention.empty_partial(queries)
+        def joined(local, *arrays):
+            extra = far(*arrays)
+            with jax.named_scope("joint_softmax"):
+                if config.memory_gate:
+                    return gated_merge(extra, local, gate_bias=bias)
+                return attention.normalise(attention.merge(local, extra))
 
-        # Branch on the layer's role at run time: the stack is scanned, any layer may hold memory.
-        extra = jax.lax.cond(role.is_memory, far, nothing, queries, keys, values)
-        with jax.named_scope("joint_softmax"):
-            if config.memory_gate:
-                return gated_merge(extra, local, gate_bias=bias)
-            return attention.normalise(attention.merge(local, extra))
+        def alone(local, *_):
+            return attention.normalise(local)
+
+        # Branch on the layer's role at run time: the stack is scanned, any layer may hold memory. The joint softmax is
+        # inside, so that the other layers pay nothing for it.
+        return jax.lax.cond(role.is_memory, joined, alone, local, queries, keys, values)
