@@ -66,8 +66,7 @@ def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> Memory
     chosen.validate("memory")
     W, last = config.model.local_context, chosen.last_context_length
     check(last <= W, "--last-context-length", f"be at most {W}, the model's local context", last)
-    start = chosen.logn_from
-    check(start == 0 or start >= W, "--logn-from", f"be 0 (never) or at least {W}, the model's local context", start)
+    chosen.validate_window("memory", W)
     return chosen
 
 

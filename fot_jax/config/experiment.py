@@ -35,6 +35,11 @@ class MemoryConfig:
         check(below >= 0, f"{path}.scann_brute_force_below", "be >= 0 (0: always a tree)", below)
         check(0 < fraction <= 1, f"{path}.scann_leaves_fraction", "lie in (0, 1]", fraction)
 
+    def validate_window(self, path: str, local_context: int) -> None:
+        """Raises ConfigError where `logn_from` would change what a local context of so many tokens holds by itself."""
+        allowed = f"be 0 (never) or at least the local context, {local_context}"
+        check(self.logn_from == 0 or self.logn_from >= local_context, f"{path}.logn_from", allowed, self.logn_from)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:

@@ -146,6 +146,7 @@ def load_comparison(
     evaluation = dataclasses.replace(first.evaluation, **evaluation_changes)
     memory.validate("memory")
     evaluation.validate("evaluation")
+    memory.validate_window("memory", evaluation.window or first.model.local_context)
     if not first.model.memory_layers:
         raise UserError(
             f"{workdirs[0]} must hold a model with memory layers, got none."

@@ -186,9 +186,7 @@ def read(
         would change what fits the local context.
     """
     _check_inputs(config, tokens)
-    W = config.local_context
-    wide = memory.logn_from == 0 or memory.logn_from >= W
-    check(wide, "memory.logn_from", f"be 0 (never) or at least the local context, {W}", memory.logn_from)
+    memory.validate_window("memory", config.local_context)
     _check_devices(params, mesh)
     tokens = [np.asarray(ids, np.int32) for ids in tokens]
     keep = last_context(config, memory)

@@ -187,6 +187,7 @@ def test_every_task_and_the_summary(runs, capsys):
         (["--workdir=FOT", "--task=perplexity", "--step=7"], "must hold the checkpoint asked for (7); it has [1]"),
         (["--workdir=PLAIN", "--task=distraction"], "must hold a model with memory layers"),
         (["--workdir=FOT", "--task=distraction", "--memory.top_k=many"], "memory.top_k must be int, got 'many'"),
+        (["--workdir=FOT", "--task=context", "--memory.logn_from=15"], "0 (never) or at least the local context, 16"),
         (
             ["--workdir=FOT", "--task=distraction", "--evaluation.documents=0"],
             "evaluation.documents must be >= 1, got 0",
