@@ -103,7 +103,7 @@ def gate() -> None:
 
 LLAMA, PAPER = decoders.config(), decoders.paper()
 ROTATED_KEYS = (
-    "extra = jax.lax.cond(role.is_memory, far, nothing, queries, "
+    "cond(role.is_memory, joined, alone, local, queries, "
     "rotate(keys, jnp.arange(keys.shape[1])[None], *rope_frequencies(config.rope, config.head_dim, 8)), values)"
 )
 MUTANTS = {  # name: (module, line or part of it, what it becomes, check that must fail)
@@ -120,14 +120,15 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "no temperature": ("models.layers", "_unit(queries) * temperature", "_unit(queries)", decoder(PAPER)),
     "keys not normalised": ("models.layers", "_unit(keys), values", "keys, values", decoder(PAPER)),
     "keys rotated in memory": (
-        "models.attention_layer",
-        "extra = jax.lax.cond(role.is_memory, far, nothing, queries, keys, values)", ROTATED_KEYS,
+        "models.attention_layer", "cond(role.is_memory, joined, alone, local, queries, keys, values)", ROTATED_KEYS,
         decoder(LLAMA),
     ),
     "positions in nope memory layers": ("models.attention_layer", "still = role.is_memory &", "still = False &",
                                         decoder(PAPER)),
     "no positions in rope0 memory layers": ("models.attention_layer", "is MemoryPositions.NOPE", "is not None",
                                             decoder(LLAMA)),
+    "no layer's own softmax": ("models.attention_layer", "return attention.normalise(local)\n\n        # Branch",
+                               "return jnp.zeros_like(attention.normalise(local))\n\n        # Branch", decoder(LLAMA)),
     "every layer reads contexts": ("models.attention_layer", "cond(role.is_memory,", "cond(True,", decoder(LLAMA)),
     "contexts without gradient": ("ops.crossbatch", "keys[rows].reshape", "jax.lax.stop_gradient(keys)[rows].reshape",
                                   equation_2(REFERENCE)),
