@@ -49,7 +49,7 @@ def run(params, memory: MemoryConfig, texts, *, shared: bool, mesh=None):
 def test_tokens_are_those_of_one_device_in_one_compiled_step(params, case):
     """Twelve tokens slide each cache more than once, so that the memory grows within its capacity."""
     retrieval, mesh, texts, shared = CASES[case]
-    memory = MemoryConfig(retrieval=retrieval, top_k=3, last_context_length=5)
+    memory = MemoryConfig(retrieval=retrieval, top_k=3, last_context_length=5, logn_from=9)
     want, expected, _, _ = run(params, memory, texts, shared=shared)
     got, tokens, programs, reading = run(params, memory, texts, shared=shared, mesh=mesh_of(**mesh))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
