@@ -11,6 +11,13 @@ those of one device and one run of the program:
                      all-reduce                               2 b (g − 1) / g
                      collective-permute                       b
     conditional  its costliest branch, as often as `branch_shares` says
+
+A TPU's compiler may spread one collective over the fusions that it runs beside. Each of them then holds the same
+collective (the same channel) and hands its buffers on:
+
+    fusion with AsyncCollectiveStart  →  async_collective_fusion …  →  fusion with AsyncCollectiveDone
+
+It counts once, where it starts.
 """
 
 import dataclasses
@@ -26,6 +33,7 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "iota", "domain", "add-dependency",
 }  # fmt: skip
+CHAIN_ENDS = ("AsyncCollectiveStart", "AsyncCollectiveDone")
 SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -81,6 +89,12 @@ class _Walk:
 
     def __post_init__(self):
         self.computation = functools.cache(self._computation)
+        self.spread = {
+            _channel(computation.instructions[name])
+            for computation in self.module.computations.values()
+            for start in _custom_calls(computation, CHAIN_ENDS[0])
+            for name in start.operands
+        }
 
     def _computation(self, name: str) -> Costs:
         here = self.module.computations[name]
@@ -104,9 +118,13 @@ class _Walk:
             return self.computation(one.called[role])
         if one.opcode == "fusion":
             inside = self.computation(one.called["calls"])
+            if _custom_calls(self.module.computations[one.called["calls"]], *CHAIN_ENDS):
+                return inside
             return dataclasses.replace(inside, hbm_bytes=self._fusion_bytes(here, one))
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
+            if self._under_way(here, one):
+                return Costs()
             kind = "all-reduce-scatter" if _keeps_a_part(here, one) else kind
             received = self._received(kind, one)
             moved = sum(array.bytes for array in self._result(one) if not array.on_chip)
@@ -115,6 +133,12 @@ class _Walk:
         if one.opcode == "custom-call":
             return Costs() if '"AllocateBuffer"' in one.attributes else self._custom_call(here, one)
         return Costs(flops=flops(here, one), hbm_bytes=self._plain_bytes(here, one))
+
+    def _under_way(self, here: Computation, one: Instruction) -> bool:
+        """Whether a collective has started elsewhere and only goes on here, see the module's docstring."""
+        if one.opcode not in COLLECTIVES or _channel(one) not in self.spread:
+            return False
+        return not any(CHAIN_ENDS[0] in user.attributes for user in here.users(one.name))
 
     def _share(self, one: Instruction) -> float:
         shares = [share for pattern, share in self.branch_shares.items() if re.search(pattern, one.op_name)]
@@ -138,10 +162,11 @@ class _Walk:
     def _custom_call(self, here: Computation, one: Instruction) -> Costs:
         target = re.search(r'custom_call_target="([^"]*)"', one.attributes)
         declared = re.search(r'"flops":"?(\d+)', one.attributes)
+        name = target[1] if target else "unnamed"
         return Costs(
             flops=float(declared[1]) if declared else 0.0,
-            hbm_bytes=self._plain_bytes(here, one),
-            kernels={target[1] if target else "unnamed": 1.0},
+            hbm_bytes=0.0 if name in CHAIN_ENDS else self._plain_bytes(here, one),
+            kernels={name: 1.0},
         )
 
     def _plain_bytes(self, here: Computation, one: Instruction) -> float:
@@ -157,15 +182,17 @@ class _Walk:
 
     def _fusion_bytes(self, here: Computation, one: Instruction) -> float:
         fused = self.module.computations[one.called["calls"]]
-        total = float(_written(fused, fused.root, one.shape))
+        total = float(self._written(fused, fused.root, one.shape))
         for number, name in enumerate(one.operands):
             total += min(_hbm(here.instructions[name]), self._read(fused, fused.parameters[number].name))
         return total
 
     def _read(self, fused: Computation, name: str) -> int:
         """Bytes of a parameter that a fusion reads: where it is only sliced, the slices."""
-        total = 0
-        for user in fused.users(name):
+        total, users = 0, fused.users(name)
+        if self._carries(fused):  # what belongs to the collective is handed on as it is
+            users = [user for user in users if user.opcode != "tuple" and not self._under_way(fused, user)]
+        for user in users:
             if user.opcode in SLICES and user.operands[0] == name:
                 total += user.bytes
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
@@ -180,18 +207,34 @@ class _Walk:
                 return fused.instructions[name].bytes
         return total
 
+    def _written(self, fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
+        """Bytes that a fusion writes to its results: of an update in place the update alone."""
+        while root.opcode == "bitcast":
+            root = fused.instructions[root.operands[0]]
+        if root.opcode == "tuple":
+            parts = [fused.instructions[name] for name in root.operands]
+            return sum(self._written(fused, part, (array,)) for part, array in zip(parts, arrays, strict=True))
+        if self._carries(fused) and (root.opcode == "parameter" or self._under_way(fused, root)):
+            return 0
+        whole = sum(array.bytes for array in arrays if not array.on_chip)
+        if root.opcode == "dynamic-update-slice":
+            return min(whole, fused.instructions[root.operands[1]].bytes)
+        return whole
 
-def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
-    """Bytes that a fusion writes to its results: of an update in place the update alone."""
-    while root.opcode == "bitcast":
-        root = fused.instructions[root.operands[0]]
-    if root.opcode == "tuple":
-        parts = [fused.instructions[name] for name in root.operands]
-        return sum(_written(fused, part, (array,)) for part, array in zip(parts, arrays, strict=True))
-    whole = sum(array.bytes for array in arrays if not array.on_chip)
-    if root.opcode == "dynamic-update-slice":
-        return min(whole, fused.instructions[root.operands[1]].bytes)
-    return whole
+    def _carries(self, fused: Computation) -> bool:
+        """Whether a fusion runs beside a collective that it hands on."""
+        return bool(self.spread) and any(self._under_way(fused, one) for one in fused.instructions.values())
+
+
+def _custom_calls(computation: Computation, *targets: str) -> list[Instruction]:
+    """Those of the named targets."""
+    calls = [one for one in computation.instructions.values() if one.opcode == "custom-call"]
+    return [one for one in calls if any(f'"{target}"' in one.attributes for target in targets)]
+
+
+def _channel(one: Instruction) -> str | None:
+    found = re.search(r"\bchannel_id=(\d+)", one.attributes)
+    return found[1] if found else None
 
 
 def _keeps_a_part(here: Computation, one: Instruction) -> bool:
