@@ -35,11 +35,13 @@ def gelu_mlp(x: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
 
 
 def attention_layer(x: np.ndarray, layer: Layer, *, family: str, memory_layer: bool, positions: str,
-                    frequencies: np.ndarray, visible: Callable, memory, follows=None) -> np.ndarray:  # fmt: skip
+                    frequencies: np.ndarray, visible: Callable, memory, follows=None,
+                    sharpen: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
     """One attention: a local source, and in memory layers the contexts and the memory, in one softmax.
 
     `layer["smear"]` [G], if there, is the share of the key before in each key, where `follows` [B, L].
-    `positions`: "rope0" or "nope", what memory layers do; `memory` is (keys, values) [B, M, G, D] or None.
+    `positions`: "rope0" or "nope", what memory layers do; `memory` is (keys, values) [B, M, G, D] or None;
+    `sharpen` [B, L] multiplies the scores of each query.
     """
     queries = np.einsum("ble,ehd->blhd", x, layer["q"])
     keys = np.einsum("ble,egd->blgd", x, layer["k"])
@@ -54,6 +56,8 @@ def attention_layer(x: np.ndarray, layer: Layer, *, family: str, memory_layer: b
     else:
         queries, keys = (a / np.sqrt((a**2).sum(-1, keepdims=True) + UNIT_EPSILON) for a in (queries, keys))
         queries = queries * layer["temperature"][:, None]
+    if sharpen is not None:
+        queries = queries * sharpen[:, :, None, None]
     turned, turned_keys = queries, keys
     if not (memory_layer and positions == "nope"):
         places = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
@@ -66,10 +70,22 @@ def attention_layer(x: np.ndarray, layer: Layer, *, family: str, memory_layer: b
     return np.einsum("blhd,hde->ble", oracles.attend(sources, visible), layer["o"])
 
 
+def log_scales(context_ids: np.ndarray, length: int, *, start: int) -> np.ndarray:
+    """[B, L]: log n / log start where a query has n > start keys in sight, whole rows counted; else 1."""
+    scales = np.ones((len(context_ids), length))
+    for b, t in np.ndindex(*scales.shape):
+        in_sight = t + 1
+        for row in context_ids[b]:
+            in_sight += length if row >= 0 else 0
+        if in_sight > start:
+            scales[b, t] = math.log(in_sight) / math.log(start)
+    return scales
+
+
 def decoder(parameters: dict[str, Any], tokens: np.ndarray, *, family: str, segments: np.ndarray, boundaries: str,
             memory_layers: tuple[int, ...], positions: str, frequencies: np.ndarray, epsilon: float,
-            context_ids=None, own=None, memory=None) -> np.ndarray:  # fmt: skip
-    """Logits [B, L, V]; `memory`: {layer: (keys, values)}."""
+            context_ids=None, own=None, memory=None, logn_from: int = 0) -> np.ndarray:  # fmt: skip
+    """Logits [B, L, V]; `memory`: {layer: (keys, values)}; `logn_from`: 0, or the keys of the plan's smallest scale."""
     x = parameters["embed"][tokens]
     local = oracles.local_visible(segments, boundaries=boundaries)
     follows = np.zeros(segments.shape, bool)
@@ -81,10 +97,13 @@ def decoder(parameters: dict[str, Any], tokens: np.ndarray, *, family: str, segm
             visible = oracles.union(visible, oracles.context_visible(segments, context_ids, own, boundaries=boundaries))
         if entries is not None:
             visible = oracles.union(visible, oracles.memory_visible(np.ones(entries[0].shape[:2], bool)))
+        sharpen = None
+        if is_memory and logn_from:
+            sharpen = log_scales(context_ids, tokens.shape[1], start=logn_from)
         normed = norm(x, layer["attention_norm"], family=family, epsilon=epsilon)
         x = x + attention_layer(
             normed, layer, family=family, memory_layer=is_memory, positions=positions, frequencies=frequencies,
-            visible=visible, memory=entries, follows=follows,
+            visible=visible, memory=entries, follows=follows, sharpen=sharpen,
         )  # fmt: skip
         normed = norm(x, layer["mlp_norm"], family=family, epsilon=epsilon)
         if family == "llama":

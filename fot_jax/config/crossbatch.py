@@ -48,6 +48,7 @@ class CrossbatchConfig:
     boundaries: Boundaries = Boundaries.MASKED
     gradients: ContextGradients = ContextGradients.FLOW
     loss_on_previous: bool = False
+    logn_from: int = 0  # queries grow as log n beyond so many keys in sight, as memory.logn_from when reading; 0: never
 
     @property
     def rows_per_stream(self) -> int:

@@ -134,6 +134,14 @@ class ExperimentConfig:
             f"be at most train.steps - optimizer.warmup_steps = {room}",
             decay,
         )
+        check(
+            self.crossbatch.logn_from in (0, self.memory.logn_from),
+            "crossbatch.logn_from",
+            f"be 0 (never) or memory.logn_from={self.memory.logn_from}, so that memory is read as it was trained",
+            self.crossbatch.logn_from,
+        )
+        if self.crossbatch.logn_from:
+            self.memory.validate_window("memory", self.model.local_context)
         rows = self.train.batch_rows
         per_stream = self.crossbatch.rows_per_stream
         plan = self.crossbatch.plan.value

@@ -18,7 +18,7 @@ from fot_jax.models import layers
 from fot_jax.models.cache import extend, newest
 from fot_jax.ops import attention, crossbatch, forms, joint_kernels
 from fot_jax.ops.linear import project
-from fot_jax.ops.memory_attention import gated_merge
+from fot_jax.ops.memory_attention import gated_merge, logn_scale
 from fot_jax.ops.prefix import prefix_partial
 from fot_jax.ops.rope import rope_frequencies, rotate
 from fot_jax.sharding import spec
@@ -37,6 +37,7 @@ class Call:
     memory: Any
     boundaries: Boundaries = flax.struct.field(pytree_node=False)
     gradients: ContextGradients = flax.struct.field(pytree_node=False)
+    logn_from: int = flax.struct.field(pytree_node=False)
     capture: bool = flax.struct.field(pytree_node=False)
 
 
@@ -101,11 +102,14 @@ class Attention(nn.Module):
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
 
     def _sharpened(self, queries, call: Call, role: LayerRole) -> jax.Array:
-        """Queries of a memory layer by the scale that the memory asks for, those of others as they are."""
-        if call.memory is None:
-            return queries
+        """Queries of a memory layer by the scale that the memory or the plan asks for, those of others as they are."""
         before = 0 if call.lengths is None else call.lengths[:, None]
-        scale = call.memory.query_scale(before + jnp.arange(1, queries.shape[1] + 1)[None])
+        local = before + jnp.arange(1, queries.shape[1] + 1)[None]
+        scale = None
+        if call.memory is not None:
+            scale = call.memory.query_scale(local)
+        elif call.plan is not None and call.logn_from:
+            scale = logn_scale(crossbatch.in_sight(call.plan, local), start=call.logn_from)
         if scale is None:
             return queries
         scale = jnp.where(role.is_memory, scale, 1.0)[..., None, None]

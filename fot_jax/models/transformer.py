@@ -72,6 +72,7 @@ class Decoder(nn.Module):
         plan: Plan | None = None,
         boundaries: Boundaries = Boundaries.MASKED,
         gradients: ContextGradients = ContextGradients.FLOW,
+        logn_from: int = 0,
         cache: LocalCache | None = None,
         token_counts: jax.Array | None = None,
         memory: MemoryView | None = None,
@@ -87,6 +88,7 @@ class Decoder(nn.Module):
           plan: the crossbatch plan; memory layers then read other rows of the batch.
           boundaries: whether documents of one row see each other.
           gradients: whether the loss reaches the keys and values that other rows read.
+          logn_from: with a plan, queries of memory layers grow as log n beyond so many keys in sight; 0: never.
           cache: the local context so far; tokens are appended at `cache.lengths` of each row.
           token_counts: int32 [B], how many of the tokens count (the rest is padding); with a cache.
           memory: the external memory that memory layers read.
@@ -123,6 +125,7 @@ class Decoder(nn.Module):
             memory=memory,
             boundaries=boundaries,
             gradients=gradients,
+            logn_from=logn_from,
             capture=capture,
         )
         stored = None if cache is None else (cache.keys, cache.values, cache.products)

@@ -40,6 +40,21 @@ def context_mask(
     return blocks.block_visibility(query_segments, context_segments, own, boundaries=boundaries)
 
 
+def in_sight(plan: Plan, local: Int[Array, "#B L"]) -> Int[Array, "B L"]:
+    """How many keys one softmax of a memory layer holds: the local ones and L for each filled slot.
+
+    Whole rows are counted, as a memory counts its entries: padding and other documents of a row too.
+
+        local 1 2 3, slots filled 0 and 2      1 2 3
+                                               7 8 9
+    Args:
+      plan: which rows each row reads.
+      local: keys of its own chunk that each query sees, L queries.
+    """
+    filled = jnp.sum(jnp.asarray(plan.context_ids) >= 0, axis=1, dtype=jnp.int32)
+    return local + filled[:, None] * local.shape[1]
+
+
 def _gathered_mask(plan: Plan, segments, *, boundaries: Boundaries) -> Bool[Array, "B L C S"]:
     rows = jnp.maximum(plan.context_ids, 0)
     per_slot = jax.vmap(

@@ -91,6 +91,14 @@ def test_round_trip_through_json():
         ({"model.rope.original_context": 0}, r"model\.rope\.original_context must be >= 1"),
         ({"memory.approx_recall": 1.5}, r"memory\.approx_recall must lie in \(0, 1\], got 1\.5"),
         ({"memory.logn_from": 1}, r"memory\.logn_from must be 0 \(never\) or >= 2, got 1"),
+        (
+            {"crossbatch.logn_from": 64},
+            r"crossbatch\.logn_from must be 0 \(never\) or memory\.logn_from=0, so that .* got 64",
+        ),
+        (
+            {"crossbatch.logn_from": 2, "memory.logn_from": 2},
+            r"memory\.logn_from must be 0 \(never\) or at least the local context, \d+, got 2",
+        ),
         ({"memory.scann_leaves_fraction": 0.0}, r"memory\.scann_leaves_fraction must lie in \(0, 1\]"),
         ({"train.peak_tflops": -1.0}, r"train\.peak_tflops must be >= 0"),
         ({"name": "a/b"}, r"name must be letters, digits, .*got 'a/b'"),

@@ -47,7 +47,7 @@ def params(model: ModelConfig) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "boundaries", "capture"))
+@functools.partial(jax.jit, static_argnames=("model", "boundaries", "capture", "logn_from"))
 def call(model: ModelConfig, parameters, tokens, boundaries=Boundaries.MASKED, capture=False, **arguments):
     """The decoder's output, jitted once per model and set of arguments; all rows are one document unless told."""
     if arguments.get("plan") is not None:
@@ -115,7 +115,7 @@ def oracle_parameters(model: ModelConfig, parameters) -> dict[str, Any]:
 
 
 def oracle_logits(model: ModelConfig, parameters, tokens, *, segments, boundaries=Boundaries.MASKED, plan=None,
-                  memory=None) -> np.ndarray:  # fmt: skip
+                  memory=None, logn_from: int = 0) -> np.ndarray:  # fmt: skip
     """The whole decoder as float64 loops."""
     frequencies, _ = oracles.rope_frequencies(model.head_dim, theta=model.rope.theta)
     far = {}
@@ -125,7 +125,7 @@ def oracle_logits(model: ModelConfig, parameters, tokens, *, segments, boundarie
     return oracle_decoder.decoder(
         oracle_parameters(model, parameters), tokens, family=model.family.value, segments=np.asarray(segments),
         boundaries=boundaries.value, memory_layers=model.memory_layers, positions=model.memory_positions.value,
-        frequencies=frequencies, epsilon=model.norm_epsilon, memory=far,
+        frequencies=frequencies, epsilon=model.norm_epsilon, memory=far, logn_from=logn_from,
         context_ids=None if plan is None else np.asarray(plan.context_ids),
         own=None if plan is None else np.asarray(plan.own_document),
     )  # fmt: skip

@@ -33,6 +33,20 @@ def test_crossbatch_decoder_is_the_oracle(name, boundaries):
     cases.assert_close([got], [want], ["logits"])
 
 
+@pytest.mark.parametrize("name", ["llama rope0", "paper", "paper rope0, reference form"])
+def test_crossbatch_decoder_that_grows_with_log_n_is_the_oracle(name):
+    """From seven keys on: rows without contexts see five and stay as they are."""
+    model, tokens, case = MODELS[name], decoders.tokens_for(6), decoders.hard_case()
+    got = decoders.logits(model, tokens, logn_from=7, **case)
+    want = decoders.oracle_logits(model, decoders.params(model), tokens, logn_from=7, **case)
+    cases.assert_close([got], [want], ["logits"])
+    plain = decoders.logits(model, tokens, **case)
+    reads = (np.asarray(case["plan"].context_ids) >= 0).any(axis=1)
+    assert 0 < reads.sum() < len(reads)
+    np.testing.assert_array_equal(got[~reads], plain[~reads])
+    assert oracles.relative_error(got[reads], plain[reads]) > cases.FAR
+
+
 @pytest.mark.parametrize("name", ["llama rope0", "paper"])
 def test_decoder_with_memory_is_the_oracle(name):
     model, tokens = MODELS[name], decoders.tokens_for(2)

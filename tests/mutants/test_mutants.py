@@ -69,11 +69,11 @@ def sharded(k: int | None) -> Callable[[], None]:
     return lambda: test_sharded_memory.check("data 2, fsdp 2, context 2", k, test_sharded_memory.part_filled())
 
 
-def decoder(model) -> Callable[[], None]:
+def decoder(model, **settings) -> Callable[[], None]:
     """The whole decoder on the hard case."""
 
     def check():
-        tokens, case = decoders.tokens_for(6), decoders.hard_case()
+        tokens, case = decoders.tokens_for(6), {**decoders.hard_case(), **settings}
         want = decoders.oracle_logits(model, decoders.params(model), tokens, **case)
         cases.assert_close([apply(model, tokens, **case).logits], [want], ["logits"])
 
@@ -129,6 +129,12 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
                                             decoder(LLAMA)),
     "no layer's own softmax": ("models.attention_layer", "return attention.normalise(local)\n\n        # Branch",
                                "return jnp.zeros_like(attention.normalise(local))\n\n        # Branch", decoder(LLAMA)),
+    "log n of the local keys alone": ("ops.crossbatch", "return local + filled[:, None] * local.shape[1]",
+                                      "return local + 0 * filled[:, None]", decoder(LLAMA, logn_from=7)),
+    "log n of empty slots too": ("ops.crossbatch", "jnp.asarray(plan.context_ids) >= 0, axis=1",
+                                 "jnp.asarray(plan.context_ids) >= -1, axis=1", decoder(LLAMA, logn_from=7)),
+    "log n in every layer": ("models.attention_layer", "scale = jnp.where(role.is_memory, scale, 1.0)[",
+                             "scale = jnp.where(True, scale, 1.0)[", decoder(LLAMA, logn_from=7)),
     "every layer reads contexts": ("models.attention_layer", "cond(role.is_memory,", "cond(True,", decoder(LLAMA)),
     "contexts without gradient": ("ops.crossbatch", "keys[rows].reshape", "jax.lax.stop_gradient(keys)[rows].reshape",
                                   equation_2(REFERENCE)),
@@ -205,5 +211,6 @@ def test_mutant_is_caught(name, monkeypatch, tmp_path):
 
 def test_checks_hold_without_a_mutant():
     """Those of the checks above that no other test runs in this form."""
-    for check in (cache, decoder(LLAMA), decoder(PAPER), contexts(BLOCKWISE), contexts(REFERENCE, Boundaries.JOINED)):
+    decoded = (decoder(LLAMA), decoder(PAPER), decoder(LLAMA, logn_from=7))
+    for check in (cache, *decoded, contexts(BLOCKWISE), contexts(REFERENCE, Boundaries.JOINED)):
         check()

@@ -187,3 +187,9 @@ def test_the_blockwise_form_never_holds_all_contexts_in_one_array(block):
 
     assert offenders(AttentionForm.REFERENCE), "the check sees nothing in the form that must show it"
     assert not offenders(AttentionForm.BLOCKWISE)
+
+
+def test_keys_in_sight_are_the_local_ones_and_whole_rows():
+    plan = Plan(context_ids=np.array([[0, -1, 2], [-1, -1, -1]]), own_document=np.zeros((2, 3), bool))
+    got = crossbatch.in_sight(plan, jnp.arange(1, 4)[None])
+    np.testing.assert_array_equal(got, [[7, 8, 9], [1, 2, 3]])

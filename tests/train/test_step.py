@@ -3,12 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from fot_jax.config import ConfigError, MeshConfig
 from fot_jax.data.streams import make_stream
+from fot_jax.models.transformer import run
+from fot_jax.ops.losses import cross_entropy
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import make_mesh
 from fot_jax.train.context_schedule import ContextSchedule
@@ -71,6 +74,23 @@ def test_accumulation_equals_the_full_batch():
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(a).max())
     for a, b in zip(jax.tree.leaves(whole_sums), jax.tree.leaves(piece_sums), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_the_step_trains_with_queries_that_grow_as_log_n():
+    """Its loss is that of the decoder with `logn_from`, another one than without."""
+    config = tiny(crossbatch=PACKED | {"logn_from": 24}, memory__logn_from=24)
+    params = create_state(config, mesh_of(config)).params
+    batch = jax.tree.map(jnp.asarray, make_stream(config, "train").batch(3))
+    plan = make_plan(config.crossbatch, batch_rows=8, num_contexts=3)
+
+    def loss(logn_from):
+        options = {"segments": batch.segments, "boundaries": config.crossbatch.boundaries}
+        logits = run(config.model, params, batch.tokens, plan=plan, logn_from=logn_from, **options).logits
+        return float(cross_entropy(logits, batch.targets, batch.loss_mask, z_loss=0.0).cross_entropy)
+
+    _, sums = jax.jit(lambda p, b, q: loss_gradient(p, b, q, config=config))(params, batch, plan)
+    np.testing.assert_allclose(sums.cross_entropy, loss(24), rtol=1e-6)
+    assert abs(loss(0) - loss(24)) > 1e-4 * loss(0)
 
 
 def test_micro_batches_are_whole_streams():
