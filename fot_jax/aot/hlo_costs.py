@@ -13,7 +13,7 @@ those of one device and one run of the program:
     conditional  its costliest branch, as often as `branch_shares` says
 
 A TPU's compiler may spread one collective over the fusions that it runs beside. Each of them then holds the same
-collective (the same channel) and hands its buffers on:
+collective, marked by `async_collective_fusion_config`, and hands its buffers on:
 
     fusion with AsyncCollectiveStart  →  async_collective_fusion …  →  fusion with AsyncCollectiveDone
 
@@ -33,7 +33,7 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "iota", "domain", "add-dependency",
 }  # fmt: skip
-CHAIN_ENDS = ("AsyncCollectiveStart", "AsyncCollectiveDone")
+CHAIN_START, CHAIN_END = "AsyncCollectiveStart", "AsyncCollectiveDone"
 SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -89,12 +89,6 @@ class _Walk:
 
     def __post_init__(self):
         self.computation = functools.cache(self._computation)
-        self.spread = {
-            _channel(computation.instructions[name])
-            for computation in self.module.computations.values()
-            for start in _custom_calls(computation, CHAIN_ENDS[0])
-            for name in start.operands
-        }
 
     def _computation(self, name: str) -> Costs:
         here = self.module.computations[name]
@@ -117,13 +111,10 @@ class _Walk:
             role = "calls" if "calls" in one.called else "to_apply"
             return self.computation(one.called[role])
         if one.opcode == "fusion":
-            inside = self.computation(one.called["calls"])
-            if _custom_calls(self.module.computations[one.called["calls"]], *CHAIN_ENDS):
-                return inside
-            return dataclasses.replace(inside, hbm_bytes=self._fusion_bytes(here, one))
+            return dataclasses.replace(self.computation(one.called["calls"]), hbm_bytes=self._fusion_bytes(here, one))
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            if self._under_way(here, one):
+            if _under_way(here, one):
                 return Costs()
             kind = "all-reduce-scatter" if _keeps_a_part(here, one) else kind
             received = self._received(kind, one)
@@ -133,12 +124,6 @@ class _Walk:
         if one.opcode == "custom-call":
             return Costs() if '"AllocateBuffer"' in one.attributes else self._custom_call(here, one)
         return Costs(flops=flops(here, one), hbm_bytes=self._plain_bytes(here, one))
-
-    def _under_way(self, here: Computation, one: Instruction) -> bool:
-        """Whether a collective has started elsewhere and only goes on here, see the module's docstring."""
-        if one.opcode not in COLLECTIVES or _channel(one) not in self.spread:
-            return False
-        return not any(CHAIN_ENDS[0] in user.attributes for user in here.users(one.name))
 
     def _share(self, one: Instruction) -> float:
         shares = [share for pattern, share in self.branch_shares.items() if re.search(pattern, one.op_name)]
@@ -165,7 +150,7 @@ class _Walk:
         name = target[1] if target else "unnamed"
         return Costs(
             flops=float(declared[1]) if declared else 0.0,
-            hbm_bytes=0.0 if name in CHAIN_ENDS else self._plain_bytes(here, one),
+            hbm_bytes=0.0 if name in (CHAIN_START, CHAIN_END) else self._plain_bytes(here, one),
             kernels={name: 1.0},
         )
 
@@ -182,7 +167,13 @@ class _Walk:
 
     def _fusion_bytes(self, here: Computation, one: Instruction) -> float:
         fused = self.module.computations[one.called["calls"]]
-        total = float(self._written(fused, fused.root, one.shape))
+        # The two ends of a chain hold the collective, its parameters and the call, nothing else.
+        if _custom_call(fused, CHAIN_END):
+            return 0.0
+        if start := _custom_call(fused, CHAIN_START):  # its results: operands, what the collective makes, counters
+            number = len(fused.instructions[start.operands[0]].operands)
+            return 2.0 * sum(array.bytes for array in one.shape[number : 2 * number] if not array.on_chip)
+        total = float(_written(fused, fused.root, one.shape))
         for number, name in enumerate(one.operands):
             total += min(_hbm(here.instructions[name]), self._read(fused, fused.parameters[number].name))
         return total
@@ -190,8 +181,8 @@ class _Walk:
     def _read(self, fused: Computation, name: str) -> int:
         """Bytes of a parameter that a fusion reads: where it is only sliced, the slices."""
         total, users = 0, fused.users(name)
-        if self._carries(fused):  # what belongs to the collective is handed on as it is
-            users = [user for user in users if user.opcode != "tuple" and not self._under_way(fused, user)]
+        if _carries(fused):  # what belongs to the collective is handed on as it is
+            users = [user for user in users if user.opcode != "tuple" and not _under_way(fused, user)]
         for user in users:
             if user.opcode in SLICES and user.operands[0] == name:
                 total += user.bytes
@@ -207,34 +198,37 @@ class _Walk:
                 return fused.instructions[name].bytes
         return total
 
-    def _written(self, fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
-        """Bytes that a fusion writes to its results: of an update in place the update alone."""
-        while root.opcode == "bitcast":
-            root = fused.instructions[root.operands[0]]
-        if root.opcode == "tuple":
-            parts = [fused.instructions[name] for name in root.operands]
-            return sum(self._written(fused, part, (array,)) for part, array in zip(parts, arrays, strict=True))
-        if self._carries(fused) and (root.opcode == "parameter" or self._under_way(fused, root)):
-            return 0
-        whole = sum(array.bytes for array in arrays if not array.on_chip)
-        if root.opcode == "dynamic-update-slice":
-            return min(whole, fused.instructions[root.operands[1]].bytes)
-        return whole
 
-    def _carries(self, fused: Computation) -> bool:
-        """Whether a fusion runs beside a collective that it hands on."""
-        return bool(self.spread) and any(self._under_way(fused, one) for one in fused.instructions.values())
+def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
+    """Bytes that a fusion writes to its results: of an update in place the update alone."""
+    while root.opcode == "bitcast":
+        root = fused.instructions[root.operands[0]]
+    if root.opcode == "tuple":
+        parts = [fused.instructions[name] for name in root.operands]
+        return sum(_written(fused, part, (array,)) for part, array in zip(parts, arrays, strict=True))
+    if _carries(fused) and (root.opcode == "parameter" or _under_way(fused, root)):
+        return 0
+    whole = sum(array.bytes for array in arrays if not array.on_chip)
+    if root.opcode == "dynamic-update-slice":
+        return min(whole, fused.instructions[root.operands[1]].bytes)
+    return whole
 
 
-def _custom_calls(computation: Computation, *targets: str) -> list[Instruction]:
-    """Those of the named targets."""
-    calls = [one for one in computation.instructions.values() if one.opcode == "custom-call"]
-    return [one for one in calls if any(f'"{target}"' in one.attributes for target in targets)]
+def _under_way(here: Computation, one: Instruction) -> bool:
+    """Whether a collective started in another fusion and only goes on in this one, see the module's docstring."""
+    marked = one.opcode in COLLECTIVES and '"async_collective_fusion_config"' in one.attributes
+    return marked and _custom_call(here, CHAIN_START) is None
 
 
-def _channel(one: Instruction) -> str | None:
-    found = re.search(r"\bchannel_id=(\d+)", one.attributes)
-    return found[1] if found else None
+def _carries(fused: Computation) -> bool:
+    """Whether a fusion runs beside a collective that it hands on."""
+    return any(_under_way(fused, one) for one in fused.instructions.values())
+
+
+def _custom_call(computation: Computation, target: str) -> Instruction | None:
+    """The first custom call of a target."""
+    calls = (one for one in computation.instructions.values() if one.opcode == "custom-call")
+    return next((one for one in calls if f'"{target}"' in one.attributes), None)
 
 
 def _keeps_a_part(here: Computation, one: Instruction) -> bool:

@@ -134,14 +134,7 @@ class ExperimentConfig:
             f"be at most train.steps - optimizer.warmup_steps = {room}",
             decay,
         )
-        check(
-            self.crossbatch.logn_from in (0, self.memory.logn_from),
-            "crossbatch.logn_from",
-            f"be 0 (never) or memory.logn_from={self.memory.logn_from}, so that memory is read as it was trained",
-            self.crossbatch.logn_from,
-        )
-        if self.crossbatch.logn_from:
-            self.memory.validate_window("memory", self.model.local_context)
+        self._validate_logn()
         rows = self.train.batch_rows
         per_stream = self.crossbatch.rows_per_stream
         plan = self.crossbatch.plan.value
@@ -186,3 +179,16 @@ class ExperimentConfig:
             f"be at most model.local_context={self.model.local_context}",
             self.memory.last_context_length,
         )
+
+    def _validate_logn(self) -> None:
+        """Raises ConfigError where training would scale queries by another rule than reading, or a row by itself."""
+        trained = self.crossbatch.logn_from
+        check(
+            trained in (0, self.memory.logn_from),
+            "crossbatch.logn_from",
+            f"be 0 (never) or that of reading, memory.logn_from, which is {self.memory.logn_from}",
+            trained,
+            "Set both to the same number.",
+        )
+        if trained:
+            self.memory.validate_window("memory", self.model.local_context)

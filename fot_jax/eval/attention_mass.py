@@ -67,11 +67,11 @@ def distraction_plan(documents: np.ndarray, *, num_contexts: int) -> Plan:
     return Plan(context_ids=ids, own_document=own)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def _shares(params, tokens, segments, plan: Plan, *, config: ModelConfig) -> Float[Array, "P R H"]:
+@functools.partial(jax.jit, static_argnames=("config", "logn_from"))
+def _shares(params, tokens, segments, plan: Plan, *, config: ModelConfig, logn_from: int) -> Float[Array, "P R H"]:
     """r_d per memory layer, row and head, averaged over the row's queries."""
     options = {"segments": segments, "boundaries": Boundaries.MASKED}
-    output = run(config, params, tokens, plan=plan, capture=True, **options)
+    output = run(config, params, tokens, plan=plan, logn_from=logn_from, capture=True, **options)
     assert output.queries is not None and output.keys is not None
     R = tokens.shape[0] // 2
 
@@ -131,8 +131,8 @@ def measure(subject: Subject, *, documents: Documents, contexts: tuple[int, ...]
     The model runs in its two-pass crossbatch form: previous chunks without contexts, then the
     measured chunks, whose memory layers attend to local ∪ d contexts, so that deeper memory layers
     see what the shallower ones made of the d contexts. A model trained without crossbatch is run
-    in the same way. Each mean is a plain one: over the queries of a chunk, then chunks, heads and
-    memory layers.
+    in the same way; `memory.logn_from` holds for both, as in reading. Each mean is a plain one: over
+    the queries of a chunk, then chunks, heads and memory layers.
 
     Args:
       subject: the model.
@@ -147,8 +147,9 @@ def measure(subject: Subject, *, documents: Documents, contexts: tuple[int, ...]
     tokens = np.concatenate([previous, current[:, :length]])
     owners = np.asarray([target.document for target in targets])
     segments = np.broadcast_to(np.tile(owners + 1, 2)[:, None], tokens.shape).astype(np.int32)
+    how = {"config": subject.model, "logn_from": subject.memory.logn_from}
     shares = [
-        np.asarray(_shares(subject.params, tokens, segments, plan, config=subject.model))
+        np.asarray(_shares(subject.params, tokens, segments, plan, **how))
         for plan in (distraction_plan(owners, num_contexts=d) for d in contexts)
     ]
     return Distraction(contexts=contexts, shares=np.stack(shares), targets=tuple(targets))

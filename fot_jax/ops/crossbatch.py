@@ -41,15 +41,15 @@ def context_mask(
 
 
 def in_sight(plan: Plan, local: Int[Array, "#B L"]) -> Int[Array, "B L"]:
-    """How many keys one softmax of a memory layer holds: the local ones and L for each filled slot.
+    """How many keys a query of a memory layer has in sight: those of its own chunk and L for each filled slot.
 
     Whole rows are counted, as a memory counts its entries: padding and other documents of a row too.
 
-        local 1 2 3, slots filled 0 and 2      1 2 3
-                                               7 8 9
+        context_ids   0 -1  2     local 1 2 3     7 8 9
+                     -1 -1 -1                     1 2 3
     Args:
       plan: which rows each row reads.
-      local: keys of its own chunk that each query sees, L queries.
+      local: places up to and with each query's own in its chunk, L queries.
     """
     filled = jnp.sum(jnp.asarray(plan.context_ids) >= 0, axis=1, dtype=jnp.int32)
     return local + filled[:, None] * local.shape[1]

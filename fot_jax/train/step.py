@@ -81,8 +81,8 @@ def _losses(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentC
         lower, fixed = below(model, params, first)
         hidden = jax.lax.stop_gradient(run(lower, fixed, batch.tokens, **rows).hidden)
         model, params = above(model, params, first)
-    crossbatch = {"gradients": config.crossbatch.gradients, "logn_from": config.crossbatch.logn_from}
-    output = run(model, params, batch.tokens, plan=plan, hidden=hidden, **crossbatch, **rows)
+    rows |= {"gradients": config.crossbatch.gradients, "logn_from": config.crossbatch.logn_from}
+    output = run(model, params, batch.tokens, plan=plan, hidden=hidden, **rows)
     return cross_entropy(output.logits, batch.targets, batch.loss_mask, z_loss=config.train.z_loss)
 
 

@@ -93,7 +93,7 @@ def test_round_trip_through_json():
         ({"memory.logn_from": 1}, r"memory\.logn_from must be 0 \(never\) or >= 2, got 1"),
         (
             {"crossbatch.logn_from": 64},
-            r"crossbatch\.logn_from must be 0 \(never\) or memory\.logn_from=0, so that .* got 64",
+            r"crossbatch\.logn_from must be 0 \(never\) or .* memory\.logn_from, which is 0, got 64\. Set both",
         ),
         (
             {"crossbatch.logn_from": 2, "memory.logn_from": 2},

@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.config import AttentionForm, Boundaries, CrossbatchConfig, Dtype, MemoryPositions, PlanKind, Remat
+from fot_jax.config import (
+    AttentionForm,
+    Boundaries,
+    CrossbatchConfig,
+    Dtype,
+    MemoryConfig,
+    MemoryPositions,
+    PlanKind,
+    Remat,
+    Retrieval,
+)
+from fot_jax.memory.views import DeviceView
 from fot_jax.models.cache import init_cache, slide
 from fot_jax.models.transformer import Decoder
 from fot_jax.ops import plans
@@ -69,15 +80,16 @@ def test_own_past_without_positions_equals_causal_attention_over_the_whole_docum
     assert oracles.relative_error(decoders.logits(model, tokens).reshape(whole.shape), whole) > cases.FAR
 
 
-def test_memory_of_the_previous_window_equals_its_context():
+@pytest.mark.parametrize("logn_from", [0, 7])
+def test_memory_of_the_previous_window_equals_its_context(logn_from):
     """Inference (eq. 1, dense) on what training read (eq. 2, d = 1): the same logits, under rope0 too."""
     model, tokens = decoders.config(), decoders.tokens_for(2)
     plan = jax.tree.map(jnp.asarray, plans.two_pass_plan(1, w=1, d=1))
-    trained = decoders.logits(model, tokens, plan=plan)[1:]
+    trained = decoders.logits(model, tokens, plan=plan, logn_from=logn_from)[1:]
     first = decoders.call(model, decoders.params(model), jnp.asarray(tokens[:1]), capture=True)
     layers = np.array(model.memory_layers)
-    valid = jnp.ones((1, LENGTH), bool)
-    memory = decoders.Memory(keys=first.keys[layers], values=first.values[layers], valid=valid)
+    how = MemoryConfig(retrieval=Retrieval.DENSE, logn_from=logn_from)
+    memory = DeviceView.of(first.keys[layers], first.values[layers], jnp.array([LENGTH], jnp.int32), config=how)
     cases.assert_close([decoders.logits(model, tokens[1:], memory=memory)], [trained], ["logits"])
 
 

@@ -22,9 +22,10 @@ MESHES = [{"data": 2}, {"data": 1, "fsdp": 4}, {"data": 8}, EIGHT, {"data": 2, "
 
 
 def experiment(variant: str, mesh: dict[str, int], **changes):
-    """tiny() with a plan, 8 rows, on a mesh; grouped heads where `tensor` is 1."""
+    """tiny() with a plan and queries that grow as log n, 8 rows, on a mesh; grouped heads where `tensor` is 1."""
     crossbatch, d = VARIANTS[variant]
-    return tiny(crossbatch=crossbatch | {"schedule": {"num_contexts": [d]}}, mesh=mesh, **changes)
+    crossbatch = crossbatch | {"schedule": {"num_contexts": [d]}, "logn_from": LENGTH}
+    return tiny(crossbatch=crossbatch, memory__logn_from=LENGTH, mesh=mesh, **changes)
 
 
 def inputs(config):

@@ -57,7 +57,7 @@ def accumulated(config, pieces):
 
 def test_accumulation_equals_the_full_batch():
     """Micro-batches of two streams that read each other, with unequal numbers of tokens that bear loss."""
-    config = tiny(crossbatch=PACKED, train__z_loss=1e-2)
+    config = tiny(crossbatch=PACKED | {"logn_from": 24}, memory__logn_from=24, train__z_loss=1e-2)
     piece_plan, whole_plan = full_batch_plan(config, 2)
     params = create_state(config, mesh_of(config)).params
     batch = make_stream(config, "train").batch(3)
