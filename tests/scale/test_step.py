@@ -25,6 +25,8 @@ def experiment(variant: str, mesh: dict[str, int], **changes):
     """tiny() with a plan and queries that grow as log n, 8 rows, on a mesh; grouped heads where `tensor` is 1."""
     crossbatch, d = VARIANTS[variant]
     crossbatch = crossbatch | {"schedule": {"num_contexts": [d]}, "logn_from": LENGTH}
+    if crossbatch["plan"] == "two_pass":  # a stream's chunks are one dictionary and its questions
+        changes["data__dictionary__definition_tokens"] = LENGTH * crossbatch.get("previous_chunks", 1)
     return tiny(crossbatch=crossbatch, memory__logn_from=LENGTH, mesh=mesh, **changes)
 
 
