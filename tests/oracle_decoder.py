@@ -85,7 +85,7 @@ def log_scales(context_ids: np.ndarray, length: int, *, start: int) -> np.ndarra
 def decoder(parameters: dict[str, Any], tokens: np.ndarray, *, family: str, segments: np.ndarray, boundaries: str,
             memory_layers: tuple[int, ...], positions: str, frequencies: np.ndarray, epsilon: float,
             context_ids=None, own=None, memory=None, logn_from: int = 0) -> np.ndarray:  # fmt: skip
-    """Logits [B, L, V]; `memory`: {layer: (keys, values)}; `logn_from`: 0, or the keys of the plan's smallest scale."""
+    """Logits [B, L, V]; `memory`: {layer: (keys, values)}; `logn_from`: see `log_scales`; 0: never."""
     x = parameters["embed"][tokens]
     local = oracles.local_visible(segments, boundaries=boundaries)
     follows = np.zeros(segments.shape, bool)
