@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fot_jax.checkpoint import Checkpointer, _silence_pending_reads, load_params
+from fot_jax.checkpoint import Checkpointer, load_params
+from fot_jax.checkpoint.failures import silence_pending_reads
 from fot_jax.config import MeshConfig, UserError
 from fot_jax.sharding import make_mesh
 from fot_jax.train.state import abstract_state, create_state
@@ -127,8 +128,8 @@ def test_a_failed_restore_leaves_nothing_but_its_error(saved, monkeypatch, reque
     workdir, state = saved
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
-    _silence_pending_reads.cache_clear()
-    request.addfinalizer(_silence_pending_reads.cache_clear)  # the hook goes with monkeypatch
+    silence_pending_reads.cache_clear()
+    request.addfinalizer(silence_pending_reads.cache_clear)  # the hook goes with monkeypatch
 
     def restore(step, args):
         for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
@@ -140,6 +141,28 @@ def test_a_failed_restore_leaves_nothing_but_its_error(saved, monkeypatch, reque
         with pytest.raises(UserError, match=r"truncated or damaged \(OUT_OF_RANGE\)"):
             checkpoints.restore(5, params=state.params, optimizer=state.opt_state)
     assert [str(late.exc_value) for late in printed] == ["another"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_lost_process_is_not_taken_for_a_damaged_folder(saved, tmp_path, monkeypatch, processes):
+    """Its peers' collectives fail inside Orbax; the supervisors name it, and a run alone has no peer to lose."""
+    workdir, state = saved
+    lost = jax.errors.JaxRuntimeError("FAILED_PRECONDITION: Gloo: Connection closed by peer")
+    expected = jax.errors.JaxRuntimeError if processes > 1 else UserError
+
+    def fail(*args, **kwargs):
+        raise lost
+
+    with Checkpointer(workdir, tiny(), read_only=True) as checkpoints:
+        monkeypatch.setattr(jax, "process_count", lambda: processes)
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(expected, match="Connection closed"):
+            checkpoints.restore(5, params=state.params, optimizer=state.opt_state)
+        monkeypatch.setattr(jax, "process_count", lambda: 1)  # Orbax asks too when it closes
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager", fail)
+    with pytest.raises(expected, match="Connection closed"):
+        Checkpointer(tmp_path / "run", tiny())
 
 
 def test_a_half_written_checkpoint_is_never_used(tmp_path, saved):

@@ -1,0 +1,26 @@
+"""Orbax checkpoints of state and data position in a run's folder.
+
+    WORKDIR/checkpoints/N/         after N optimizer steps: params, optimizer, data, config, metrics
+
+The only package that touches Orbax. Saving is asynchronous: a checkpoint appears under its number in one
+rename when it is whole, so a half-written one is never read.
+"""
+
+from fot_jax.checkpoint.checkpointer import METRIC, Checkpointer
+from fot_jax.checkpoint.parameters import (
+    load_params,
+    load_stored_params,
+    save_imported,
+    trained_documents,
+    write_bare_params,
+)
+
+__all__ = [
+    "METRIC",
+    "Checkpointer",
+    "load_params",
+    "load_stored_params",
+    "save_imported",
+    "trained_documents",
+    "write_bare_params",
+]

@@ -1,0 +1,180 @@
+"""The checkpoints of one run: saving, asynchronously, and restoring onto any mesh."""
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from fot_jax.checkpoint.failures import damaged, is_lost_process, one_line, silence_pending_reads, unreadable_step
+from fot_jax.checkpoint.streaming import chunks, quiet_absl, streaming_handlers
+from fot_jax.config import ExperimentConfig, TrainConfig, UserError
+from fot_jax.config.build import to_dict
+
+METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller is better
+
+
+def _policy(train: TrainConfig) -> policies.PreservationPolicy:
+    """The last `keep_checkpoints`, and the one with the smallest held-out loss."""
+    latest = policies.LatestN(train.keep_checkpoints)
+    if not train.keep_best:
+        return latest
+    best = policies.BestN(get_metric_fn=_rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    return policies.AnyPreservationPolicy([latest, best])
+
+
+def _rank(metrics: dict[str, float | None]) -> float:
+    loss = metrics[METRIC]
+    return math.inf if loss is None else loss
+
+
+class Checkpointer:
+    """Saves and restores one run; a context manager that waits for pending saves at its end."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        config: ExperimentConfig,
+        *,
+        read_only: bool = False,
+        streaming: bool = False,
+    ) -> None:
+        """Opens WORKDIR/checkpoints; unless `read_only`, makes it and removes what was left half-written.
+
+        With `streaming` a save returns when it is done and needs little memory (`streaming_handlers`).
+
+        Raises:
+          UserError: what is there cannot be read.
+        """
+        self._folder = (Path(workdir) / "checkpoints").absolute()
+        self._config = config
+        # Orbax warns that a folder opened to be read is read only.
+        quiet = quiet_absl() if read_only else contextlib.nullcontext()
+        try:
+            with quiet:
+                options = ocp.CheckpointManagerOptions(
+                    preservation_policy=_policy(config.train),
+                    best_fn=_rank,
+                    best_mode="min",
+                    create=not read_only,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
+                    enable_async_checkpointing=not (read_only or streaming),
+                )
+                self._manager = ocp.CheckpointManager(
+                    self._folder, options=options, item_handlers=streaming_handlers() if streaming else None
+                )
+        except Exception as error:  # Orbax raises many kinds for a damaged folder
+            if is_lost_process(error):
+                raise
+            found = self._folder.iterdir() if self._folder.is_dir() else ()
+            steps = sorted(int(path.name) for path in found if path.name.isdigit())
+            broken = unreadable_step(self._folder, steps)
+            if broken is not None:
+                raise damaged(self._folder, broken, steps, reason=one_line(error)) from error
+            raise UserError(f"{self._folder} cannot be opened: {one_line(error)}. Use another --workdir.") from error
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], heldout_loss: float | None) -> None:
+        """Starts saving the state after `step` optimizer steps; arrays are copied before it returns.
+
+        Args:
+          step: the checkpoint's number.
+          params: parameters.
+          optimizer: the optimizer's state.
+          data: the data position and whatever else the next step depends on, as JSON.
+          heldout_loss: what ranks this checkpoint; None if it was not measured.
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                optimizer=ocp.args.StandardSave(optimizer),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(to_dict(self._config)),
+            ),
+            metrics={METRIC: heldout_loss},
+        )
+
+    def save_params(self, step: int, *, params: Any, data: dict[str, Any]) -> None:
+        """Saves parameters that no optimizer of ours has seen; see `save`."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params, chunks(params)),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(to_dict(self._config)),
+            ),
+            metrics={METRIC: None},
+        )
+
+    def wait(self) -> None:
+        """Returns when every save that was started is done."""
+        self._manager.wait_until_finished()
+
+    def latest_step(self) -> int | None:
+        """Number of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Number of the checkpoint with the smallest held-out loss, None if none was measured."""
+        ranks = {step: _rank(self._manager.metrics(step) or {METRIC: None}) for step in self.steps()}
+        best = min(ranks, key=ranks.__getitem__, default=None)
+        return best if best is not None and math.isfinite(ranks[best]) else None
+
+    def steps(self) -> list[int]:
+        """Numbers of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, step: int, *, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """The state saved at `step`, laid out as the abstract trees say (any mesh).
+
+        Args:
+          step: the checkpoint's number.
+          params: tree of jax.ShapeDtypeStruct with shardings.
+          optimizer: tree of jax.ShapeDtypeStruct with shardings.
+
+        Returns:
+          params, optimizer state, data.
+
+        Raises:
+          UserError: the checkpoint is truncated, damaged or of another model.
+        """
+        items = {
+            "params": ocp.args.StandardRestore(params),
+            "optimizer": ocp.args.StandardRestore(optimizer),
+            "data": ocp.args.JsonRestore(),
+        }
+        restored = self._read(step, items)
+        return restored["params"], restored["optimizer"], self._checked(step, restored["data"])
+
+    def read_data(self, step: int) -> dict[str, Any]:
+        """The data position alone; see `restore`."""
+        return self._checked(step, self._read(step, {"data": ocp.args.JsonRestore()})["data"])
+
+    def restore_params(self, step: int, *, params: Any) -> Any:
+        """The parameters alone; see `restore`."""
+        return self._read(step, {"params": ocp.args.StandardRestore(params)})["params"]
+
+    def _checked(self, step: int, data: Any) -> dict[str, Any]:
+        if not isinstance(data, dict) or data.get("step") != step:
+            raise damaged(self._folder, step, self.steps(), reason=f"its data position is {data!r}")
+        return data
+
+    def _read(self, step: int, items: dict[str, Any]) -> Any:
+        silence_pending_reads()
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
+            if is_lost_process(error):
+                raise
+            raise damaged(self._folder, step, self.steps(), reason=one_line(error)) from error

@@ -1,0 +1,60 @@
+"""Orbax made to write large parameters with little memory, and quietly."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+_CHUNK_BYTES = 2**23  # of arrays written in streams: a few chunks at a time are compressed
+
+
+@contextlib.contextmanager
+def quiet_absl() -> Iterator[None]:
+    """Drops Orbax's warnings."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
+
+
+def streaming_handlers() -> dict[str, Any]:
+    """Orbax's handlers for a checkpoint that is written as it is compressed.
+
+    Without OCDBT, a database in few files that is held in memory until 2 GB of it are full: every chunk is
+    a file of its own.
+    """
+    json_handler = ocp.JsonCheckpointHandler
+    return {
+        "params": ocp.StandardCheckpointHandler(use_ocdbt=False),
+        "data": json_handler(),
+        "config": json_handler(),
+        "metrics": json_handler(),
+    }
+
+
+def chunks(params: Any) -> Any:
+    """How each array is cut when it is written in streams; a tree as `params`."""
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
+
+
+@contextlib.contextmanager
+def uncopied() -> Iterator[None]:
+    """Lets Orbax write numpy arrays in place: it copies them first, as they could change while it saves.
+
+    What it warns of here (another handler for arrays, no OCDBT to merge) is wanted.
+    """
+    kinds = ocp.type_handlers
+    with quiet_absl():
+        before = kinds.get_type_handler(np.ndarray)
+        kinds.register_type_handler(np.ndarray, kinds.NumpyHandler(deepcopy_host_arrays=False), override=True)
+        try:
+            yield
+        finally:
+            kinds.register_type_handler(np.ndarray, before, override=True)
