@@ -135,15 +135,7 @@ class ExperimentConfig:
             decay,
         )
         self._validate_logn()
-        rows = self.train.batch_rows
-        per_stream = self.crossbatch.rows_per_stream
-        plan = self.crossbatch.plan.value
-        check(
-            rows % per_stream == 0,
-            "train.batch_rows",
-            f"be a multiple of {per_stream}, the rows one stream fills under crossbatch.plan='{plan}'",
-            rows,
-        )
+        self._validate_rows()
         check(
             self.crossbatch.plan is PlanKind.OFF or bool(self.model.memory_layers),
             "model.memory_layers",
@@ -156,6 +148,24 @@ class ExperimentConfig:
             "model.memory_layers",
             f"name at least one layer when train.trainable is '{trainable.value}'",
             self.model.memory_layers,
+        )
+        check(
+            self.memory.last_context_length <= self.model.local_context,
+            "memory.last_context_length",
+            f"be at most model.local_context={self.model.local_context}",
+            self.memory.last_context_length,
+        )
+
+    def _validate_rows(self) -> None:
+        """Raises ConfigError where a batch or a micro-batch is no whole number of streams, or has too few of them."""
+        rows = self.train.batch_rows
+        per_stream = self.crossbatch.rows_per_stream
+        plan = self.crossbatch.plan.value
+        check(
+            rows % per_stream == 0,
+            "train.batch_rows",
+            f"be a multiple of {per_stream}, the rows one stream fills under crossbatch.plan='{plan}'",
+            rows,
         )
         check(
             rows % self.train.accumulation == 0 and (rows // self.train.accumulation) % per_stream == 0,
@@ -173,12 +183,6 @@ class ExperimentConfig:
                 most,
                 "Raise train.batch_rows or lower d.",
             )
-        check(
-            self.memory.last_context_length <= self.model.local_context,
-            "memory.last_context_length",
-            f"be at most model.local_context={self.model.local_context}",
-            self.memory.last_context_length,
-        )
 
     def _validate_logn(self) -> None:
         """Raises ConfigError where training would scale queries by another rule than reading, or a row by itself."""
