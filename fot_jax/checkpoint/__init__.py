@@ -6,7 +6,7 @@ The only package that touches Orbax. Saving is asynchronous: a checkpoint appear
 rename when it is whole, so a half-written one is never read.
 """
 
-from fot_jax.checkpoint.checkpointer import METRIC, Checkpointer
+from fot_jax.checkpoint.checkpointer import Checkpointer
 from fot_jax.checkpoint.parameters import (
     load_params,
     load_stored_params,
@@ -16,7 +16,6 @@ from fot_jax.checkpoint.parameters import (
 )
 
 __all__ = [
-    "METRIC",
     "Checkpointer",
     "load_params",
     "load_stored_params",

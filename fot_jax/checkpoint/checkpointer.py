@@ -9,7 +9,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from fot_jax.checkpoint.failures import damaged, is_lost_process, one_line, silence_pending_reads, unreadable_step
+from fot_jax.checkpoint.failures import damaged, of_the_machine, one_line, silence_pending_reads, unreadable_step
 from fot_jax.checkpoint.streaming import chunks, quiet_absl, streaming_handlers
 from fot_jax.config import ExperimentConfig, TrainConfig, UserError
 from fot_jax.config.build import to_dict
@@ -48,6 +48,7 @@ class Checkpointer:
 
         Raises:
           UserError: what is there cannot be read.
+          JaxRuntimeError: another process of the run was lost meanwhile.
         """
         self._folder = (Path(workdir) / "checkpoints").absolute()
         self._config = config
@@ -68,8 +69,8 @@ class Checkpointer:
                     self._folder, options=options, item_handlers=streaming_handlers() if streaming else None
                 )
         except Exception as error:  # Orbax raises many kinds for a damaged folder
-            if is_lost_process(error):
-                raise
+            if failure := of_the_machine(error):
+                raise failure from error.__cause__
             found = self._folder.iterdir() if self._folder.is_dir() else ()
             steps = sorted(int(path.name) for path in found if path.name.isdigit())
             broken = unreadable_step(self._folder, steps)
@@ -147,7 +148,8 @@ class Checkpointer:
           params, optimizer state, data.
 
         Raises:
-          UserError: the checkpoint is truncated, damaged or of another model.
+          UserError: the checkpoint is truncated, damaged, of another model, or does not fit in memory.
+          JaxRuntimeError: another process of the run was lost meanwhile.
         """
         items = {
             "params": ocp.args.StandardRestore(params),
@@ -175,6 +177,6 @@ class Checkpointer:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
-            if is_lost_process(error):
-                raise
+            if failure := of_the_machine(error):
+                raise failure from error.__cause__
             raise damaged(self._folder, step, self.steps(), reason=one_line(error)) from error

@@ -1,4 +1,4 @@
-"""What a checkpoint that cannot be read looks like, said in one line."""
+"""What to say, in one line, when a checkpoint cannot be read."""
 
 import functools
 import json
@@ -14,9 +14,20 @@ import jax
 from fot_jax.config import UserError
 
 
-def is_lost_process(error: Exception) -> bool:
-    """Whether an error is of the processes' meeting, not of the folder: who was lost is for the supervisors to say."""
-    return jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+def of_the_machine(error: Exception) -> Exception | None:
+    """The error to raise where JAX itself failed, as the folder is not to blame then; None for any other error.
+
+    That memory ran out is a UserError. What else JAX says, of a process that was lost above all, is raised as it is:
+    who was lost is for the supervisors to say (`launch/multihost`).
+    """
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return None
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return error
+    return UserError(
+        f"the checkpoint must fit in the memory of the devices, got: {one_line(error)}. Take more devices (mesh.fsdp),"
+        " or end what else uses the memory."
+    )
 
 
 @functools.cache  # once a process: hooks would pile up
@@ -24,7 +35,7 @@ def silence_pending_reads() -> None:
     """When a restore fails, TensorStore's other reads report to an event loop that Orbax has closed.
 
     They do so from other threads, before the failure comes back too, so the filters stand before a restore and
-    stay. The failure itself is raised as one UserError; they drop what would be printed around it, by its wording.
+    stay. The failure itself is raised as one error; they drop what would be printed around it, by its wording.
     """
     logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
     warnings.filterwarnings("ignore", r"coroutine 'Store\.\w+' was never awaited", RuntimeWarning)

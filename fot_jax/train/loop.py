@@ -91,6 +91,7 @@ def train(
         stop = stack.enter_context(StopSignal())
         checkpoints = stack.enter_context(checkpoint.Checkpointer(folder, config))
         start = checkpoints.latest_step() or 0
+        distributed.check_agreement("the newest checkpoints", str(start))
         if start > config.train.steps:
             raise UserError(f"train.steps must be at least the {start} done in {folder}, got {config.train.steps}.")
         if start:

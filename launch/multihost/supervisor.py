@@ -89,10 +89,12 @@ def run(
     me = Hello(process=seat.process, processes=seat.processes, host=socket.gethostname(), same=digests(config))
     with assemble(seat, me, seconds=seconds, token=secrets.token_hex(8)) as watch:
         try:
-            _check_shared(workdir, seat, watch.token)
+            _check_shared(workdir, seat, watch)
         except UserError as error:
             _fail(watch, str(error), code=2)
             raise
+        if not watch.stops.empty():
+            return _say_stop(watch.stops.get())
         if seat.process == 0:
             hosts = ", ".join(watch.hosts[:4]) + (f", ... {len(watch.hosts)}" if len(watch.hosts) > 4 else "")
             say(
@@ -102,15 +104,18 @@ def run(
         return _supervise(command, seat, watch)
 
 
-def _check_shared(workdir: Path, seat: Seat, token: str) -> None:
-    """Raises UserError unless all processes see one folder: process 0 writes a token, the others read it."""
+def _check_shared(workdir: Path, seat: Seat, watch: Watch) -> None:
+    """Raises UserError unless all processes see one folder: process 0 writes a token, the others read it.
+
+    It ends early when another process does.
+    """
     path = workdir / ".roll_call"
     if seat.process == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(token, encoding="utf-8")
+        path.write_text(watch.token, encoding="utf-8")
         return
     deadline = time.monotonic() + SHARED_SECONDS
-    while not (path.is_file() and path.read_text(encoding="utf-8") == token):
+    while not (path.is_file() and path.read_text(encoding="utf-8") == watch.token) and watch.stops.empty():
         if time.monotonic() > deadline:
             raise UserError(
                 f"preflight: --workdir must be one folder that all hosts share, but on {socket.gethostname()}"

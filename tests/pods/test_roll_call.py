@@ -215,3 +215,10 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path):
     assert (code, other) == (2, 2)
     assert "preflight: --workdir must be one folder that all hosts share" in second and "two does not show" in second
     assert f"stopped, as process 1 ({socket.gethostname()}) failed: preflight: --workdir" in first
+
+
+def test_a_process_that_dies_before_the_folder_is_checked_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    workdirs = [tmp_path / "file" / "run", tmp_path / "two"]
+    _, (code, _, line) = ends(supervised(tmp_path, IDLE, IDLE, workdirs=workdirs))
+    assert code == 3 and line.startswith(f"error: stopped, as process 0 ({socket.gethostname()}) died.")
