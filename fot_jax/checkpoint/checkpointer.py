@@ -48,7 +48,7 @@ class Checkpointer:
 
         Raises:
           UserError: what is there cannot be read.
-          JaxRuntimeError: another process of the run was lost meanwhile.
+          JaxRuntimeError, ValueError: another process of the run was lost meanwhile.
         """
         self._folder = (Path(workdir) / "checkpoints").absolute()
         self._config = config
@@ -149,7 +149,7 @@ class Checkpointer:
 
         Raises:
           UserError: the checkpoint is truncated, damaged, of another model, or does not fit in memory.
-          JaxRuntimeError: another process of the run was lost meanwhile.
+          JaxRuntimeError, ValueError: another process of the run was lost meanwhile.
         """
         items = {
             "params": ocp.args.StandardRestore(params),

@@ -18,9 +18,9 @@ def of_the_machine(error: Exception) -> Exception | None:
     """The error to raise where JAX itself failed, as the folder is not to blame then; None for any other error.
 
     That memory ran out is a UserError. What else JAX says, of a process that was lost above all, is raised as it is:
-    who was lost is for the supervisors to say (`launch/multihost`).
+    who was lost is for the supervisors to say (`launch/multihost`). Broken collectives of CPUs are plain ValueErrors.
     """
-    if not isinstance(error, jax.errors.JaxRuntimeError):
+    if not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
         return None
     if "RESOURCE_EXHAUSTED" not in str(error):
         return error

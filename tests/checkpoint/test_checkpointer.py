@@ -143,27 +143,34 @@ def test_a_failed_restore_leaves_nothing_but_its_error(saved, monkeypatch, reque
     assert [str(late.exc_value) for late in printed] == ["another"]
 
 
+OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+LOST = "UNKNOWN: Gloo AllGather failed: Connection reset by peer"
+
+
 @pytest.mark.parametrize(
-    ("text", "expected", "said"),
+    ("raised", "expected", "said"),
     [
-        ("FAILED_PRECONDITION: Gloo: Connection closed by peer", jax.errors.JaxRuntimeError, "^FAILED_PRECONDITION"),
-        ("RESOURCE_EXHAUSTED: Out of memory", UserError, "must fit in the memory .* got: RESOURCE_EXHAUSTED"),
+        (ValueError(LOST), ValueError, "^UNKNOWN: Gloo"),  # as CPUs say it
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: lost"), jax.errors.JaxRuntimeError, "^UNAVAILABLE"),
+        (OUT_OF_MEMORY, UserError, "must fit in the memory .* got: RESOURCE_EXHAUSTED"),
     ],
 )
-def test_what_jax_itself_says_is_not_blamed_on_the_folder(saved, tmp_path, monkeypatch, text, expected, said):
+def test_what_jax_itself_says_is_not_blamed_on_the_folder(saved, tmp_path, monkeypatch, raised, expected, said):
     """A lost process ends its peers' collectives inside Orbax; the supervisors name it."""
     workdir, state = saved
 
     def fail(*args, **kwargs):
-        raise jax.errors.JaxRuntimeError(text)
+        raise raised
 
     with Checkpointer(workdir, tiny(), read_only=True) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "restore", fail)
-        with pytest.raises(expected, match=said):
+        with pytest.raises(expected, match=said) as caught:
             checkpoints.restore(5, params=state.params, optimizer=state.opt_state)
+        assert caught.type is expected  # a UserError is a ValueError too
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager", fail)
-    with pytest.raises(expected, match=said):
+    with pytest.raises(expected, match=said) as caught:
         Checkpointer(tmp_path / "run", tiny())
+    assert caught.type is expected
 
 
 def test_a_half_written_checkpoint_is_never_used(tmp_path, saved):
