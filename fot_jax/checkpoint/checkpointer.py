@@ -9,7 +9,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from fot_jax.checkpoint.failures import damaged, of_the_machine, one_line, silence_pending_reads, unreadable_step
+from fot_jax.checkpoint.failures import damaged, one_line, raise_of_the_machine, silence_pending_reads, unreadable_step
 from fot_jax.checkpoint.streaming import chunks, quiet_absl, streaming_handlers
 from fot_jax.config import ExperimentConfig, TrainConfig, UserError
 from fot_jax.config.build import to_dict
@@ -69,8 +69,7 @@ class Checkpointer:
                     self._folder, options=options, item_handlers=streaming_handlers() if streaming else None
                 )
         except Exception as error:  # Orbax raises many kinds for a damaged folder
-            if failure := of_the_machine(error):
-                raise failure from error.__cause__
+            raise_of_the_machine(error)
             found = self._folder.iterdir() if self._folder.is_dir() else ()
             steps = sorted(int(path.name) for path in found if path.name.isdigit())
             broken = unreadable_step(self._folder, steps)
@@ -177,6 +176,5 @@ class Checkpointer:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
-            if failure := of_the_machine(error):
-                raise failure from error.__cause__
+            raise_of_the_machine(error)
             raise damaged(self._folder, step, self.steps(), reason=one_line(error)) from error

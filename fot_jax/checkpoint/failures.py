@@ -14,20 +14,20 @@ import jax
 from fot_jax.config import UserError
 
 
-def of_the_machine(error: Exception) -> Exception | None:
-    """The error to raise where JAX itself failed, as the folder is not to blame then; None for any other error.
+def raise_of_the_machine(error: Exception) -> None:
+    """Raises where JAX itself failed, as the folder is not to blame then.
 
     That memory ran out is a UserError. What else JAX says, of a process that was lost above all, is raised as it is:
     who was lost is for the supervisors to say (`launch/multihost`). Broken collectives of CPUs are plain ValueErrors.
     """
     if not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
-        return None
+        return
     if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
-    return UserError(
+        raise error
+    raise UserError(
         f"the checkpoint must fit in the memory of the devices, got: {one_line(error)}. Take more devices (mesh.fsdp),"
         " or end what else uses the memory."
-    )
+    ) from error
 
 
 @functools.cache  # once a process: hooks would pile up

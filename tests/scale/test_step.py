@@ -82,8 +82,8 @@ def one_device():
 def check(variant, mesh, one_device):
     config = experiment(variant, mesh)
     program, got = compiled(config)
-    mesh, _, plan = inputs(config)
-    route = crossbatch_route(config, mesh, columns=plan.context_ids.shape[1])
+    devices, _, plan = inputs(config)
+    route = crossbatch_route(config, devices, columns=plan.context_ids.shape[1])
     assert route is not None
     travels = route.hops > 0 or config.mesh.context > 1  # else every reader's rows lie on its own device
     assert ("collective-permute" in program.as_text()) == travels
