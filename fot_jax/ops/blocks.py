@@ -1,11 +1,13 @@
 """What the loops of `blockwise.py` and `by_head.py` share: the static rule, who sees what, the order of blocks."""
 
 import dataclasses
+import enum
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from fot_jax.config import Boundaries
+from fot_jax.types import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +52,35 @@ def schedule(rule: Rule, num_slots: int, S: int):
     starts = jnp.arange(0, S, min(rule.block, S), dtype=jnp.int32)
     slots = jnp.repeat(jnp.arange(num_slots, dtype=jnp.int32), len(starts))
     return slots, jnp.tile(starts, num_slots)
+
+
+class Sight(enum.IntEnum):
+    """What is known of one row's queries and one block of keys without looking at each pair."""
+
+    NOBODY = 0  # no query sees any key
+    SOME = 1  # ask `block_mask`
+    ALL = 2  # every query sees every key
+
+
+def sights(
+    rule: Rule, plan: Plan, query_segments: Int[Array, "B L"], segments: Int[Array, "rows S"], places
+) -> Int[Array, "B P"]:
+    """The `Sight` of each reader on each of the P places of `schedule`, from the ranges of document ids alone."""
+    slots, starts = places
+    length = min(rule.block, segments.shape[1])
+    ids = jnp.arange(len(segments))[:, None] if rule.causal else plan.context_ids[:, slots]
+    by_block = segments.reshape(len(segments), -1, length)
+    at = jnp.maximum(ids, 0), starts[None] // length
+    low, high = by_block.min(-1)[at], by_block.max(-1)[at]
+    least, most = query_segments.min(-1, keepdims=True), query_segments.max(-1, keepdims=True)
+    apart = (most < low) | (high < least)
+    same = (least == most) & (low == high) & (least == low)
+    own = jnp.asarray(True) if rule.causal else plan.own_document[:, slots]
+    if rule.boundaries is Boundaries.MASKED:
+        every, none = jnp.where(own, same, apart), jnp.where(own, apart, same)
+    else:
+        every, none = own | apart, ~own & same
+    if rule.causal:  # the first query never sees a whole block
+        every = jnp.zeros_like(every)
+    none |= (ids < 0) | (high == 0)
+    return jnp.where(none, Sight.NOBODY, jnp.where(every & (low > 0), Sight.ALL, Sight.SOME)).astype(jnp.int32)

@@ -93,7 +93,10 @@ def _one_wide_head(queries, keys, values, valid, counts, *, block: int) -> Parti
             ok = jax.lax.dynamic_slice(valid, (row, start), (1, block))
 
             def attend(carry):
-                return add_keys(carry, wide[row], k, v, ok & ((start + jnp.arange(block))[None] < limits[:, None]))
+                def mask():
+                    return ok & ((start + jnp.arange(block))[None] < limits[:, None])
+
+                return add_keys(carry, wide[row], k, v, mask, clear=jnp.all(ok) & (start + block <= limits.min()))
 
             return jax.lax.cond(jnp.any(ok) & (start < limits.max()), attend, lambda same: same, carry), None
 
@@ -115,14 +118,16 @@ def _head_by_head(queries, keys, values, valid, counts, *, block: int) -> Partia
     def one(n):
         row = n // G
         limits = jnp.tile(counts[row], R)
-        most = limits.max()
+        fewest, most = limits.min(), limits.max()
 
         def visit(carry, entry):
             start, k, v, ok = entry
 
             def attend(carry):
-                mask = ok[None, :] & ((start + jnp.arange(block))[None, :] < limits[:, None])
-                return add_keys(carry, tiles[n], k, v, mask)
+                def mask():
+                    return ok[None, :] & ((start + jnp.arange(block))[None, :] < limits[:, None])
+
+                return add_keys(carry, tiles[n], k, v, mask, clear=jnp.all(ok) & (start + block <= fewest))
 
             return jax.lax.cond(jnp.any(ok) & (start < most), attend, lambda same: same, carry), None
 
