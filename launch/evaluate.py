@@ -123,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="DIR",
-        help="a run without crossbatch, measured beside",
+        help="a run to measure beside it, as one without crossbatch; repeatable",
     )
     parser.add_argument(
         "--documents",

@@ -63,11 +63,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What one evaluation measures: a model beside a baseline, each trained with one or more seeds.
+    """What one evaluation measures: a model beside any number of baselines; for "dictionary" seeds of the two.
 
     Attributes:
       runs: the model's runs, at least one.
-      baselines: the baseline's runs, possibly none.
+      baselines: the baselines' runs, possibly none.
       evaluation: what is measured.
       memory: how memory is retrieved, the same for all.
       sources: documents to measure on in place of those that the run held out.
@@ -80,9 +80,9 @@ class Comparison:
     sources: tuple[SourceConfig, ...] = ()
 
     @property
-    def firsts(self) -> tuple[Run, ...]:
-        """The first run of the model and, if there is one, of the baseline."""
-        return (self.runs[0], *self.baselines[:1])
+    def all_runs(self) -> tuple[Run, ...]:
+        """The model's and the baselines'."""
+        return (*self.runs, *self.baselines)
 
     @property
     def retrieval(self) -> str:
@@ -99,7 +99,7 @@ class Comparison:
     def identity(self) -> dict[str, object]:
         """What was measured, in which models and how, as JSON; not the inputs, and not this program's version."""
         return {
-            "runs": [run.identity for run in (*self.runs, *self.baselines)],
+            "runs": [run.identity for run in self.all_runs],
             "evaluation": to_dict(self.evaluation),
             "memory": to_dict(self.memory),
             "backend": jax.default_backend(),
@@ -107,9 +107,9 @@ class Comparison:
 
     @property
     def ways(self) -> dict[str, Subject]:
-        """By label: the model and the baseline, each with its memory and without memory layers ('last window')."""
+        """By label: the model and the baselines, each with its memory and without memory layers ('last window')."""
         ways = {}
-        for run in self.firsts:
+        for run in self.all_runs:
             subject = run.subject
             ways[f"{subject.label}, memory"] = subject
             window = dataclasses.replace(subject.model, memory_layers=())
@@ -188,17 +188,13 @@ def _saved(workdir: pathlib.Path, step: int) -> int:
         return 0
 
 
-def scored_documents(comparison: Comparison, *, runs: Sequence[Run] = ()) -> DocumentSet:
+def scored_documents(comparison: Comparison) -> DocumentSet:
     """All of `comparison.sources`, or the documents that the model's run, and every other one, has held out.
-
-    Args:
-      comparison: what is measured.
-      runs: the runs that will be; by default the first of the model and of the baseline.
 
     Raises:
       UserError: no documents of text, or the runs' vocabulary, documents or local context differ.
     """
-    first, runs = comparison.runs[0].config, runs or comparison.firsts
+    first, runs = comparison.runs[0].config, comparison.all_runs
     _check_text(first, given=bool(comparison.sources))
     _check_alike(runs, given=bool(comparison.sources))
     if comparison.sources:

@@ -123,6 +123,18 @@ def test_context_beside_two_baselines(runs):
     assert "| sliding | sliding |" in (fot / "eval" / "context.md").read_text()
 
 
+def test_no_baseline_is_left_out(runs):
+    """Each of two, by every task that measures one checkpoint of each model."""
+    fot, plain = runs
+    write_run(fot.parent / "second", experiment(fot.parent))
+    beside = [f"--baseline-workdir={folder}" for folder in (plain, fot.parent / "second")]
+    few = ("--evaluation.passkey_tokens=300", "--evaluation.passkey_trials=1", "--evaluation.distraction_contexts=1")
+    for task, rows in (("perplexity", "contexts"), ("distraction", "models"), ("passkey", "models")):
+        run_evaluate(f"--workdir={fot}", *beside, f"--task={task}", *few, f"--out={fot / 'three'}")
+        found = json.loads((fot / "three" / f"{task}.json").read_text())["results"][rows]
+        assert {row["model"].split(",")[0] for row in found} == {"fot", "plain", "second"}, task
+
+
 def test_documents_that_are_given_are_all_measured(runs, caplog):
     """Two files beside the run's data, four documents each; runs with other data and seeds may stand beside."""
     fot, _ = runs

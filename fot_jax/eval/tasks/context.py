@@ -16,13 +16,12 @@ Found = dict[str, list[tuple[Run, Sweep]]]  # of each source
 
 def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Perplexity against context on each source's documents, the model beside any number of baselines."""
-    runs = (*comparison.runs, *comparison.baselines)
-    documents = scored_documents(comparison, runs=runs)
+    documents = scored_documents(comparison)
     journal = Journal(directory, "context", measured=comparison.identity)
     found: Found = {
         source: [
             (run, _measure(comparison, run, source=source, documents=documents, once=journal.once(source, number)))
-            for number, run in enumerate(runs)
+            for number, run in enumerate(comparison.all_runs)
         ]
         for source in documents.sources
     }

@@ -27,7 +27,7 @@ def distraction_task(comparison: Comparison, *, directory: pathlib.Path) -> Repo
                 seed=comparison.runs[0].config.seed,
             ),
         )
-        for run in comparison.firsts
+        for run in comparison.all_runs
     ]
     _plot(directory / PLOT, measured)
     contexts, chunks = evaluation.distraction_contexts, len(measured[0][1].targets)

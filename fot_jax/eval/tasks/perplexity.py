@@ -65,7 +65,7 @@ def _measure_contexts(comparison: Comparison, *, documents: Documents) -> Sweeps
                 batch=evaluation.documents,  # the rows of `measure_documents`: most programs are compiled once
             ),
         )
-        for run in comparison.firsts
+        for run in comparison.all_runs
     ]
 
 
@@ -82,7 +82,7 @@ def _measure_documents(comparison: Comparison, *, documents: Documents) -> Sweep
                 seed=comparison.runs[0].config.seed,
             ),
         )
-        for run in comparison.firsts
+        for run in comparison.all_runs
     ]
 
 
