@@ -64,14 +64,25 @@ class Sight(enum.IntEnum):
 
 def sights(
     rule: Rule, plan: Plan, query_segments: Int[Array, "B L"], segments: Int[Array, "rows S"], places
-) -> Int[Array, "B P"]:
-    """The `Sight` of each reader on each of the P places of `schedule`, from the ranges of document ids alone."""
+) -> Int[Array, "B places"]:
+    """The `Sight` of each reader on each of the places of `schedule`, from the ranges of document ids alone.
+
+    A query block of document 2 alone:
+
+        keys of documents    2 2     3 3     1 3     2 0     0 0
+        own slot, MASKED     ALL     NOBODY  SOME    SOME    NOBODY
+        own slot, JOINED     ALL     ALL     ALL     SOME    NOBODY
+        another's slot       NOBODY  ALL     SOME    NOBODY  NOBODY
+
+    The kernels skip by the same ranges (`visits.spans_of`).
+    """
     slots, starts = places
     length = min(rule.block, segments.shape[1])
     ids = jnp.arange(len(segments))[:, None] if rule.causal else plan.context_ids[:, slots]
     by_block = segments.reshape(len(segments), -1, length)
     at = jnp.maximum(ids, 0), starts[None] // length
-    low, high = by_block.min(-1)[at], by_block.max(-1)[at]
+    high, whole = by_block.max(-1)[at], by_block.min(-1)[at] > 0
+    low = jnp.where(by_block == 0, jnp.iinfo(by_block.dtype).max, by_block).min(-1)[at]  # of what is not padding
     least, most = query_segments.min(-1, keepdims=True), query_segments.max(-1, keepdims=True)
     apart = (most < low) | (high < least)
     same = (least == most) & (low == high) & (least == low)
@@ -80,7 +91,7 @@ def sights(
         every, none = jnp.where(own, same, apart), jnp.where(own, apart, same)
     else:
         every, none = own | apart, ~own & same
-    if rule.causal:  # the first query never sees a whole block
+    if rule.causal:  # the first query sees the first key alone
         every = jnp.zeros_like(every)
     none |= (ids < 0) | (high == 0)
-    return jnp.where(none, Sight.NOBODY, jnp.where(every & (low > 0), Sight.ALL, Sight.SOME)).astype(jnp.int32)
+    return jnp.where(none, Sight.NOBODY, jnp.where(every & whole, Sight.ALL, Sight.SOME)).astype(jnp.int32)

@@ -115,7 +115,7 @@ def visible_block(sizes: Sizes, visit, i, j, scalars):
 
 
 def _mask(rule: Rule, query_segments, key_segments, own, i, j, *, query_axis: int):
-    """`blockwise.block_visibility` of one block, queries along `query_axis`; `own` is 0 or 1."""
+    """`blocks.block_visibility` of one block, queries along `query_axis`; `own` is 0 or 1."""
     shape = (rule.query_block, rule.key_block) if query_axis == 0 else (rule.key_block, rule.query_block)
     query_segments, key_segments = jnp.broadcast_to(query_segments, shape), jnp.broadcast_to(key_segments, shape)
     same = jnp.where(query_segments == key_segments, 1, 0)

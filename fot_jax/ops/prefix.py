@@ -87,6 +87,7 @@ def _one_wide_head(queries, keys, values, valid, counts, *, block: int) -> Parti
 
     def one(row):
         limits = jnp.repeat(counts[row], H)
+        fewest, most = limits.min(), limits.max()
 
         def visit(carry, start):
             k, v = (jax.lax.dynamic_slice(x, (row, start, 0), (1, block, x.shape[2]))[0] for x in (keys, values))
@@ -96,9 +97,9 @@ def _one_wide_head(queries, keys, values, valid, counts, *, block: int) -> Parti
                 def mask():
                     return ok & ((start + jnp.arange(block))[None] < limits[:, None])
 
-                return add_keys(carry, wide[row], k, v, mask, clear=jnp.all(ok) & (start + block <= limits.min()))
+                return add_keys(carry, wide[row], k, v, mask, clear=jnp.all(ok) & (start + block <= fewest))
 
-            return jax.lax.cond(jnp.any(ok) & (start < limits.max()), attend, lambda same: same, carry), None
+            return jax.lax.cond(jnp.any(ok) & (start < most), attend, lambda same: same, carry), None
 
         return jax.lax.scan(visit, no_keys(L * H, wide.shape[2]), jnp.arange(0, S, block, dtype=counts.dtype))[0]
 

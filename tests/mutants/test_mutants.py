@@ -21,7 +21,7 @@ from fot_jax.models.cache import init_cache
 from fot_jax.ops import plans
 from tests import cases
 from tests.models import decoders
-from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_plans, test_rope
+from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_plans, test_prefix, test_rope
 from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
 from tests.scale import test_ring, test_sharded_memory
 
@@ -62,6 +62,12 @@ def ring() -> None:
 def ring_of_kernels() -> None:
     """The same by the kernels, interpreted."""
     test_ring.check("packed", {"data": 4}, Boundaries.MASKED, form=AttentionForm.PALLAS)
+
+
+def prefix_of_few_queries() -> None:
+    """Keys of each row, of which some are not valid, read as one wide head."""
+    with pytest.MonkeyPatch.context() as patch:
+        test_prefix.test_prefix_is_the_oracle_in_values_and_gradients("grouped", 3, "few queries", patch)
 
 
 def sharded(k: int | None) -> Callable[[], None]:
@@ -155,9 +161,10 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "joined as masked": ("ops.blocks", "same if boundaries is Boundaries.MASKED else jnp.ones_like(same)", "same",
                          contexts(BLOCKWISE, Boundaries.JOINED)),
     "empty slots read row 0": ("ops.blocks", "none |= (ids < 0) |", "none |=", contexts(BLOCKWISE)),
-    "all seen where some are": ("ops.blocks", "jnp.where(every & (low > 0)", "jnp.where(~none", contexts(BLOCKWISE)),
-    "padding among all that is seen": ("ops.blocks", "every & (low > 0)", "every",
+    "all seen where some are": ("ops.blocks", "jnp.where(every & whole", "jnp.where(~none", contexts(BLOCKWISE)),
+    "padding among all that is seen": ("ops.blocks", "every & whole", "every",
                                        contexts(BLOCKWISE, Boundaries.JOINED)),
+    "holes in a memory seen": ("ops.prefix", "ok & ((start", "jnp.ones_like(ok) & ((start", prefix_of_few_queries),
     "nobody sees what some do": ("ops.blocks", "jnp.where(own, apart, same)", "~same", contexts(BLOCKWISE)),
     "no mask": ("ops.by_head", "jax.lax.cond(clear, weigh,", "jax.lax.cond(True, weigh,", contexts(BLOCKWISE)),
     "heads of another group": ("ops.attention", "queries.reshape(B, L, G, H // G, D)",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, crossbatch
+from fot_jax.ops import attention, blockwise, crossbatch
 from tests import cases, oracles
 
 SEGMENTS = jnp.asarray(cases.SEGMENTS)
@@ -36,7 +36,10 @@ def test_causal_attention_is_the_oracle_in_values_and_gradients(heads, boundarie
 
 @pytest.mark.parametrize("block", [1, 2, 3, 4])
 @pytest.mark.parametrize("boundaries", Boundaries)
-def test_blockwise_local_attention_is_the_oracle(block, boundaries):
+@pytest.mark.parametrize("loop", cases.LOOPS)
+def test_blockwise_local_attention_is_the_oracle(block, boundaries, loop, monkeypatch):
+    cases.force_loop(monkeypatch, loop)
+    monkeypatch.setattr(blockwise, "CACHE_BYTES", 0)  # these problems are too small to be cut by head otherwise
     arguments, upstream, want = local_problem("grouped", boundaries)
 
     def op(queries, keys, values):

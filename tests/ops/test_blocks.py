@@ -12,12 +12,9 @@ from fot_jax.ops.blocks import Rule, Sight
 from fot_jax.types import Plan
 from tests import cases
 
-# Documents of rows, 0: padding.
-ONE_DOCUMENT_A_ROW = np.array([[4, 4, 4, 4, 4], [4, 4, 4, 4, 4], [2, 2, 2, 2, 2], [7, 7, 7, 0, 0]])
-
 
 def sights_and_masks(rule: Rule, plan: Plan, segments: np.ndarray):
-    """For each row and place, its sight and the mask of its pairs."""
+    """Of each row and place its sight and the mask of its pairs."""
     padded = jnp.pad(jnp.asarray(segments), ((0, 0), (0, -segments.shape[1] % rule.block)))
     places = blocks.schedule(rule, plan.context_ids.shape[1], padded.shape[1])
     sights = blocks.sights(rule, plan, jnp.asarray(segments), padded, places)
@@ -28,7 +25,7 @@ def sights_and_masks(rule: Rule, plan: Plan, segments: np.ndarray):
         keys = padded[b if rule.causal else jnp.maximum(ids[0], 0)][None, start : start + rule.block]
         own = jnp.asarray(plan.own_document[b : b + 1, slot])
         given = (jnp.asarray(segments[b : b + 1]), keys, own, ids >= 0, start, rule.block)
-        yield b, int(slot), Sight(int(sights[b, p])), np.asarray(blocks.block_mask(rule, *given))
+        yield Sight(int(sights[b, p])), np.asarray(blocks.block_mask(rule, *given))
 
 
 def rule_of(boundaries: Boundaries, block: int, *, causal: bool) -> Rule:
@@ -41,22 +38,28 @@ def rule_of(boundaries: Boundaries, block: int, *, causal: bool) -> Rule:
 def test_nobody_and_all_are_true_of_every_pair(boundaries, block, causal):
     plan = cases.crossbatch_case("single").plan
     if causal:
-        plan = Plan(context_ids=np.zeros((len(cases.SEGMENTS), 1), np.int32), own_document=np.ones((6, 1), bool))
+        plan = Plan(context_ids=np.zeros((6, 1), np.int32), own_document=np.ones((6, 1), bool))
     seen = set()
-    for _, _, sight, mask in sights_and_masks(rule_of(boundaries, block, causal=causal), plan, cases.SEGMENTS):
+    for sight, mask in sights_and_masks(rule_of(boundaries, block, causal=causal), plan, cases.SEGMENTS):
         seen.add(sight)
         assert sight is not Sight.NOBODY or not mask.any()
         assert sight is not Sight.ALL or mask.all()
     assert seen >= ({Sight.NOBODY, Sight.SOME} if causal else set(Sight))
 
 
-def test_rows_of_one_document_need_no_mask():
-    """Row 0 is the past of row 1. What ends in padding is looked at, as what it reads or as the reader."""
-    ids = np.array([[-1, -1, -1, -1], [0, 2, 0, 3], [0, 1, -1, -1], [2, -1, -1, -1]], np.int32)
-    own = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], bool)
-    plan = Plan(context_ids=ids, own_document=own)
-    table = {}
-    for b, slot, sight, _ in sights_and_masks(rule_of(Boundaries.MASKED, 5, causal=False), plan, ONE_DOCUMENT_A_ROW):
-        table[b, slot] = sight.name[0]
-    drawn = ["".join(table[b, slot] for slot in range(4)) for b in range(4)]
-    assert drawn == ["NNNN", "AANS", "AANN", "SNNN"]
+@pytest.mark.parametrize(
+    ("boundaries", "own", "drawn"),
+    [
+        (Boundaries.MASKED, True, "A N S S N"),
+        (Boundaries.JOINED, True, "A A A S N"),
+        (Boundaries.MASKED, False, "N A S N N"),
+        (Boundaries.JOINED, False, "N A S N N"),
+    ],
+)
+def test_sights_are_the_drawn_table(boundaries, own, drawn):
+    keys = np.array([[2, 2], [3, 3], [1, 3], [2, 0], [0, 0]], np.int32)
+    plan = Plan(context_ids=jnp.array([[0, 1, 2, 3, 4, -1]]), own_document=jnp.full((1, 6), own))
+    rule = rule_of(boundaries, 2, causal=False)
+    places = blocks.schedule(rule, 6, 2)
+    found = blocks.sights(rule, plan, jnp.array([[2, 2, 2]]), jnp.asarray(keys), places)[0]
+    assert " ".join(Sight(int(sight)).name[0] for sight in found) == f"{drawn} N"

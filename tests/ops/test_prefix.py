@@ -11,8 +11,11 @@ from fot_jax.ops import attention, few_queries, prefix
 from tests import cases, oracles
 
 ENTRIES = 7
-VALID = np.array([[True] * 7, [True, False, True, True, False, True, False], [False] * 7])
-COUNTS = np.array([[1, 2, 3, 4], [7, 7, 0, 5], [7, 7, 7, 7]])
+# The last row sees a hole and, in blocks of 3, one block whole: it alone needs no mask.
+VALID = np.array(
+    [[True] * 7, [True, False, True, True, False, True, False], [False] * 7, [True] * 4 + [False, True, True]]
+)
+COUNTS = np.array([[1, 2, 3, 4], [7, 7, 0, 5], [7, 7, 7, 7], [7, 7, 7, 7]])
 
 
 def visible(b, position, head):
@@ -30,7 +33,7 @@ def test_prefix_is_the_oracle_in_values_and_gradients(heads, block, loop, monkey
         cases.force_loop(monkeypatch, loop)
     monkeypatch.setattr(prefix, "CACHE_BYTES", 0)  # these problems are too small to be cut by head otherwise
     num_heads, groups = cases.HEADS[heads]
-    q, k = (3, 4, num_heads, 6), (3, ENTRIES, groups, 6)
+    q, k = (4, 4, num_heads, 6), (4, ENTRIES, groups, 6)
     *arguments, upstream = cases.arrays(3, q, k, k, q)
 
     def op(queries, keys, values):
