@@ -87,25 +87,30 @@ def _one_wide_head(queries, keys, values, valid, counts, *, block: int) -> Parti
 
     def one(row):
         limits = jnp.repeat(counts[row], H)
-        fewest, most = limits.min(), limits.max()
 
         def visit(carry, start):
             k, v = (jax.lax.dynamic_slice(x, (row, start, 0), (1, block, x.shape[2]))[0] for x in (keys, values))
-            ok = jax.lax.dynamic_slice(valid, (row, start), (1, block))
-
-            def attend(carry):
-                def mask():
-                    return ok & ((start + jnp.arange(block))[None] < limits[:, None])
-
-                return add_keys(carry, wide[row], k, v, mask, clear=jnp.all(ok) & (start + block <= fewest))
-
-            return jax.lax.cond(jnp.any(ok) & (start < most), attend, lambda same: same, carry), None
+            ok = jax.lax.dynamic_slice(valid, (row, start), (1, block))[0]
+            return _add_block(carry, wide[row], k, v, start=start, ok=ok, limits=limits), None
 
         return jax.lax.scan(visit, no_keys(L * H, wide.shape[2]), jnp.arange(0, S, block, dtype=counts.dtype))[0]
 
     weighted, peak, total = jax.lax.map(one, jnp.arange(B))
     weighted = few_queries.own_columns(weighted.reshape(B, L, H, -1), key_heads=G)
     return Partial(weighted=weighted, peak=peak.reshape(B, L, H), total=total.reshape(B, L, H))
+
+
+def _add_block(carry, queries, keys, values, *, start, ok, limits):
+    """`add_keys` of the block [S, D] that begins at `start`: query t sees its valid keys before limits[t]."""
+    block = len(ok)
+
+    def attend(carry):
+        def mask():
+            return ok[None] & ((start + jnp.arange(block))[None] < limits[:, None])
+
+        return add_keys(carry, queries, keys, values, mask, clear=jnp.all(ok) & (start + block <= limits.min()))
+
+    return jax.lax.cond(jnp.any(ok) & (start < limits.max()), attend, lambda same: same, carry)
 
 
 def _head_by_head(queries, keys, values, valid, counts, *, block: int) -> Partial:
@@ -119,18 +124,10 @@ def _head_by_head(queries, keys, values, valid, counts, *, block: int) -> Partia
     def one(n):
         row = n // G
         limits = jnp.tile(counts[row], R)
-        fewest, most = limits.min(), limits.max()
 
         def visit(carry, entry):
             start, k, v, ok = entry
-
-            def attend(carry):
-                def mask():
-                    return ok[None, :] & ((start + jnp.arange(block))[None, :] < limits[:, None])
-
-                return add_keys(carry, tiles[n], k, v, mask, clear=jnp.all(ok) & (start + block <= fewest))
-
-            return jax.lax.cond(jnp.any(ok) & (start < most), attend, lambda same: same, carry), None
+            return _add_block(carry, tiles[n], k, v, start=start, ok=ok, limits=limits), None
 
         return jax.lax.scan(visit, no_keys(R * L, D), (starts, keys[n], values[n], valid[row].reshape(-1, block)))[0]
 
