@@ -52,7 +52,8 @@ def _block_class(config: ModelConfig) -> type[nn.Module]:
     policy = policies.save_only_these_names(joint_kernels.KEPT)
     if config.remat is Remat.DOTS:
         policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, policy)
-    return nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
+    looped = config.scan_layers and config.num_layers > 1  # XLA unrolls a loop of one layer
+    return nn.remat(Block, policy=policy, prevent_cse=not looped)
 
 
 class Decoder(nn.Module):

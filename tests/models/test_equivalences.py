@@ -135,6 +135,16 @@ def test_remat_equals_plain_and_does_rematerialise(remat, scan):
         assert bool(names & marks) == (model is rematted)
 
 
+@pytest.mark.parametrize(("layers", "scan", "held"), [(1, True, True), (3, False, True), (3, True, False)])
+def test_what_runs_again_waits_for_the_gradient_where_no_loop_makes_it_wait(layers, scan, held):
+    """XLA unrolls a loop of one layer: without a barrier it runs the layer again before the unembedding's product."""
+    model = dataclasses.replace(BASE, num_layers=layers, memory_layers=(0,), remat=Remat.FULL, scan_layers=scan)
+    step = jax.jit(jax.value_and_grad(functools.partial(loss, model)))
+    inputs = (decoders.params(model), jnp.asarray(decoders.tokens_for(6)))
+    text = step.lower(*inputs, **decoders.hard_case()).as_text()
+    assert ("optimization_barrier" in text) is held
+
+
 @pytest.mark.parametrize(
     "model",
     [decoders.config(), decoders.paper(), decoders.paper(smear_keys=True)],
