@@ -1,6 +1,7 @@
 """A run's folder on disk apart from its checkpoints: the resolved config, the lock of the process that trains.
 
 WORKDIR/config.json            the resolved experiment, written before the first step; "{workdir}/" is this folder
+WORKDIR/source_config.json     of an imported checkpoint and what was made of it: its own config.json, for export
 WORKDIR/.lock                  held while a process trains
 """
 
@@ -20,6 +21,7 @@ from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import build, difference, to_dict
 
 DOCUMENTS = "data.documents"  # the name under which changed tokens are allowed
+SOURCE_CONFIG = "source_config.json"
 HERE = "{workdir}/"  # begins paths in config.json that lie in the run's own folder, which may move
 
 
@@ -85,6 +87,17 @@ def with_tokenizer(config: ExperimentConfig, path: str) -> ExperimentConfig:
 def write_config(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:
     """Writes the resolved experiment; makes the folder if missing."""
     write_atomically(Path(workdir) / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+
+
+def inherit_source(workdir: str | os.PathLike[str], *parents: str | os.PathLike[str]) -> None:
+    """Copies the imported checkpoint's own config.json from the first parent run that has one, if this one has none.
+
+    Its special tokens and its trained context are in it, which the experiment does not hold.
+    """
+    own = Path(workdir) / SOURCE_CONFIG
+    found = [path for path in (Path(parent) / SOURCE_CONFIG for parent in parents) if path.is_file()]
+    if found and not own.exists():
+        write_atomically(own, found[0].read_text(encoding="utf-8"))
 
 
 def compare_config(

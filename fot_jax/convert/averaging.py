@@ -16,7 +16,7 @@ from fot_jax.convert.exporting import write_experiment
 from fot_jax.convert.folders import new_folder
 from fot_jax.data.cache import vocabulary_identity
 from fot_jax.models.init import param_shapes, shape_difference
-from fot_jax.workdir import read_config
+from fot_jax.workdir import inherit_source, read_config
 
 
 def average_runs(
@@ -69,6 +69,7 @@ def average_runs(
         documents = {**checkpoint.trained_documents(other), **checkpoint.trained_documents(workdir, step=step)}
         checkpoint.save_imported(target, config, average, dtype=dtype, documents=documents)
         write_experiment(target, config)
+        inherit_source(target, workdir, other)
     return config
 
 

@@ -16,11 +16,11 @@ from fot_jax.convert import names
 from fot_jax.convert.folders import new_folder
 from fot_jax.convert.hf_config import check_exportable
 from fot_jax.convert.hf_config import write_config as hugging_face_config
-from fot_jax.convert.importing import SOURCE_CONFIG, TOKENIZER, VOCABULARIES
+from fot_jax.convert.importing import TOKENIZER, VOCABULARIES
 from fot_jax.convert.safetensors_files import read_json, write_folder
 from fot_jax.convert.sources import copy_tokenizer
 from fot_jax.data.vocabulary import existing_file
-from fot_jax.workdir import HERE, read_config, with_tokenizer, write_config
+from fot_jax.workdir import HERE, SOURCE_CONFIG, inherit_source, read_config, with_tokenizer, write_config
 
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers writes them
 
@@ -65,6 +65,7 @@ def export_checkpoint(
         if form is Format.ORBAX:
             checkpoint.write_bare_params(target / "params", params)
             write_experiment(target, config)
+            inherit_source(target, workdir)
         else:
             _write_hugging_face(target, Path(workdir), config, params, dtype, max_shard_bytes=max_shard_bytes)
         return sorted(path.name for path in target.iterdir())

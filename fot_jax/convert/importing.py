@@ -41,9 +41,9 @@ from fot_jax.convert.sources import Source, copy_tokenizer, open_source
 from fot_jax.data import tokenizer_settings
 from fot_jax.data.vocabulary import HuggingFaceVocabulary, SentencePieceVocabulary
 from fot_jax.sharding import make_mesh
-from fot_jax.workdir import HERE, read_config, write_config
+from fot_jax.workdir import HERE, SOURCE_CONFIG, read_config, write_config
 
-TOKENIZER, SOURCE_CONFIG = "tokenizer", "source_config.json"
+TOKENIZER = "tokenizer"
 VOCABULARIES = {
     "tokenizer.json": (VocabularyKind.HF_TOKENIZER, HuggingFaceVocabulary),
     "tokenizer.model": (VocabularyKind.SENTENCEPIECE, SentencePieceVocabulary),

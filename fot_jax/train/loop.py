@@ -104,6 +104,8 @@ def train(
             del first
         if distributed.is_first():
             run_folder.write_config(folder, config)  # everything the config asks for is there
+            if config.train.init_from:
+                run_folder.inherit_source(folder, config.train.init_from)
         say(train_state.parameter_table(config))
         say(f"resumed after step {start}" if start else f"new run in {folder}")
         for line in _ring_of(config, mesh, plans(schedule.final)):

@@ -1,6 +1,7 @@
 """The run between a fine-tuned one and the one it started from."""
 
 import dataclasses
+import json
 
 import jax
 import ml_dtypes
@@ -10,10 +11,11 @@ import pytest
 from fot_jax.checkpoint import load_stored_params, save_imported, trained_documents
 from fot_jax.config import Dtype, UserError
 from fot_jax.convert.averaging import average_runs
+from fot_jax.convert.exporting import Format, export_checkpoint
 from fot_jax.convert.hf_config import Changes
 from fot_jax.convert.importing import import_checkpoint
 from fot_jax.data.vocabulary import load_vocabulary
-from fot_jax.workdir import read_config, with_tokenizer, write_config
+from fot_jax.workdir import SOURCE_CONFIG, inherit_source, read_config, with_tokenizer, write_config
 from tests.convert.checkpoints import SMALL, bpe_tokenizer, random_tensors, write_folder
 
 VALUES = {**SMALL, "vocab_size": 300}
@@ -80,6 +82,22 @@ def test_evaluation_warns_of_the_documents_of_both(started, tmp_path):
     first = tuned(started, change=lambda x: 2 * x, name="first", documents={"text": "older", "books": "digest"})
     average_runs(one, other=first, folder=tmp_path / "out", share=0.5)
     assert trained_documents(tmp_path / "out") == {"text": "digest", "books": "digest"}
+
+
+def test_what_was_made_of_an_imported_run_is_exported_as_that_checkpoint_was(started, tmp_path):
+    """The experiment holds neither special tokens nor the trained context; the training rows are shorter."""
+    own = json.loads((started / SOURCE_CONFIG).read_text()) | {"eos_token_id": 7, "max_position_embeddings": 4096}
+    (started / SOURCE_CONFIG).write_text(json.dumps(own))
+    one = tuned(started, change=lambda x: 2 * x)
+    average_runs(one, other=started, folder=tmp_path / "average", share=0.5)
+    export_checkpoint(tmp_path / "average", tmp_path / "bare", form=Format.ORBAX)
+    inherit_source(one, started)
+    for folder in (one, tmp_path / "average", tmp_path / "bare"):
+        assert json.loads((folder / SOURCE_CONFIG).read_text()) == own
+    for name, folder in (("exported", one), ("averaged", tmp_path / "average")):
+        export_checkpoint(folder, tmp_path / name, form=Format.HF)
+        written = json.loads((tmp_path / name / "config.json").read_text())
+        assert (written["eos_token_id"], written["max_position_embeddings"]) == (7, 4096)
 
 
 def test_runs_that_do_not_match_are_refused(started, tmp_path):

@@ -167,7 +167,8 @@ def test_settings_and_every_scaling_survive_the_round_trip(imported, tmp_path):
 def test_orbax_format_is_bare_parameters(imported, tmp_path):
     import orbax.checkpoint as ocp
 
-    assert export_checkpoint(imported, tmp_path / "out", form=Format.ORBAX) == ["config.json", "params", "tokenizer"]
+    written = export_checkpoint(imported, tmp_path / "out", form=Format.ORBAX)
+    assert written == ["config.json", "params", "source_config.json", "tokenizer"]
     with ocp.StandardCheckpointer() as checkpointer:
         wanted = load_params(imported)[1]
         params = checkpointer.restore(tmp_path / "out/params", jax.tree.map(np.asarray, wanted))

@@ -178,7 +178,9 @@ def test_training_starts_from_the_parameters_of_another_run(tmp_path):
     run(tiny(train__steps=3), tmp_path / "first")
     params = load_params(tmp_path / "first")[1]
     more = tiny(train__steps=1, train__init_from=str(tmp_path / "first"), optimizer__learning_rate=1e-12)
+    (tmp_path / "first/source_config.json").write_text("{}")  # as an imported run has it
     run(more, tmp_path / "second")
+    assert (tmp_path / "second/source_config.json").read_text() == "{}"
     for a, b in zip(jax.tree.leaves(load_params(tmp_path / "second")[1]), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
     wider = tiny(train__init_from=str(tmp_path / "first"), model__mlp_dim=48)
