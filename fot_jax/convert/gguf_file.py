@@ -24,7 +24,15 @@ from fot_jax.ops.rope import rope_frequencies
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 ROPE_FACTORS = "rope_freqs.weight"
-REFUSED = ("expert_count", "attention.sliding_window", "rope.scaling.yarn_log_multiplier")
+NEUTRAL = {  # other values would change the numbers, and we have nothing that computes with them
+    "expert_count": 0,
+    "attention.sliding_window": 0,
+    "rope.scaling.alpha": 0,
+    "rope.scaling.attn_factor": 1,
+    "rope.scaling.yarn_attn_factor": 1,
+    "rope.scaling.yarn_ext_factor": 1,
+    "rope.scaling.yarn_log_multiplier": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,11 +106,10 @@ class GGUFFile:
         kind = self._metadata.get("general.architecture")
         if kind != "llama":
             raise UserError(f"{self.path}: general.architecture must be 'llama', got {kind!r}.")
-        for key in REFUSED:
-            if self._metadata.get(f"llama.{key}"):
-                raise UserError(
-                    f"{self.path}: llama.{key} must be absent or 0, got {self._metadata[f'llama.{key}']!r}."
-                )
+        for key, neutral in NEUTRAL.items():
+            value = self._metadata.get(f"llama.{key}", neutral)
+            if value != neutral:
+                raise UserError(f"{self.path}: llama.{key} must be absent or {neutral}, got {value!r}.")
         heads, embed = self._get("attention.head_count", int), self._get("embedding_length", int)
         head_dim = self._get("attention.key_length", int, embed // max(heads, 1))
         for key in ("attention.value_length", "rope.dimension_count"):
@@ -130,7 +137,8 @@ class GGUFFile:
 
     def _read_rope(self, head_dim: int) -> RopeConfig:
         theta = self._get("rope.freq_base", float, 10000.0)
-        kind = self._get("rope.scaling.type", str, "none")
+        factor = self._get("rope.scaling.factor", float, self._get("rope.scale_linear", float, 0.0))
+        kind = self._get("rope.scaling.type", str, "linear" if factor else "none")  # as llama.cpp reads it
         if ROPE_FACTORS in self._tensors:
             return self._llama3(theta, head_dim)
         if kind == "none":
@@ -138,8 +146,9 @@ class GGUFFile:
         if kind not in ("linear", "yarn"):
             raise UserError(f"{self.path}: llama.rope.scaling.type must be none, linear or yarn, got {kind!r}.")
         original = self._get("rope.scaling.original_context_length", int, self._get("context_length", int))
-        factor = self._get("rope.scaling.factor", float)
-        rope = RopeConfig(theta=theta, scaling=RopeScaling(kind), factor=factor, original_context=original)
+        betas = {"beta_fast": self._get("rope.scaling.yarn_beta_fast", float, 32.0)}
+        betas["beta_slow"] = self._get("rope.scaling.yarn_beta_slow", float, 1.0)
+        rope = RopeConfig(theta=theta, scaling=RopeScaling(kind), factor=factor, original_context=original, **betas)
         rope.validate(f"{self.path}: llama.rope.scaling")
         return rope
 

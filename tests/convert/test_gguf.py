@@ -105,6 +105,16 @@ def test_metadata_become_the_config(tmp_path):
                "llama.rope.scaling.original_context_length": 16}  # fmt: skip
     rope = config_of(tmp_path / "b", scaling).rope
     assert (rope.scaling, rope.factor, rope.original_context) == (RopeScaling.YARN, 4.0, 16)
+    betas = {"llama.rope.scaling.yarn_beta_fast": 24.0, "llama.rope.scaling.yarn_beta_slow": 2.0}
+    neutral = {"llama.rope.scaling.yarn_ext_factor": 1.0, "llama.rope.scaling.attn_factor": 1.0}
+    rope = config_of(tmp_path / "c", {**scaling, **betas, **neutral}).rope
+    assert (rope.beta_fast, rope.beta_slow) == (24.0, 2.0)
+
+
+@pytest.mark.parametrize("key", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
+def test_a_factor_without_a_kind_is_linear_as_in_llama_cpp(tmp_path, key):
+    rope = config_of(tmp_path / "a", {key: 4.0}).rope
+    assert (rope.scaling, rope.factor) == (RopeScaling.LINEAR, 4.0)
 
 
 def test_llama3_scaling_is_recognised_by_its_divisors(tmp_path):

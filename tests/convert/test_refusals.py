@@ -214,6 +214,8 @@ class TestGGUF:
         ("metadata", "message"),
         [
             ({"llama.expert_count": 8}, r"llama\.expert_count must be absent or 0, got 8"),
+            ({"llama.rope.scaling.attn_factor": 1.2}, r"rope\.scaling\.attn_factor must be absent or 1, got 1\.2"),
+            ({"llama.rope.scaling.alpha": 4.0}, r"llama\.rope\.scaling\.alpha must be absent or 0, got 4\.0"),
             ({"llama.rope.scaling.type": "longrope"}, r"llama\.rope\.scaling\.type must be none, linear or yarn"),
             ({"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.token_type": [1]},
              r"tokenizer\.ggml\.model must be 'gpt2' or 'llama', got 'bert'"),
