@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import difflib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -226,6 +227,8 @@ def run(
       arguments: the command line without the program's name; `sys.argv[1:]` if None.
     """
     flags = parse_flags(parser, sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig()
+    logging.getLogger("fot_jax").setLevel(logging.INFO)  # what was chosen or left out, once and by name
     try:
         main(flags)
     except UserError as error:

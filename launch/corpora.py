@@ -17,7 +17,7 @@ def main(flags: argparse.Namespace) -> None:
     """Builds all corpora and prints where they lie."""
     from fot_jax.data.corpora import build_corpora
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for path in build_corpora(Path(flags.to)):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 

@@ -1,5 +1,7 @@
 """The door: a user's error is one line on stderr and exit code 2."""
 
+import logging
+
 import pytest
 
 from fot_jax.config import ConfigError, UserError
@@ -69,6 +71,11 @@ def test_programming_errors_keep_their_traceback():
 
     with pytest.raises(ValueError, match="a bug"):
         cli.run(main, parser(), [])
+
+
+def test_what_is_chosen_is_logged(caplog):
+    cli.run(lambda flags: logging.getLogger("fot_jax.ops.forms").info("the form"), parser(), [])
+    assert "the form" in caplog.text
 
 
 def test_any_user_error_is_caught(capsys):
