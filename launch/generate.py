@@ -199,7 +199,7 @@ def main(flags: argparse.Namespace) -> None:
     identity = fingerprint(params, config.model)
     store = None
     if flags.load_memory:
-        store = files.load(flags.load_memory, fingerprint=identity, budget=memory.budget)
+        store = files.load(flags.load_memory, fingerprint=identity, logn_from=memory.logn_from, budget=memory.budget)
     params, mesh = over_devices(params, config, flags)
     reading = read(
         params,
@@ -221,7 +221,7 @@ def main(flags: argparse.Namespace) -> None:
     write_texts(steps, vocabulary, names)
     if flags.save_memory and reading.store is not None:
         push_local(config.model, reading)
-        files.save(reading.store, flags.save_memory, fingerprint=identity)
+        files.save(reading.store, flags.save_memory, fingerprint=identity, logn_from=memory.logn_from)
         print(f"memory of {reading.store.bytes() / 2**20:,.1f} MiB saved to {flags.save_memory}", file=sys.stderr)
 
 

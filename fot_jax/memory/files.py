@@ -40,13 +40,14 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
         raise UserError(f"memory folder must be new, empty or an earlier memory, got '{path}'. Name another folder.")
 
 
-def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: str) -> None:
+def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int = 0) -> None:
     """Writes a store; an earlier memory in the folder is replaced only once the new one is whole.
 
     Args:
       store: the memory.
       directory: the folder, made with its parents.
       fingerprint: of the model that wrote the entries (`fingerprint.fingerprint`).
+      logn_from: `memory.logn_from` with which they were written.
 
     Raises:
       UserError: the folder holds something else.
@@ -67,6 +68,7 @@ def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: 
     meta = {
         "format": FORMAT,
         "fingerprint": fingerprint,
+        "logn_from": logn_from,
         "memory_layers": list(store.memory_layers),
         "kv_heads": store.kv_heads,
         "head_dim": store.head_dim,
@@ -94,16 +96,17 @@ def _write(path: pathlib.Path, array: np.ndarray) -> None:
     target.write(array).result()
 
 
-def load(directory: str | os.PathLike[str], *, fingerprint: str, budget: int = 0) -> MemoryStore:
+def load(directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int = 0, budget: int = 0) -> MemoryStore:
     """Reads a store that this model wrote, bit for bit.
 
     Args:
       directory: the folder that `save` wrote.
       fingerprint: of the model that is to read it.
+      logn_from: `memory.logn_from` with which it is to be read; keys above the first memory layer depend on it.
       budget: as in MemoryStore; of a longer stream the newest entries are kept.
 
     Raises:
-      UserError: the folder is missing, not a memory, another model's, or damaged.
+      UserError: the folder is missing, not a memory, another model's, read with another scale, or damaged.
     """
     path = pathlib.Path(directory)
     meta = _read_meta(path)
@@ -111,6 +114,12 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, budget: int = 0
         raise UserError(
             f"memory '{path}' must come from this model (fingerprint {fingerprint}), got one of another model "
             f"(fingerprint {meta['fingerprint']}). Keys of one model mean nothing to another: read the text again."
+        )
+    written = meta.get("logn_from", 0)
+    if written != logn_from:
+        raise UserError(
+            f"memory '{path}' was written with memory.logn_from={written}, got {logn_from}. Read on with"
+            f" --logn-from={written}, or read the text again."
         )
     store = MemoryStore(
         memory_layers=meta["memory_layers"],

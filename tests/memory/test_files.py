@@ -87,6 +87,7 @@ def _edit_meta(folder, **changes):
         (lambda folder: _edit_meta(folder, format="2"), "must have format 'fot_jax memory 1', got '2'"),
         (lambda folder: (folder / "meta.json").write_text('{"format"'), "meta.json cannot be read"),
         (lambda folder: shutil.rmtree(folder), "memory folder must hold meta.json, got"),
+        (lambda folder: _edit_meta(folder, logn_from=512), r"logn_from=512, got 0\. Read on with --logn-from=512, or"),
         (lambda folder: _edit_meta(folder, fingerprint="g"), r"must come from this model \(fingerprint f\), got"),
     ],
 )
