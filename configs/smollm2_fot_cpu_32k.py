@@ -1,4 +1,4 @@
-"""The recipe for two CPU cores: SmolLM2-135M repeats keys from 32,768 tokens, text within 1 % of its twin.
+"""The recipe for two CPU cores: SmolLM2-135M repeats keys from 32,768 tokens; averaged, text within 1 % of its twin.
 
 Command:  make smollm2                                       # the published weights -> runs/smollm2
           python -m launch.train --config=configs/smollm2_fot_cpu_32k.py
@@ -8,7 +8,7 @@ Hardware: two CPU cores, 15 GB of memory.
 Time:     36 steps of 8,192 tokens, 45 minutes on two vCPUs of one AMD EPYC (Zen 3) core beside tests (median
           114 tokens/s, 2026-11-27); on two Zen 5 cores recipe C of docs/smollm2.md had 366.
 Expected: averaged, passkeys repeated exactly: 20, 19, 20 and 20 of 20 at 1,024, 2,048, 4,096 and 8,192 tokens, 10 of 10
-          at 16,384, 9 of 10 at 32,768; perplexity of windows of 256 tokens without memory, standard library / proofs /
+          at 16,384, 18 of 20 at 32,768; perplexity of windows of 256 tokens without memory, standard library / proofs /
           prose: 7.826 / 30.69 / 31.30, of smollm2_plain_cpu_32k 7.770 / 30.47 / 31.36 (docs/smollm2.md).
 """
 

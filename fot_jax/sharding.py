@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fot_jax.config import ConfigError, MeshConfig
+from fot_jax.device_order import neighbouring_rows
 from fot_jax.types import MemoryLayout
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")  # the busiest links last
@@ -33,6 +34,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Arranges the devices as (data, fsdp, context, tensor), neighbours on the axes near each other on the network.
 
+    Row shards follow each other from chip to neighbouring chip (`device_order.py`), as the ring of crossbatch goes.
     With `slices` > 1, data parallelism runs over the slower network between slices and all else within them.
 
     Raises:
@@ -52,6 +54,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         grid = _over_slices(shape, devices, config.slices)
+    grid = np.concatenate([neighbouring_rows(part) for part in np.split(grid, config.slices)])
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
@@ -150,6 +153,12 @@ def _check_divides(name, shape, names, partition, mesh: Mesh, common: dict[str, 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of [B, L] arrays: rows over data and fsdp, positions over context."""
     return NamedSharding(mesh, spec("batch", "length"))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
+    """Of `jax.jit` for programs with a ring: on v3 XLA runs permutes beside other work only when asked to."""
+    tpu = next(iter(mesh.devices.flat)).platform == "tpu"
+    return {"xla_enable_async_collective_permute": True} if tpu else None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -11,13 +11,12 @@ GIGA, TERA, GIBI = 1e9, 1e12, 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip; a device is a chip, or one of its cores where each core is a device.
-
-    So it is on a v3, and on the v4 that libtpu describes: a real v4 is one device of two cores, unless told otherwise.
+    """One chip; a device is a chip, on a v3 one of its two cores.
 
     Attributes:
       name: as in a topology's name.
       devices: JAX devices of a chip.
+      libtpu_options: of the topology's description. A v4 is one device of two cores only where asked for.
       flops: peak bfloat16 FLOP/s.
       hbm_bytes: memory of high bandwidth.
       hbm_bytes_per_second: its bandwidth.
@@ -27,6 +26,7 @@ class Chip:
 
     name: str
     devices: int = 1
+    libtpu_options: tuple[tuple[str, str], ...] = ()
     flops: float
     hbm_bytes: int
     hbm_bytes_per_second: float
@@ -56,8 +56,8 @@ CHIPS = {
             source="cloud.google.com/tpu/docs/v3; links: Jouppi et al., CACM 63(7), 2020",
         ),
         Chip(
-            name="v4", devices=2, flops=275 * TERA, hbm_bytes=32 * GIBI, hbm_bytes_per_second=1200 * GIGA,
-            ici_bytes_per_second=6 * 50 * GIGA,
+            name="v4", flops=275 * TERA, hbm_bytes=32 * GIBI, hbm_bytes_per_second=1200 * GIGA,
+            ici_bytes_per_second=6 * 50 * GIGA, libtpu_options=(("chip_config_name", "megacore"),),
             source="cloud.google.com/tpu/docs/v4; links: Jouppi et al., ISCA 2023 (arXiv 2304.01433)",
         ),
         Chip(

@@ -73,7 +73,8 @@ def pod_devices(pod: Pod) -> list[Any]:
         devices = jax.devices()
     else:
         try:
-            devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
+            options = dict(pod.chip.libtpu_options)
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology, **options).devices
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"--topology={pod.topology} cannot be described by libtpu: {reason}") from error

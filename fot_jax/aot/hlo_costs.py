@@ -46,6 +46,7 @@ class Costs:
       hbm_bytes: read and written.
       received: interconnect bytes by kind of collective.
       collectives: how many of each kind run.
+      beside: how many of them start before other work and end after it; chains of fusions are not looked at.
       kernels: how many custom calls of each target run.
       unknown_loops: loops whose trip count is not in the text; they count once.
     """
@@ -54,6 +55,7 @@ class Costs:
     hbm_bytes: float = 0.0
     received: Mapping[str, float] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, float] = dataclasses.field(default_factory=dict)
     kernels: Mapping[str, float] = dataclasses.field(default_factory=dict)
     unknown_loops: float = 0.0
 
@@ -120,7 +122,8 @@ class _Walk:
             received = self._received(kind, one)
             moved = sum(array.bytes for array in self._result(one) if not array.on_chip)
             kind = "reduce-scatter" if kind == "all-reduce-scatter" else kind
-            return Costs(hbm_bytes=2.0 * moved, received={kind: received}, collectives={kind: 1.0})
+            beside = {kind: float(one.opcode.endswith("-start"))}
+            return Costs(hbm_bytes=2.0 * moved, received={kind: received}, collectives={kind: 1.0}, beside=beside)
         if one.opcode == "custom-call":
             return Costs() if '"AllocateBuffer"' in one.attributes else self._custom_call(here, one)
         return Costs(flops=flops(here, one), hbm_bytes=self._plain_bytes(here, one))

@@ -192,7 +192,10 @@ def _flops_lines(report: Report, costs: Costs) -> list[str]:
 def _traffic_lines(costs: Costs) -> list[str]:
     rows = ["  bytes of a device", _row("through HBM", f"{costs.hbm_bytes / 1e9:.2f} GB")]
     for kind, received in sorted(costs.received.items(), key=lambda item: -item[1]):
-        rows.append(_row(f"received, {kind}", f"{received / 1e9:.3f} GB", f"{costs.collectives[kind]:.0f} of them"))
+        number = f"{costs.collectives[kind]:.0f} of them"
+        if kind == "collective-permute":
+            number += f", {costs.beside.get(kind, 0):.0f} beside other work"
+        rows.append(_row(f"received, {kind}", f"{received / 1e9:.3f} GB", number))
     if costs.unknown_loops:
         rows.append(f"  {costs.unknown_loops:.0f} loops without a known trip count are counted once")
     return rows

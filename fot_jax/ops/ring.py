@@ -8,7 +8,7 @@ attends to it and sends it on, for as many hops as the plan reaches and with the
     hop 0     own rows
     hop h     the block of the device h before:  next ← permute(held);  attend(held);  held ← next
 
-The permute of the next block needs nothing of the attention in hand, so that the compiler can run both at once.
+The permute of the next block needs nothing of the attention in hand, and the compiler runs both at once.
 Backward the blocks travel again (scores are recomputed) with the gradients of their keys and values, which
 every device adds to, and which go home from where their rows are read last. Kept between the two: queries, keys,
 values and peaks, whatever the number of hops.
@@ -45,8 +45,9 @@ def ring_partial(
 ) -> Partial:
     """`blockwise.online_partial` of a plan with a route, where rows are split over the mesh in context.
 
-    Differentiable in queries, keys and values; temporary memory is a few blocks of rows and one block of scores,
-    whatever the number of contexts. A slot that the route does not reach makes its row NaN.
+    Differentiable in queries, keys and values. Temporary memory is a few blocks of rows for each leg of the route, of
+    which there are at most as many as a device has rows, and one block of scores. A slot that the route does not reach
+    makes its row NaN.
 
     Args:
       queries: scaled queries.

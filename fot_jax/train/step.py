@@ -19,7 +19,16 @@ from fot_jax.models.lower import above, below
 from fot_jax.models.transformer import run
 from fot_jax.ops import routes
 from fot_jax.ops.losses import Losses, cross_entropy
-from fot_jax.sharding import batch_sharding, check_length, check_rows, constrain, mesh_axes, replicated, shards
+from fot_jax.sharding import (
+    batch_sharding,
+    check_length,
+    check_rows,
+    compiler_options,
+    constrain,
+    mesh_axes,
+    replicated,
+    shards,
+)
 from fot_jax.train.optimizer import learning_rate, make_optimizer
 from fot_jax.train.state import TrainState, global_norm, state_shardings
 from fot_jax.train.trainable import first_trained, frozen, only, trainable_mask
@@ -198,6 +207,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 
@@ -218,4 +228,5 @@ def make_eval_step(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Batch
         _in_mesh(eval_step, mesh),
         in_shardings=(state_shardings(config, mesh).params, batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh),
     )

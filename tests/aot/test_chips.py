@@ -34,7 +34,7 @@ def test_a_device_of_v3_is_half_a_chip():
 
 
 @pytest.mark.parametrize(
-    ("text", "devices"), [("v3:8x8", 128), ("v4:4x4x8", 256), ("v5e:16x16", 256), ("v5p:4x4x4", 64), ("cpu:8", 8)]
+    ("text", "devices"), [("v3:8x8", 128), ("v4:4x4x8", 128), ("v5e:16x16", 256), ("v5p:4x4x4", 64), ("cpu:8", 8)]
 )
 def test_topologies(text, devices):
     pod = parse_topology(text)

@@ -165,6 +165,7 @@ def test_asynchronous_collectives_count_once():
         "ROOT %u = f32[256] collective-permute-done(%t)",
     )
     assert found.received == {"all-gather": 1024 * 3 / 4, "collective-permute": 1024}
+    assert found.beside == {"all-gather": 1, "collective-permute": 1}
 
 
 def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():

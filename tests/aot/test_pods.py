@@ -1,6 +1,7 @@
 """Real compiles for real pods: `make test-aot`. Each runs in a process of its own, as libtpu asks."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -30,6 +31,15 @@ def test_3b_on_v3(tmp_path):
     # Forward and two gradients, for the own chunk in two layers and for three hops of the ring in one.
     assert report["attention"] == "pallas (auto)"
     assert report["costs"]["kernels"]["tpu_custom_call"] == pytest.approx(3 * 2 + 3 * 3)
+    assert report["costs"]["beside"]["collective-permute"] == report["costs"]["collectives"]["collective-permute"] > 0
+
+
+@pytest.mark.parametrize("topology", ["v4:4x4x8", "v5e:16x16", "v5p:4x4x4", "v6e:16x16"])
+def test_a_small_model_on_every_kind_of_pod(tmp_path, topology):
+    rows = "--config.train.batch_rows=256"
+    (report,) = reports(tmp_path, "--config=configs/tiny_code.py", rows, f"--topology={topology}")
+    sides = [int(side) for side in topology.partition(":")[2].split("x")]
+    assert report["fits"] and report["mesh"]["data"] == math.prod(sides)
 
 
 def test_reading_and_decoding_on_v5e(tmp_path):

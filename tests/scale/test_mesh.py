@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import ConfigError, MeshConfig
-from fot_jax.sharding import MESH_AXES, batch_sharding, check_length, make_mesh
+from fot_jax.sharding import MESH_AXES, batch_sharding, check_length, compiler_options, make_mesh
 from fot_jax.train.state import state_shardings
 from launch import cli
 from tests.train.tiny import tiny
@@ -26,6 +26,12 @@ def test_axes_in_order_and_rows_and_positions_split():
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 1}
     assert mesh.axis_names == MESH_AXES
     assert batch_sharding(mesh).shard_shape((8, 6)) == (2, 3)
+
+
+def test_xla_is_asked_on_tpus_to_run_permutes_beside_other_work():
+    tpu = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
+    assert compiler_options(tpu) == {"xla_enable_async_collective_permute": True}
+    assert compiler_options(make_mesh(MeshConfig())) is None
 
 
 def fake_devices(slices: int, each: int, **more):

@@ -1,0 +1,74 @@
+"""Which chip follows which along the rows of a mesh: neighbours, so that a hop of the ring crosses one link.
+
+    8 row shards on 4 × 2 chips      0 → 1 → 2 → 3
+                                     ↑           ↓
+                                     7 ← 6 ← 5 ← 4
+
+`mesh_utils.create_device_mesh` flattens line by line, 3 → 4 crossing the whole slice. On v5e beyond 4 × 4 chips the
+compiler then waits for each permute instead of running it beside attention (libtpu 0.0.42).
+"""
+
+import math
+
+import numpy as np
+
+
+def neighbouring_rows(grid: np.ndarray) -> np.ndarray:
+    """The grid with its row shards in an order in which each lies beside the one before, and the last beside the first.
+
+    Where both data and fsdp split rows, the order is no circle but a path through one block of chips after another, so
+    that parameters are gathered within blocks. It is a path too where the slice has no circle: a line, or an odd number
+    of shards. The devices of one row shard keep their places within it. The grid comes back as it is where devices name
+    no place on a network (CPUs, GPUs), or where the shards are no equal tiles of the slice.
+
+    Args:
+      grid: [data, fsdp, context, tensor] of devices of one slice.
+    """
+    shards = grid.reshape(math.prod(grid.shape[:2]), -1)
+    if not all(hasattr(device, "coords") for device in shards.flat):
+        return grid
+    places = np.array(
+        [[(*device.coords[::-1], getattr(device, "core_on_chip", 0)) for device in row] for row in shards]
+    )
+    corners = places.min(axis=1)  # [shard, (z, y, x, core)]
+    within = places - corners[:, None]
+    sides = [np.unique(column, return_inverse=True) for column in corners.T]
+    sizes = [len(values) for values, _ in sides]
+    if (within != within[0]).any() or math.prod(sizes) != len(shards):
+        return grid
+    # The longest step of the path is the side of a tile: rarest where tiles are widest.
+    slowest_first = sorted(range(len(sizes)), key=lambda axis: -within[..., axis].max())
+    tile = {
+        place: shard
+        for shard, place in enumerate(zip(*(sides[axis][1].tolist() for axis in slowest_first), strict=True))
+    }
+    path = _snake if min(grid.shape[:2]) > 1 else _circle
+    order = [tile[place] for place in path([sizes[axis] for axis in slowest_first])]
+    return shards[order].reshape(grid.shape)
+
+
+def _snake(sizes: list[int]) -> list[tuple[int, ...]]:
+    """All places of a lattice, the last axis fastest, back and forth: from each to the next one axis changes by 1."""
+    if not sizes:
+        return [()]
+    inner = _snake(sizes[1:])
+    return [(i, *rest) for i in range(sizes[0]) for rest in (inner if i % 2 == 0 else inner[::-1])]
+
+
+def _circle(sizes: list[int]) -> list[tuple[int, ...]]:
+    """All places of a lattice on a path that ends beside its beginning; as `_snake` where there is none.
+
+    Back and forth over all but the first column, and home along that one.
+    """
+    first, *others = sizes
+    if first == 1 and others:
+        return [(0, *place) for place in _circle(others)]
+    line = _snake(others)
+    turned = first % 2 == 1  # the number of turns must be odd: turn at the ends of the other side
+    long, wide = (len(line), first) if turned else (first, len(line))
+    if long % 2 or wide == 1:
+        return _snake(sizes)
+    lanes = [[(i, j) for j in range(1, wide)] for i in range(long)]
+    away = [place for i, lane in enumerate(lanes) for place in (lane if i % 2 == 0 else lane[::-1])]
+    circle = [(0, 0), *away, *((i, 0) for i in reversed(range(1, long)))]
+    return [(j, *line[i]) if turned else (i, *line[j]) for i, j in circle]

@@ -1,0 +1,115 @@
+"""Row shards that follow each other lie beside each other on the chips' network."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from jax.experimental import mesh_utils
+
+from fot_jax.device_order import neighbouring_rows
+
+
+def slice_of(x: int, y: int, z: int = 1, cores: int = 1, kind: str = "fake") -> list:
+    """Devices as libtpu names them: x runs fastest, the cores of a chip faster still."""
+    places = itertools.product(range(z), range(y), range(x), range(cores))
+    return [
+        SimpleNamespace(id=i, process_index=0, platform="tpu", device_kind=kind, coords=[a, b, c], core_on_chip=core)
+        for i, (c, b, a, core) in enumerate(places)
+    ]
+
+
+def places_of(grid) -> np.ndarray:
+    """[row shard, device of it, (x, y, z, core)]."""
+    shards = grid.reshape(math.prod(grid.shape[:2]), -1)
+    return np.array([[(*device.coords, device.core_on_chip) for device in shard] for shard in shards])
+
+
+SLICES = [
+    ({"x": 4, "y": 2}, (1, 8, 1, 1)),
+    ({"x": 8, "y": 8}, (1, 64, 1, 1)),
+    ({"x": 8, "y": 8, "kind": "TPU v5 lite"}, (2, 32, 1, 1)),
+    ({"x": 16, "y": 16, "kind": "TPU v5 lite"}, (2, 64, 1, 2)),
+    ({"x": 16, "y": 16}, (4, 16, 2, 2)),
+    ({"x": 4, "y": 4, "z": 4, "kind": "TPU v5p"}, (1, 64, 1, 1)),
+    ({"x": 4, "y": 4, "z": 4}, (4, 4, 1, 4)),
+    ({"x": 8, "y": 8, "cores": 2, "kind": "TPU v3"}, (2, 64, 1, 1)),
+    ({"x": 8, "y": 8, "cores": 2, "kind": "TPU v3"}, (2, 32, 1, 2)),
+    ({"x": 3, "y": 5}, (5, 3, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("chips", "shape"), SLICES)
+def test_each_row_shard_lies_beside_the_one_before(chips, shape):
+    """From one to the next all devices of a shard move alike, along one axis, by the side of a shard's tile."""
+    before = mesh_utils.create_device_mesh(shape, slice_of(**chips), allow_split_physical_axes=True)
+    grid = neighbouring_rows(before)
+    assert sorted(device.id for device in grid.flat) == sorted(device.id for device in before.flat)
+    places = places_of(grid)
+    sides = places[0].max(axis=0) - places[0].min(axis=0) + 1
+    moves = np.diff(places, axis=0)
+    assert (moves == moves[:, :1]).all()
+    for move in moves[:, 0]:
+        (axis,) = np.flatnonzero(move)
+        assert abs(move[axis]) == sides[axis]
+    within = {tuple(map(tuple, shard - shard.min(axis=0))) for shard in places_of(before)}
+    assert {tuple(map(tuple, shard - shard.min(axis=0))) for shard in places} == within
+
+
+@pytest.mark.parametrize(
+    ("chips", "shape", "closed"),
+    [
+        ({"x": 4, "y": 2}, (1, 8, 1, 1), True),
+        ({"x": 8, "y": 8}, (64, 1, 1, 1), True),
+        ({"x": 3, "y": 4}, (1, 12, 1, 1), True),
+        ({"x": 4, "y": 3}, (1, 12, 1, 1), True),
+        ({"x": 4, "y": 4, "z": 4}, (1, 64, 1, 1), True),
+        ({"x": 3, "y": 3, "z": 2}, (1, 18, 1, 1), True),
+        ({"x": 8, "y": 8, "cores": 2, "kind": "TPU v3"}, (1, 128, 1, 1), True),
+        ({"x": 16, "y": 16}, (1, 64, 2, 2), True),
+        ({"x": 2, "y": 2}, (1, 4, 1, 1), True),
+        ({"x": 2, "y": 1}, (1, 2, 1, 1), True),
+        ({"x": 5, "y": 1}, (1, 5, 1, 1), False),  # a line
+        ({"x": 3, "y": 5}, (1, 15, 1, 1), False),  # an odd number
+        ({"x": 8, "y": 8}, (2, 32, 1, 1), False),  # blocks
+    ],
+)
+def test_the_last_lies_beside_the_first(chips, shape, closed):
+    grid = neighbouring_rows(mesh_utils.create_device_mesh(shape, slice_of(**chips), allow_split_physical_axes=True))
+    places = places_of(grid)
+    sides = places[0].max(axis=0) - places[0].min(axis=0) + 1
+    home = places[0] - places[-1]
+    axes = np.flatnonzero(home[0])
+    assert (home == home[0]).all() and (len(axes) == 1 and abs(home[0][axes[0]]) == sides[axes[0]]) == closed
+    for before, after in itertools.pairwise(places):
+        (axis,) = np.flatnonzero(after[0] - before[0])
+        assert (after - before == (after - before)[0]).all() and abs(after[0] - before[0])[axis] == sides[axis]
+
+
+def test_parameters_are_gathered_within_blocks_of_chips():
+    """2 × 32 shards on 8 × 8 chips: fsdp's groups are the two halves."""
+    grid = neighbouring_rows(np.array(slice_of(8, 8), dtype=object).reshape(2, 32, 1, 1))
+    halves = [{tuple(device.coords) for device in group.flat} for group in grid]
+    assert halves == [{(x, y, 0) for x in range(8) for y in ys} for ys in (range(4), range(4, 8))]
+
+
+def test_a_path_line_by_line_fails_the_test_above():
+    """8 × 8 chips line by line: from the end of a line to the next both coordinates change."""
+    grid = np.array(slice_of(8, 8), dtype=object).reshape(1, 64, 1, 1)
+    moves = np.diff(places_of(grid), axis=0)[:, 0]
+    assert sorted(set(map(tuple, moves.tolist()))) == [(-7, 1, 0, 0), (1, 0, 0, 0)]
+
+
+def test_what_has_no_place_on_a_network_stays_as_it_is():
+    devices = np.array([SimpleNamespace(id=i) for i in range(8)], dtype=object).reshape(2, 2, 1, 2)
+    assert neighbouring_rows(devices) is devices
+
+
+@pytest.mark.parametrize("swapped", [(0, 5), (1, 6)], ids=["places within a shard", "shards that are no lattice"])
+def test_shards_that_are_no_equal_tiles_stay_as_they_are(swapped):
+    devices = np.array(slice_of(4, 4), dtype=object)
+    a, b = swapped
+    devices[[a, b]] = devices[[b, a]]
+    grid = devices.reshape(1, 8, 1, 2)
+    assert neighbouring_rows(grid) is grid
