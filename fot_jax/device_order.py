@@ -19,7 +19,8 @@ def neighbouring_rows(grid: np.ndarray) -> np.ndarray:
     Where both data and fsdp split rows, the order is no circle but a path through one block of chips after another, so
     that parameters are gathered within blocks. It is a path too where the slice has no circle: a line, or an odd number
     of shards. The devices of one row shard keep their places within it. The grid comes back as it is where devices name
-    no place on a network (CPUs, GPUs), or where the shards are no equal tiles of the slice.
+    no place on a network (CPUs), where the shards are no equal tiles of the slice, and where neighbouring blocks would
+    mirror each other (an odd number of lines): gradients, added up over data, would cross the slice.
 
     Args:
       grid: [data, fsdp, context, tensor] of devices of one slice.
@@ -44,6 +45,9 @@ def neighbouring_rows(grid: np.ndarray) -> np.ndarray:
     }
     path = _snake if min(grid.shape[:2]) > 1 else _circle
     order = [tile[place] for place in path([sizes[axis] for axis in slowest_first])]
+    blocks = np.diff(corners[order].reshape(*grid.shape[:2], -1), axis=0)  # from a shard to that of the next block
+    if grid.shape[1] > 1 and (blocks != blocks[:, :1]).any():
+        return grid
     return shards[order].reshape(grid.shape)
 
 

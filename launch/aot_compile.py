@@ -36,7 +36,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--programs", default="train", metavar="P,P", help=f"which of {', '.join(PROGRAMS)}; default %(default)s"
     )
-    parser.add_argument("--rows", metavar="B", help="rows of read and decode; default: one a device")
+    parser.add_argument(
+        "--rows", metavar="B", help="rows of read and decode; default: one for each device along data and fsdp"
+    )
     parser.add_argument(
         "--memory-entries", default="16384", metavar="M", help="memory of a row in read and decode; default %(default)s"
     )
@@ -137,7 +139,7 @@ def summary(reports: "list[Report]") -> list[str]:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Compiles and reports. Exit code 1 where a program does not fit."""
+    """Compiles and reports. Exit code 2 where a program does not fit."""
     from fot_jax.aot.chips import parse_topology
     from fot_jax.aot.devices import only_libtpu, pod_devices, prepare_environment
 

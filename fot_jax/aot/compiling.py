@@ -30,7 +30,7 @@ class Job:
       config: the experiment, with the mesh to compile for.
       kind: which program.
       num_contexts: d of TRAIN.
-      rows: of READ and DECODE; 0: one a device.
+      rows: of READ and DECODE; 0: one for each device along data and fsdp.
       memory_entries: of a row, READ and DECODE.
       variant: how a sweep calls it.
     """

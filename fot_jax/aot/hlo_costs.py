@@ -122,7 +122,7 @@ class _Walk:
             received = self._received(kind, one)
             moved = sum(array.bytes for array in self._result(one) if not array.on_chip)
             kind = "reduce-scatter" if kind == "all-reduce-scatter" else kind
-            beside = {kind: float(one.opcode.endswith("-start"))}
+            beside = {kind: float(_beside_work(here, one))}
             return Costs(hbm_bytes=2.0 * moved, received={kind: received}, collectives={kind: 1.0}, beside=beside)
         if one.opcode == "custom-call":
             return Costs() if '"AllocateBuffer"' in one.attributes else self._custom_call(here, one)
@@ -215,6 +215,20 @@ def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -
     if root.opcode == "dynamic-update-slice":
         return min(whole, fused.instructions[root.operands[1]].bytes)
     return whole
+
+
+def _beside_work(here: Computation, one: Instruction) -> bool:
+    """Whether other work lies between a `-start` and its `-done`, in the order in which instructions run."""
+    if not one.opcode.endswith("-start"):
+        return False
+    names = list(here.instructions)
+    for name in names[names.index(one.name) + 1 :]:
+        other = here.instructions[name]
+        if one.name in other.operands:
+            return False
+        if other.opcode not in FREE and not other.opcode.endswith(("-start", "-done", "-update")):
+            return True
+    return False
 
 
 def _under_way(here: Computation, one: Instruction) -> bool:

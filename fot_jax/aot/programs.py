@@ -99,7 +99,7 @@ def train_program(config: ExperimentConfig, mesh: Mesh, *, num_contexts: int) ->
 def inference_program(
     config: ExperimentConfig, mesh: Mesh, *, kind: ProgramKind, rows: int, memory_entries: int
 ) -> Program:
-    """READ or DECODE of `rows` rows (0: one a device) with a memory of `memory_entries` a row in device arrays.
+    """READ or DECODE of `rows` rows (0: one a shard of rows) with a memory of `memory_entries` a row in device arrays.
 
     Heads are split over tensor, rows and the entries of their memory over the rest (`sharding.memory_layout`): with
     fewer rows than devices along data and fsdp the memory is split by entries, as `infer.windows.read` does.

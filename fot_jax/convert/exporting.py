@@ -1,7 +1,7 @@
 """From a run's folder to a Hugging Face folder that stock transformers loads, or to bare Orbax parameters.
 
 hf       config.json (our settings under "fot_jax"), model.safetensors or shards with an index, tokenizer files
-orbax    params/ (one Orbax item), config.json (the experiment), tokenizer/
+orbax    params/ (one Orbax item), config.json (the experiment), tokenizer/, of an imported model source_config.json
 """
 
 import enum

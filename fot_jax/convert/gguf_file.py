@@ -30,7 +30,6 @@ NEUTRAL = {  # other values would change the numbers, and we have nothing that c
     "rope.scaling.alpha": 0,
     "rope.scaling.attn_factor": 1,
     "rope.scaling.yarn_attn_factor": 1,
-    "rope.scaling.yarn_ext_factor": 1,
     "rope.scaling.yarn_log_multiplier": 0,
 }
 
@@ -139,7 +138,17 @@ class GGUFFile:
         theta = self._get("rope.freq_base", float, 10000.0)
         factor = self._get("rope.scaling.factor", float, self._get("rope.scale_linear", float, 0.0))
         kind = self._get("rope.scaling.type", str, "linear" if factor else "none")  # as llama.cpp reads it
+        mixed = self._get("rope.scaling.yarn_ext_factor", float, -1.0)  # -1: as the kind has it
+        if mixed not in (-1.0, float(kind == "yarn")):
+            raise UserError(
+                f"{self.path}: llama.rope.scaling.yarn_ext_factor must be absent, or 1 for yarn and 0 for any other"
+                f" kind, got {mixed} for {kind!r}."
+            )
         if ROPE_FACTORS in self._tensors:
+            if kind != "none":
+                raise UserError(
+                    f"{self.path}: llama.rope.scaling.type must be none beside the tensor {ROPE_FACTORS}, got {kind!r}."
+                )
             return self._llama3(theta, head_dim)
         if kind == "none":
             return RopeConfig(theta=theta)

@@ -115,11 +115,10 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int 
             f"memory '{path}' must come from this model (fingerprint {fingerprint}), got one of another model "
             f"(fingerprint {meta['fingerprint']}). Keys of one model mean nothing to another: read the text again."
         )
-    written = meta.get("logn_from", 0)
-    if written != logn_from:
+    if meta["logn_from"] != logn_from:
         raise UserError(
-            f"memory '{path}' was written with memory.logn_from={written}, got {logn_from}. Read on with"
-            f" --logn-from={written}, or read the text again."
+            f"memory '{path}' was written with memory.logn_from={meta['logn_from']}, got {logn_from}. Read on with"
+            f" --logn-from={meta['logn_from']}, or read the text again."
         )
     store = MemoryStore(
         memory_layers=meta["memory_layers"],
@@ -167,6 +166,7 @@ def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
 
     rules = {
         "fingerprint": lambda value: isinstance(value, str),
+        "logn_from": whole,
         "memory_layers": wholes,
         "kv_heads": lambda value: whole(value, 1),
         "head_dim": lambda value: whole(value, 1),

@@ -8,7 +8,7 @@ attends to it and sends it on, for as many hops as the plan reaches and with the
     hop 0     own rows
     hop h     the block of the device h before:  next ← permute(held);  attend(held);  held ← next
 
-The permute of the next block needs nothing of the attention in hand, and the compiler runs both at once.
+The permute of the next block needs nothing of the attention in hand, and TPU compilers run both at once.
 Backward the blocks travel again (scores are recomputed) with the gradients of their keys and values, which
 every device adds to, and which go home from where their rows are read last. Kept between the two: queries, keys,
 values and peaks, whatever the number of hops.

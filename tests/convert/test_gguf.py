@@ -124,6 +124,11 @@ def test_llama3_scaling_is_recognised_by_its_divisors(tmp_path):
     shape = {"head_dim": 128, "rope_theta": 5e5}
     rope = config_of(tmp_path / "a", tensors={"rope_freqs.weight": divisors}, **shape).rope
     assert (rope.scaling, rope.factor, rope.original_context) == (RopeScaling.LLAMA3, 32.0, 8192)
+    both = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    with pytest.raises(
+        UserError, match=r"scaling\.type must be none beside the tensor rope_freqs\.weight, got 'linear'"
+    ):
+        config_of(tmp_path / "c", both, tensors={"rope_freqs.weight": divisors}, **shape)
     with pytest.raises(UserError, match=r"rope_freqs\.weight must be those of LLaMA 3"):
         config_of(tmp_path / "b", tensors={"rope_freqs.weight": divisors[::-1].copy()}, **shape)
 

@@ -215,6 +215,7 @@ class TestGGUF:
         [
             ({"llama.expert_count": 8}, r"llama\.expert_count must be absent or 0, got 8"),
             ({"llama.rope.scaling.attn_factor": 1.2}, r"rope\.scaling\.attn_factor must be absent or 1, got 1\.2"),
+            ({"llama.rope.scaling.yarn_ext_factor": 1.0}, r"yarn_ext_factor must be absent, .* got 1\.0 for 'none'"),
             ({"llama.rope.scaling.alpha": 4.0}, r"llama\.rope\.scaling\.alpha must be absent or 0, got 4\.0"),
             ({"llama.rope.scaling.type": "longrope"}, r"llama\.rope\.scaling\.type must be none, linear or yarn"),
             ({"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.token_type": [1]},

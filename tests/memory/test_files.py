@@ -87,7 +87,7 @@ def _edit_meta(folder, **changes):
         (lambda folder: _edit_meta(folder, format="2"), "must have format 'fot_jax memory 1', got '2'"),
         (lambda folder: (folder / "meta.json").write_text('{"format"'), "meta.json cannot be read"),
         (lambda folder: shutil.rmtree(folder), "memory folder must hold meta.json, got"),
-        (lambda folder: _edit_meta(folder, logn_from=512), r"logn_from=512, got 0\. Read on with --logn-from=512, or"),
+        (lambda folder: _edit_meta(folder, logn_from=None), "meta.json lacks a valid logn_from"),
         (lambda folder: _edit_meta(folder, fingerprint="g"), r"must come from this model \(fingerprint f\), got"),
     ],
 )
@@ -97,6 +97,13 @@ def test_a_damaged_missing_or_foreign_memory_is_one_clear_line(tmp_path, damage,
     with pytest.raises(UserError, match=message) as error:
         files.load(tmp_path / "memory", fingerprint="f")
     assert "\n" not in str(error.value)
+
+
+def test_a_memory_is_read_with_the_scale_it_was_written_with(tmp_path):
+    files.save(filled_store(), tmp_path / "memory", fingerprint="f", logn_from=512)
+    assert files.load(tmp_path / "memory", fingerprint="f", logn_from=512).lengths.tolist() == [6, 3, 0]
+    with pytest.raises(UserError, match=r"logn_from=512, got 0\. Read on with --logn-from=512, or read the text again"):
+        files.load(tmp_path / "memory", fingerprint="f")
 
 
 def test_fingerprint_tells_models_apart_and_ignores_how_they_run():

@@ -94,7 +94,7 @@ def test_memory_of_the_previous_window_equals_its_context(logn_from):
 
 
 def test_memory_off_equals_plain():
-    """No memory layers, a plan of empty slots and an empty memory are all the plain decoder."""
+    """No memory layers, a plan of empty slots and an empty memory are all the plain decoder; the first bit for bit."""
     model, tokens = decoders.config(), decoders.tokens_for(4)
     plain = decoders.logits(model, tokens)
     empty = decoders.memory_for(model, 4, 3).replace(valid=jnp.zeros((4, 3), bool))
@@ -107,6 +107,7 @@ def test_memory_off_equals_plain():
         "no memory layers": np.asarray(decoders.call(without, parameters, jnp.asarray(tokens)).logits),
     }
     cases.assert_close(list(same.values()), [plain] * 3, list(same), tolerance=1e-6)
+    np.testing.assert_array_equal(same["no memory layers"], plain)
     full = decoders.logits(model, tokens, memory=decoders.memory_for(model, 4, 3))
     assert oracles.relative_error(full, plain) > cases.FAR
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax.experimental import mesh_utils
 
+from fot_jax.config import MeshConfig
 from fot_jax.device_order import neighbouring_rows
+from fot_jax.sharding import make_mesh
 
 
 def slice_of(x: int, y: int, z: int = 1, cores: int = 1, kind: str = "fake") -> list:
@@ -31,13 +33,24 @@ SLICES = [
     ({"x": 8, "y": 8}, (1, 64, 1, 1)),
     ({"x": 8, "y": 8, "kind": "TPU v5 lite"}, (2, 32, 1, 1)),
     ({"x": 16, "y": 16, "kind": "TPU v5 lite"}, (2, 64, 1, 2)),
-    ({"x": 16, "y": 16}, (4, 16, 2, 2)),
+    ({"x": 16, "y": 16}, (2, 32, 2, 2)),
     ({"x": 4, "y": 4, "z": 4, "kind": "TPU v5p"}, (1, 64, 1, 1)),
-    ({"x": 4, "y": 4, "z": 4}, (4, 4, 1, 4)),
+    ({"x": 4, "y": 4, "z": 4}, (1, 16, 1, 4)),
     ({"x": 8, "y": 8, "cores": 2, "kind": "TPU v3"}, (2, 64, 1, 1)),
     ({"x": 8, "y": 8, "cores": 2, "kind": "TPU v3"}, (2, 32, 1, 2)),
-    ({"x": 3, "y": 5}, (5, 3, 1, 1)),
+    ({"x": 3, "y": 5}, (15, 1, 1, 1)),
 ]
+
+
+def moves_of(grid) -> np.ndarray:
+    """[shard to the next, (x, y, z, core)]; all devices of a shard move alike, along one axis, by a tile's side."""
+    places = places_of(grid)
+    sides = places[0].max(axis=0) - places[0].min(axis=0) + 1
+    moves = np.diff(places, axis=0)
+    assert (moves == moves[:, :1]).all()
+    for move in moves[:, 0]:
+        assert np.count_nonzero(move) == 1 and abs(move).max() == sides[np.flatnonzero(move)[0]]
+    return moves[:, 0]
 
 
 @pytest.mark.parametrize(("chips", "shape"), SLICES)
@@ -47,12 +60,7 @@ def test_each_row_shard_lies_beside_the_one_before(chips, shape):
     grid = neighbouring_rows(before)
     assert sorted(device.id for device in grid.flat) == sorted(device.id for device in before.flat)
     places = places_of(grid)
-    sides = places[0].max(axis=0) - places[0].min(axis=0) + 1
-    moves = np.diff(places, axis=0)
-    assert (moves == moves[:, :1]).all()
-    for move in moves[:, 0]:
-        (axis,) = np.flatnonzero(move)
-        assert abs(move[axis]) == sides[axis]
+    assert len(moves_of(grid)) == len(places) - 1
     within = {tuple(map(tuple, shard - shard.min(axis=0))) for shard in places_of(before)}
     assert {tuple(map(tuple, shard - shard.min(axis=0))) for shard in places} == within
 
@@ -82,9 +90,7 @@ def test_the_last_lies_beside_the_first(chips, shape, closed):
     home = places[0] - places[-1]
     axes = np.flatnonzero(home[0])
     assert (home == home[0]).all() and (len(axes) == 1 and abs(home[0][axes[0]]) == sides[axes[0]]) == closed
-    for before, after in itertools.pairwise(places):
-        (axis,) = np.flatnonzero(after[0] - before[0])
-        assert (after - before == (after - before)[0]).all() and abs(after[0] - before[0])[axis] == sides[axis]
+    moves_of(grid)
 
 
 def test_parameters_are_gathered_within_blocks_of_chips():
@@ -94,11 +100,40 @@ def test_parameters_are_gathered_within_blocks_of_chips():
     assert halves == [{(x, y, 0) for x in range(8) for y in ys} for ys in (range(4), range(4, 8))]
 
 
-def test_a_path_line_by_line_fails_the_test_above():
+def test_a_path_line_by_line_is_none_of_these():
     """8 × 8 chips line by line: from the end of a line to the next both coordinates change."""
     grid = np.array(slice_of(8, 8), dtype=object).reshape(1, 64, 1, 1)
-    moves = np.diff(places_of(grid), axis=0)[:, 0]
-    assert sorted(set(map(tuple, moves.tolist()))) == [(-7, 1, 0, 0), (1, 0, 0, 0)]
+    with pytest.raises(AssertionError):
+        moves_of(grid)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 1, 1), (8, 32, 1, 1), (2, 64, 1, 2), (16, 1, 4, 4)])
+def test_the_groups_of_data_are_alike(shape):
+    """Gradients are added up over data: no group zigzags across the slice, whichever order that takes."""
+    grid = neighbouring_rows(mesh_utils.create_device_mesh(shape, slice_of(16, 16), allow_split_physical_axes=True))
+    places = places_of(grid)[:, 0].reshape(*shape[:2], -1)
+    steps = np.diff(places, axis=0)
+    assert (steps == steps[:, :1]).all()
+
+
+def test_blocks_that_would_mirror_each_other_stay_as_they_are():
+    """16 × 16 shards on 16 × 16 chips: a block is a line, the next one would run back."""
+    grid = np.array(slice_of(16, 16), dtype=object).reshape(16, 16, 1, 1)
+    assert neighbouring_rows(grid) is grid
+
+
+def test_a_mesh_has_its_row_shards_in_that_order(monkeypatch):
+    """In each slice for itself; data runs over slices first."""
+    grids = []
+    monkeypatch.setattr("fot_jax.sharding.Mesh", lambda grid, *_, **__: grids.append(grid))
+    make_mesh(MeshConfig(data=1, fsdp=16), slice_of(4, 4))
+    two = [device for i in range(2) for device in slice_of(4, 4)]
+    for i, device in enumerate(two):
+        device.id, device.slice_index = i, i // 16
+    make_mesh(MeshConfig(data=32, slices=2), two)
+    for grid in (grids[0], *np.split(grids[1], 2)):
+        moves_of(grid)
+        assert len({getattr(device, "slice_index", 0) for device in grid.flat}) == 1
 
 
 def test_what_has_no_place_on_a_network_stays_as_it_is():

@@ -16,7 +16,7 @@ from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import make_mesh
 from fot_jax.train.context_schedule import ContextSchedule
 from fot_jax.train.state import abstract_state, create_state
-from fot_jax.train.step import loss_gradient, make_train_step, micro_batches
+from fot_jax.train.step import loss_gradient, make_eval_step, make_train_step, micro_batches
 from fot_jax.types import Batch, Plan
 from tests.train.tiny import tiny
 
@@ -148,6 +148,21 @@ def test_one_program_per_power_of_two_and_donated_buffers():
         assert distance > 0, f"{jax.tree_util.keystr(path)} never moved"
     step(before, make_stream(config, "train").batch(0), make_plan(config.crossbatch, batch_rows=8, num_contexts=1))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
+
+
+def test_the_compiler_gets_the_meshs_options(monkeypatch):
+    """On CPUs there are none: an unknown one is refused where the step is compiled."""
+    config = tiny()
+    mesh = mesh_of(config)
+    batch, plan = make_stream(config, "train").batch(0), None
+    monkeypatch.setattr("fot_jax.train.step.compiler_options", lambda mesh: {"xla_no_such_option": True})
+    state = create_state(config, mesh)
+    for lowered in (
+        make_train_step(config, mesh).lower(state, batch, plan),
+        make_eval_step(config, mesh).lower(state.params, batch, plan),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+            lowered.compile()
 
 
 def test_indivisible_meshes_name_the_mesh_and_the_devices():
