@@ -1,6 +1,6 @@
 """Compiles the ring of a memory layer, forward, for a pod: python -m tests.aot.ring_compiles v5e:8x8 TENSOR
 
-Prints one line of JSON: permutes, those beside other work, and those with a kernel between their start and their end.
+Prints one line of JSON: permutes, those with a start and an end, and those with a kernel between the two.
 """
 
 import json
@@ -55,7 +55,7 @@ def permutes(text: str) -> dict[str, int]:
     }
     covered = [any("tpu_custom_call" in line for line in lines[n : ends[name]]) for name, n in starts.items()]
     alone = sum(" collective-permute(" in line for line in lines)
-    return {"permutes": alone + len(starts), "beside other work": len(starts), "beside a kernel": sum(covered)}
+    return {"permutes": alone + len(starts), "asynchronous": len(starts), "beside a kernel": sum(covered)}
 
 
 if __name__ == "__main__":

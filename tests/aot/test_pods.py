@@ -31,7 +31,8 @@ def test_3b_on_v3(tmp_path):
     # Forward and two gradients, for the own chunk in two layers and for three hops of the ring in one.
     assert report["attention"] == "pallas (auto)"
     assert report["costs"]["kernels"]["tpu_custom_call"] == pytest.approx(3 * 2 + 3 * 3)
-    assert report["costs"]["beside"]["collective-permute"] == report["costs"]["collectives"]["collective-permute"] > 0
+    # The ring's, and those by which the compiler aligns shards of parameters; some of the latter wait.
+    assert report["costs"]["beside"]["collective-permute"] > 0.8 * report["costs"]["collectives"]["collective-permute"]
 
 
 @pytest.mark.parametrize("topology", ["v4:4x4x8", "v5e:16x16", "v5p:4x4x4", "v6e:16x16"])
