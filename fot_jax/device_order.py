@@ -33,18 +33,16 @@ def neighbouring_rows(grid: np.ndarray) -> np.ndarray:
     )
     corners = places.min(axis=1)  # [shard, (z, y, x, core)]
     within = places - corners[:, None]
-    sides = [np.unique(column, return_inverse=True) for column in corners.T]
-    sizes = [len(values) for values, _ in sides]
+    # The longest step of the path is the side of a tile: rarest where tiles are widest.
+    slowest_first = np.argsort(-within.max(axis=(0, 1)), kind="stable")
+    lattice = [np.unique(corners[:, axis], return_inverse=True)[1] for axis in slowest_first]
+    sizes = [int(side.max()) + 1 for side in lattice]
     if (within != within[0]).any() or math.prod(sizes) != len(shards):
         return grid
-    # The longest step of the path is the side of a tile: rarest where tiles are widest.
-    slowest_first = sorted(range(len(sizes)), key=lambda axis: -within[..., axis].max())
-    tile = {
-        place: shard
-        for shard, place in enumerate(zip(*(sides[axis][1].tolist() for axis in slowest_first), strict=True))
-    }
+    shard_at = np.empty(sizes, int)
+    shard_at[tuple(lattice)] = np.arange(len(shards))
     path = _snake if min(grid.shape[:2]) > 1 else _circle
-    order = [tile[place] for place in path([sizes[axis] for axis in slowest_first])]
+    order = shard_at[tuple(np.transpose(path(sizes)))]
     blocks = np.diff(corners[order].reshape(*grid.shape[:2], -1), axis=0)  # from a shard to that of the next block
     if grid.shape[1] > 1 and (blocks != blocks[:, :1]).any():
         return grid

@@ -155,9 +155,14 @@ class GGUFFile:
         if kind not in ("linear", "yarn"):
             raise UserError(f"{self.path}: llama.rope.scaling.type must be none, linear or yarn, got {kind!r}.")
         original = self._get("rope.scaling.original_context_length", int, self._get("context_length", int))
-        betas = {"beta_fast": self._get("rope.scaling.yarn_beta_fast", float, 32.0)}
-        betas["beta_slow"] = self._get("rope.scaling.yarn_beta_slow", float, 1.0)
-        rope = RopeConfig(theta=theta, scaling=RopeScaling(kind), factor=factor, original_context=original, **betas)
+        rope = RopeConfig(
+            theta=theta,
+            scaling=RopeScaling(kind),
+            factor=factor,
+            original_context=original,
+            beta_fast=self._get("rope.scaling.yarn_beta_fast", float, RopeConfig.beta_fast),
+            beta_slow=self._get("rope.scaling.yarn_beta_slow", float, RopeConfig.beta_slow),
+        )
         rope.validate(f"{self.path}: llama.rope.scaling")
         return rope
 

@@ -94,14 +94,9 @@ def train(
         distributed.check_agreement("the newest checkpoints", str(start))
         if start > config.train.steps:
             raise UserError(f"train.steps must be at least the {start} done in {folder}, got {config.train.steps}.")
-        if start:
-            state, position = _restore(checkpoints, start, abstract)
-            for line in _changed_documents(position, stream.digests, folder, allow_changes):
-                say(line)
-        else:
-            first = checkpoint.load_params(config.train.init_from)[1] if config.train.init_from else None
-            state, position = train_state.create_state(config, mesh, params=first), {"switch_step": None}
-            del first
+        state, position = _restore(checkpoints, start, abstract) if start else _begin(config, mesh)
+        for line in _changed_documents(position, stream.digests, folder, allow_changes):
+            say(line)
         if distributed.is_first():
             run_folder.write_config(folder, config)  # everything the config asks for is there
             if config.train.init_from:
@@ -167,6 +162,12 @@ def train(
     if stop.requested and done < config.train.steps:
         say(f"stopped by SIGTERM after step {done}, nothing is lost: the same command goes on from there")
     return Outcome(step=done, stopped=stop.requested and done < config.train.steps)
+
+
+def _begin(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainState, dict]:
+    """The state before the first step, and a data position that remembers nothing."""
+    first = checkpoint.load_params(config.train.init_from)[1] if config.train.init_from else None
+    return train_state.create_state(config, mesh, params=first), {"switch_step": None}
 
 
 def _restore(checkpoints: checkpoint.Checkpointer, step: int, abstract: train_state.TrainState) -> tuple[Any, dict]:

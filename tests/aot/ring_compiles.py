@@ -4,11 +4,11 @@ Prints one line of JSON: permutes, those with a start and an end, and those with
 """
 
 import json
-import re
 import sys
 
 from fot_jax.aot.chips import parse_topology
 from fot_jax.aot.devices import only_libtpu, pod_devices, prepare_environment
+from fot_jax.aot.hlo import parse_module
 
 
 def program(devices, tensor: int) -> str:
@@ -21,13 +21,12 @@ def program(devices, tensor: int) -> str:
     from fot_jax.ops.attention import normalise
     from fot_jax.ops.ring import ring_partial
     from fot_jax.sharding import compiler_options, make_mesh
-    from fot_jax.types import Plan
     from tests.scale.ring_cases import problem
 
     shards = len(devices) // tensor
     mesh = make_mesh(MeshConfig(fsdp=shards, tensor=tensor), devices)
     posed = problem("packed", rows=2 * shards, devices=shards, d=4)
-    plan = Plan(context_ids=posed.plan.context_ids, own_document=posed.plan.own_document, route=posed.route)
+    plan = posed.plan.replace(route=posed.route)
     options = {"boundaries": Boundaries.MASKED, "form": AttentionForm.PALLAS, "block": 512}
 
     def attend(queries, keys, values, segments):
@@ -46,16 +45,19 @@ def program(devices, tensor: int) -> str:
 
 def permutes(text: str) -> dict[str, int]:
     """Of a scheduled program, in which instructions stand in the order in which they run."""
-    lines = text.splitlines()
-    starts = {
-        m[1]: n for n, line in enumerate(lines) if (m := re.search(r"%?(\S+) = .* collective-permute-start\(", line))
-    }
-    ends = {
-        m[1]: n for n, line in enumerate(lines) if (m := re.search(r" collective-permute-done\(.*%([\w.\-]+)\)", line))
-    }
-    covered = [any("tpu_custom_call" in line for line in lines[n : ends[name]]) for name, n in starts.items()]
-    alone = sum(" collective-permute(" in line for line in lines)
-    return {"permutes": alone + len(starts), "asynchronous": len(starts), "beside a kernel": sum(covered)}
+    found = {"permutes": 0, "asynchronous": 0, "beside a kernel": 0}
+    for computation in parse_module(text).computations.values():
+        under_way: dict[str, bool] = {}  # -start -> whether a kernel has run since
+        for one in computation.instructions.values():
+            found["permutes"] += one.opcode in ("collective-permute", "collective-permute-start")
+            if one.opcode == "collective-permute-start":
+                under_way[one.name] = False
+            elif one.opcode == "collective-permute-done":
+                found["beside a kernel"] += under_way.pop(one.operands[0])
+                found["asynchronous"] += 1
+            elif "tpu_custom_call" in one.attributes:
+                under_way = dict.fromkeys(under_way, True)
+    return found
 
 
 if __name__ == "__main__":

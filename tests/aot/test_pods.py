@@ -31,7 +31,7 @@ def test_3b_on_v3(tmp_path):
     # Forward and two gradients, for the own chunk in two layers and for three hops of the ring in one.
     assert report["attention"] == "pallas (auto)"
     assert report["costs"]["kernels"]["tpu_custom_call"] == pytest.approx(3 * 2 + 3 * 3)
-    # The ring's, and those by which the compiler aligns shards of parameters; some of the latter wait.
+    # The ring's, and those by which the compiler aligns shards of parameters; some of both are waited for.
     assert report["costs"]["beside"]["collective-permute"] > 0.8 * report["costs"]["collectives"]["collective-permute"]
 
 

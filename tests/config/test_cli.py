@@ -74,6 +74,7 @@ def test_programming_errors_keep_their_traceback():
 
 
 def test_what_is_chosen_is_logged(caplog):
+    caplog.set_level(logging.NOTSET, logger="fot_jax")  # an earlier test may have called `run`
     cli.run(lambda flags: logging.getLogger("fot_jax.ops.forms").info("the form"), parser(), [])
     assert "the form" in caplog.text
 
