@@ -11,7 +11,7 @@ RUNS := runs
 DATA_CACHE := data_cache
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 corpora libtpu aot bench bench-gpu test test-all test-aot lint format update-golden
+.PHONY: help demo smollm2 corpora libtpu libcuda aot bench bench-gpu test test-all test-aot lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
@@ -22,7 +22,7 @@ help:
 	@echo "make test           every test but the slow ones, $(WORKERS) workers (WORKERS=N changes that)"
 	@echo "make test-all       the slow ones too"
 	@echo "make aot            compile the large configs for TPU pods, without a TPU; $(RUNS)/aot has the reports"
-	@echo "make test-aot       tests that compile for TPU pods"
+	@echo "make test-aot       tests that compile for TPU pods and GPUs"
 	@echo "make lint           ruff, pyright, import-linter"
 	@echo "make format         ruff's formatter"
 	@echo "make update-golden  rewrite tests/golden and print what changed"
@@ -93,7 +93,8 @@ bench: $(VENV)/.runtime
 	$(BENCH) --config=configs/smollm2_135m.py --contexts=8 --config.memory.retrieval=dense --lengths=4096,16384 \
 	  --retrievals=dense,exact --entries=4096,65536 --repeats=3 --out=$(RUNS)/bench/smollm2_135m
 
-GPU := --forms=blockwise --contexts=2,8 --config.memory.retrieval=dense --lengths=4096,65536 --retrievals=dense,exact
+GPU_FORMS ?= blockwise,pallas
+GPU := --forms=$(GPU_FORMS) --contexts=2,8 --config.memory.retrieval=dense --lengths=4096,65536 --retrievals=dense,exact
 
 bench-gpu: $(VENV)/.runtime
 	@echo "== SmolLM2-135M, rows of 1,024 tokens"
@@ -119,6 +120,15 @@ $(LIBTPU)/.installed: requirements-aot.txt | $(VENV)/.runtime
 
 libtpu: $(LIBTPU)/.installed
 
+LIBCUDA := .libcuda
+
+$(LIBCUDA)/.installed: requirements-aot-gpu.txt | $(VENV)/.runtime
+	@echo "== the CUDA compiler into $(LIBCUDA), beside the environment (570 MB)"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LIBCUDA) -r $<
+	@touch $@
+
+libcuda: $(LIBCUDA)/.installed
+
 AOT := $(PY) -m launch.aot_compile
 V5E := --topology=v5e:16x16 --config.mesh.fsdp=64 --config.mesh.tensor=2
 
@@ -130,8 +140,8 @@ aot: $(LIBTPU)/.installed
 	$(AOT) --config=configs/longllama_7b.py --topology=v5p:4x4x4 --out=$(RUNS)/aot/longllama_7b_v5p.json
 	$(AOT) --config=configs/longllama_7b.py $(V5E) --out=$(RUNS)/aot/longllama_7b_v5e.json
 
-test-aot: $(VENV)/.dev $(LIBTPU)/.installed
-	@echo "== tests that compile for TPU pods, one after another"
+test-aot: $(VENV)/.dev $(LIBTPU)/.installed $(LIBCUDA)/.installed
+	@echo "== tests that compile for TPU pods and GPUs, one after another"
 	$(BIN)/pytest -q -m aot
 
 lint: $(VENV)/.dev

@@ -24,7 +24,7 @@ from launch import cli
 
 MEBIBYTE = 2**20
 MEASURES = ("step", "read", "decode", "data")
-FORMS = (AttentionForm.REFERENCE.value, AttentionForm.BLOCKWISE.value)  # the kernels run on TPUs only: not timed here
+FORMS = tuple(form.value for form in AttentionForm)
 
 
 def _integers(text: str, flag: str) -> list[int]:
@@ -58,8 +58,15 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
     if "read" in wanted and short:
         raise ConfigError(f"--lengths must be whole windows of {model.local_context} tokens, got {short[0]}.")
 
-    from fot_jax.bench import inference, machine, pipeline, steps
+    import jax
 
+    from fot_jax.bench import inference, machine, pipeline, steps
+    from fot_jax.ops.forms import check_platform
+
+    if "step" in wanted:
+        check_platform(model.attention, jax.devices()[0].platform)
+        for form in forms:
+            check_platform(form, jax.devices()[0].platform, name="--forms")
     found = {"machine": machine.machine_programs(model)}
     params = inference.random_params(model) if wanted != ["data"] else None
     if "step" in wanted:
@@ -199,7 +206,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--contexts", default="2,8", metavar="D,D,…", help="step: contexts per row; default %(default)s"
     )
-    parser.add_argument("--forms", default=",".join(FORMS), metavar="NAMES", help="step: default %(default)s")
+    parser.add_argument(
+        "--forms", default="reference,blockwise", metavar="NAMES",
+        help=f"step: of {','.join(FORMS)}; default %(default)s",
+    )  # fmt: skip
     parser.add_argument("--lengths", default="4096,16384", metavar="N,…", help="read: tokens; default %(default)s")
     parser.add_argument(
         "--entries", default="4096,65536", metavar="M,…", help="decode: memory sizes; default %(default)s"

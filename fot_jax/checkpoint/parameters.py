@@ -1,6 +1,7 @@
 """Parameters of a run without its optimizer: read to be evaluated, written by an import, exported bare."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from fot_jax.checkpoint.streaming import chunks, streaming_handlers, uncopied
 from fot_jax.config import Dtype, ExperimentConfig, UserError
 from fot_jax.models.init import param_shapes
 from fot_jax.models.layers import DTYPES
+from fot_jax.ops import forms
 from fot_jax.workdir import read_config
 
 
@@ -35,6 +37,8 @@ def load_params(
 ) -> tuple[ExperimentConfig, Any, int]:
     """A trained model: its experiment, its parameters (float32, on this process' first device) and their step.
 
+    Of attention by kernels that this device does not have the experiment says `auto` (logged).
+
     Args:
       workdir: the run's folder.
       step: a checkpoint's number, "latest", or "best" (smallest held-out loss).
@@ -43,11 +47,13 @@ def load_params(
       UserError: no run, no such checkpoint, or a damaged one.
     """
     with _opened(workdir, step) as (checkpoints, config, number):
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        local = jax.local_devices()[0]
+        device = jax.sharding.SingleDeviceSharding(local)
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), param_shapes(config.model)
         )
-        return config, checkpoints.restore_params(number, params=abstract), number
+        model = dataclasses.replace(config.model, attention=forms.runnable(config.model.attention, local.platform))
+        return dataclasses.replace(config, model=model), checkpoints.restore_params(number, params=abstract), number
 
 
 @contextlib.contextmanager

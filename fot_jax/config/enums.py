@@ -40,7 +40,7 @@ class RopeScaling(enum.Enum):
 class AttentionForm(enum.Enum):
     """REFERENCE materialises all scores; BLOCKWISE is an online softmax over blocks of keys.
 
-    PALLAS: the same in TPU kernels. AUTO: by backend (`fot_jax/ops/forms.py`).
+    PALLAS: the same in kernels, for TPUs and GPUs. AUTO: by backend (`fot_jax/ops/forms.py`).
     """
 
     REFERENCE = "reference"
@@ -52,7 +52,7 @@ class AttentionForm(enum.Enum):
 class Remat(enum.Enum):
     """What the backward pass keeps of a layer: everything, matrix products, or nothing.
 
-    Of attention by the TPU kernels DOTS and FULL keep the output: it runs forward once.
+    Of attention by the kernels DOTS and FULL keep the output: it runs forward once.
     """
 
     NONE = "none"

@@ -85,8 +85,8 @@ def crossbatch_partial(
         blocks of rows (`fot_jax/ops/ring.py`) and attend to each by PALLAS, or BLOCKWISE where REFERENCE is asked.
       segments: document ids of the rows, 0 for padding.
       boundaries: MASKED or JOINED documents.
-      form: REFERENCE gathers [B, C, S, G, D]; BLOCKWISE reads a block at a time; PALLAS the same on a TPU;
-        AUTO chooses between these two.
+      form: REFERENCE gathers [B, C, S, G, D]; BLOCKWISE reads a block at a time; PALLAS the same in kernels, on
+        TPUs and GPUs; AUTO chooses between these two.
       block: keys per block of the BLOCKWISE and PALLAS forms, in tokens.
       layout: mesh axes of queries, keys and values, for kernels in a mesh of several devices (XLA lays out the rest).
 

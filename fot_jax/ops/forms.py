@@ -7,12 +7,13 @@ import logging
 import jax
 from jax.sharding import AxisType
 
-from fot_jax.config import AttentionForm
+from fot_jax.config import AttentionForm, ConfigError
 
 logger = logging.getLogger(__name__)
 
 # Mosaic refuses matrix products of bfloat16 there (E2001); of float32 they round to bfloat16 in the matrix unit.
 WIDE_PRODUCTS = ("TPU v2", "TPU v3")
+KERNELS_RUN_ON = ("tpu", "gpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +49,34 @@ def resolve(form: AttentionForm) -> AttentionForm:
     return automatic(target(), known=known)
 
 
+def runs_on(form: AttentionForm, platform: str) -> bool:
+    """Whether the form runs on such devices ("tpu", "gpu", "cpu")."""
+    return form is not AttentionForm.PALLAS or platform in KERNELS_RUN_ON
+
+
+def check_platform(form: AttentionForm, platform: str, *, name: str = "model.attention") -> None:
+    """Raises ConfigError, which calls the form's field or flag `name`, unless it `runs_on` such devices."""
+    if not runs_on(form, platform):
+        others = ", ".join(repr(other.value) for other in AttentionForm if other is not AttentionForm.PALLAS)
+        raise ConfigError(
+            f"{name} must be one of {others} on a {platform}, got 'pallas', whose kernels run on TPUs and GPUs."
+        )
+
+
+@functools.cache
+def runnable(form: AttentionForm, platform: str) -> AttentionForm:
+    """The form itself; for a model trained elsewhere AUTO, logged the first time, unless it `runs_on` such devices."""
+    if runs_on(form, platform):
+        return form
+    logger.warning("model.attention 'pallas' of the checkpoint is 'auto' here: no such kernels on a %s", platform)
+    return AttentionForm.AUTO
+
+
 @functools.cache
 def automatic(device: Target, *, known: bool) -> AttentionForm:
     """AUTO's choice, logged the first time: PALLAS on a TPU where the layout of arrays is known, else BLOCKWISE.
+
+    On a GPU too: its kernels compile but have not run on one (docs/kernels.md), so they are taken by name only.
 
     XLA cannot split a kernel over devices, so on several of them it runs inside `jax.shard_map`.
 

@@ -5,7 +5,7 @@ hop to the last; keys and values travel as [rows, G, S, D] and are padded to who
 
     form        queries          peaks and totals    where
     blockwise   [r, G, T, D]     [r, G, T]           anywhere; T = H/G · L
-    pallas      [r, H, L', D]    [r, H, L']          TPUs; L' whole blocks of queries
+    pallas      [r, H, L', D]    [r, H, L']          TPUs, GPUs; L' whole blocks of queries
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Attention over the row's own chunk or the plan's contexts by the Pallas TPU kernels, differentiable.
+"""Attention over the row's own chunk or the plan's contexts by the Pallas kernels, for TPUs or GPUs, differentiable.
 
 The counterpart of `fot_jax/ops/blockwise.py`: the same values, gradients and `Partial`, so that the
 partials of both merge. See docs/kernels.md.
@@ -12,8 +12,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from fot_jax.config import Boundaries
-from fot_jax.ops import forms, pallas_calls
-from fot_jax.ops.pallas_kernels import LANES, Rule
+from fot_jax.ops import forms, pallas_calls, triton_calls
+from fot_jax.ops.kernel_rules import Compiler, Rule
+from fot_jax.ops.pallas_kernels import LANES
 from fot_jax.ops.visits import own_visits, spans_of, visits_by_context, visits_by_reader
 from fot_jax.types import Partial, Plan
 
@@ -33,7 +34,7 @@ def forward(rule: Rule, queries, keys, values, plan: Plan | None, query_segments
     """
     spans = spans_of(query_segments, key_segments, query_block=rule.query_block, key_block=rule.key_block)
     visits = own_visits(keys.shape[0]) if plan is None else visits_by_reader(plan)
-    parts = pallas_calls.forward(rule, visits, spans, queries, keys, values, query_segments, key_segments)
+    parts = _calls(rule).forward(rule, visits, spans, queries, keys, values, query_segments, key_segments)
     return parts, (queries, keys, values, plan, query_segments, key_segments, parts[1])
 
 
@@ -47,8 +48,8 @@ def gradients(rule: Rule, saved, cotangents):
     else:
         by_reader, by_context = visits_by_reader(plan), visits_by_context(plan, rows=keys.shape[0])
     arrays = queries, keys, values, query_segments, key_segments, d_weighted.astype(values.dtype), peak, d_total
-    dq = pallas_calls.queries_gradient(rule, by_reader, spans, *arrays)
-    return dq, *pallas_calls.keys_gradient(rule, by_context, spans, *arrays)
+    dq = _calls(rule).queries_gradient(rule, by_reader, spans, *arrays)
+    return dq, *_calls(rule).keys_gradient(rule, by_context, spans, *arrays)
 
 
 def _backward(rule, saved, cotangents):
@@ -59,8 +60,15 @@ def _backward(rule, saved, cotangents):
 _visited.defvjp(forward, _backward)
 
 
-def _whole_block(wanted: int, length: int, *, free: bool) -> int:
-    """The block length used: a multiple of the lane width, no longer than the padded array."""
+def _calls(rule: Rule):
+    """The module of the chip's three calls."""
+    return triton_calls if rule.compiler is Compiler.TRITON else pallas_calls
+
+
+def _whole_block(wanted: int, length: int, *, compiler: Compiler, free: bool) -> int:
+    """The block length used: a multiple of a TPU's lane width, no longer than the padded array; a GPU's own."""
+    if compiler is Compiler.TRITON:
+        return triton_calls.block_length(wanted, length, least=1 if free else triton_calls.LEAST)
     if free:
         return min(wanted, length)
     return min(-(-wanted // LANES), -(-length // LANES)) * LANES
@@ -81,17 +89,21 @@ def make_rule(
       boundaries: MASKED or JOINED documents.
       causal: whether rows read their own chunk.
       lengths: tokens of a row of queries, and of keys.
-      block: keys per block, in tokens; taken up to a multiple of 128.
+      block: keys per block, in tokens: see `pallas_partial`.
       query_block: queries per block, likewise.
       interpret: as `pallas_partial`.
     """
+    target = forms.target()
+    compiler = Compiler.TRITON if target.platform == "gpu" else Compiler.MOSAIC
+    options = {"compiler": compiler, "free": bool(interpret)}
     return Rule(
         boundaries=boundaries,
         causal=causal,
-        query_block=_whole_block(query_block, lengths[0], free=bool(interpret)),
-        key_block=_whole_block(block, lengths[1], free=bool(interpret)),
+        query_block=_whole_block(query_block, lengths[0], **options),
+        key_block=_whole_block(block, lengths[1], **options),
         interpret=interpret,
-        widen=forms.target().kind in forms.WIDE_PRODUCTS,
+        widen=target.kind in forms.WIDE_PRODUCTS,
+        compiler=compiler,
     )
 
 
@@ -113,7 +125,7 @@ def pallas_partial(
     query_block: int = QUERY_BLOCK,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Partial:
-    """Attends to each row's own chunk (plan None, causal) or to the plan's contexts, on a TPU.
+    """Attends to each row's own chunk (plan None, causal) or to the plan's contexts, on a TPU or a GPU.
 
     A function of local arrays: on several devices call it inside `jax.shard_map`, with a plan that
     names local rows. Differentiable in queries, keys and values.
@@ -126,7 +138,8 @@ def pallas_partial(
       query_segments: document ids of the queries, 0 for padding.
       key_segments: document ids of the keys.
       boundaries: MASKED or JOINED documents.
-      block: keys per block, in tokens; taken up to a multiple of 128.
+      block: keys per block, in tokens; on a TPU taken up to a multiple of 128, on a GPU down to a power of two of at
+        most 64.
       query_block: queries per block, likewise.
       interpret: True or Pallas' parameters: run on any backend, slowly, blocks taken as given (for tests).
 

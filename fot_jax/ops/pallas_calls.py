@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fot_jax.ops.pallas_kernels import LANES, Rule, Sizes, forward_kernel, keys_kernel, queries_kernel, sizes_of
+from fot_jax.ops.kernel_rules import Rule, Sizes, array_like, sizes_of
+from fot_jax.ops.pallas_kernels import LANES, forward_kernel, keys_kernel, queries_kernel
 from fot_jax.ops.visits import Spans, Visits
 
 
@@ -79,16 +80,11 @@ def _call(kernel, sizes: Sizes, visits: Visits, spans: Spans, *, name, grid, in_
     )  # fmt: skip
 
 
-def _like(x, shape, dtype) -> jax.ShapeDtypeStruct:
-    """An output that varies over the same mesh axes as x (inside `shard_map`)."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
-
-
 def forward(rule: Rule, visits: Visits, spans: Spans, queries, keys, values, query_segments, key_segments):
     """(weighted [B, H, L, D], peak [B, H, 1, L], total [B, H, 1, L]), float32; visits by reader."""
     sizes = sizes_of(rule, queries, keys)
     (q, q_column, _, q_numbers), (k, _, k_row) = _reader_specs(sizes)
-    numbers = _like(queries, (sizes.B, sizes.H, 1, sizes.L), jnp.float32)
+    numbers = array_like(queries, (sizes.B, sizes.H, 1, sizes.L), jnp.float32)
     lanes = pltpu.VMEM((rule.query_block, LANES), jnp.float32)
     call = _call(
         forward_kernel, sizes, visits, spans,
@@ -96,7 +92,7 @@ def forward(rule: Rule, visits: Visits, spans: Spans, queries, keys, values, que
         grid=(sizes.H, sizes.query_blocks, visits.count, sizes.key_blocks),
         in_specs=[q, k, k, q_column, k_row],
         out_specs=[q, q_numbers, q_numbers],
-        out=[_like(queries, queries.shape, jnp.float32), numbers, numbers],
+        out=[array_like(queries, queries.shape, jnp.float32), numbers, numbers],
         scratch=[lanes, lanes],
         cost=sizes.cost(
             visits, products=2, reads=2 * sizes.query_blocks * sizes.S, arrays=queries.nbytes + 4 * queries.size
@@ -119,7 +115,7 @@ def queries_gradient(
         grid=(sizes.H, sizes.query_blocks, visits.count, sizes.key_blocks),
         in_specs=[q, k, k, q_column, k_row, q, q_numbers, q_numbers],
         out_specs=q,
-        out=_like(queries, queries.shape, jnp.float32),
+        out=array_like(queries, queries.shape, jnp.float32),
         scratch=[lanes, lanes],
         cost=sizes.cost(visits, products=3, reads=2 * sizes.query_blocks * sizes.S, arrays=3 * queries.nbytes),
     )  # fmt: skip
@@ -146,7 +142,7 @@ def keys_gradient(
         grid=(sizes.G, sizes.key_blocks, visits.count, repeats, sizes.query_blocks),
         in_specs=[q, k, k, q_row, k_column, q, q_numbers, q_numbers],
         out_specs=[k, k],
-        out=[_like(keys, keys.shape, jnp.float32)] * 2,
+        out=[array_like(keys, keys.shape, jnp.float32)] * 2,
         scratch=[],
         cost=sizes.cost(visits, products=4, reads=2 * sizes.key_blocks * sizes.L, arrays=4 * keys.nbytes),
     )  # fmt: skip

@@ -62,6 +62,15 @@ def visits_by_context(plan: Plan, *, rows: int) -> Visits:
     return Visits(readers=others, contexts=targets, flags=flags, count=count, slots=plan.context_ids.size)
 
 
+def starts_of(targets: Int[Array, " V"], count, *, num_targets: int) -> Int[Array, " starts"]:
+    """Where the visits of each target begin in a list sorted by target, and where the last one's end.
+
+    targets  0 0 1 2 2 (2)   count 5   ->   0 2 3 5
+    """
+    starts = jnp.searchsorted(targets, jnp.arange(num_targets, dtype=jnp.int32), method="compare_all").astype(jnp.int32)
+    return jnp.append(starts, jnp.asarray(count, jnp.int32))
+
+
 def _pairs(plan: Plan):
     ids = jnp.asarray(plan.context_ids, jnp.int32)
     readers = jnp.broadcast_to(jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None], ids.shape)

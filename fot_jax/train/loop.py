@@ -19,7 +19,7 @@ from fot_jax.data.batches import Stream
 from fot_jax.data.streams import make_stream
 from fot_jax.models import account
 from fot_jax.models.layers import DTYPES
-from fot_jax.ops import routes
+from fot_jax.ops import forms, routes
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train import state as train_state
@@ -75,6 +75,7 @@ def train(
     mesh = make_mesh(config.mesh, devices)
     rows = config.train.batch_rows // config.train.accumulation
     check_batch(config, mesh)
+    forms.check_platform(config.model.attention, mesh.devices.flat[0].platform)
     abstract = train_state.abstract_state(config, mesh)
     run_folder.compare_config(folder, config, allow_changes=allow_changes)  # before minutes go into data
     stream = make_stream(config, "train")

@@ -1,4 +1,4 @@
-"""The Pallas kernels through the real TPU compiler (Mosaic), standing alone. See `make test-aot`."""
+"""The Pallas kernels through the real TPU and GPU compilers, standing alone. See `make test-aot`."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.aot import gpu_compiles
 from tests.aot.kernel_compiles import CASES
 
 pytestmark = pytest.mark.aot
@@ -18,3 +19,15 @@ def test_forward_and_backward_compile_for_every_chip(topology):
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {f"{head_dim} {dtype}": 6 for head_dim, dtype in CASES}
+
+
+@pytest.mark.parametrize("gpu", gpu_compiles.GPUS)
+def test_forward_and_backward_compile_for_gpus(gpu):
+    """Triton, LLVM and ptxas: six kernels, all with tensor cores; of bfloat16 they load one block ahead."""
+    command = [sys.executable, "-m", "tests.aot.gpu_compiles", gpu]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {
+        f"{head_dim} {dtype}": [6, 6, 6 if dtype == "bfloat16" else 0] for head_dim, dtype in gpu_compiles.CASES
+    }

@@ -21,7 +21,15 @@ from fot_jax.models.cache import init_cache
 from fot_jax.ops import plans
 from tests import cases
 from tests.models import decoders
-from tests.ops import test_crossbatch, test_losses, test_memory_attention, test_plans, test_prefix, test_rope
+from tests.ops import (
+    kernel_cases,
+    test_crossbatch,
+    test_losses,
+    test_memory_attention,
+    test_plans,
+    test_prefix,
+    test_rope,
+)
 from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
 from tests.scale import test_ring, test_sharded_memory
 
@@ -62,6 +70,12 @@ def ring() -> None:
 def ring_of_kernels() -> None:
     """The same by the kernels, interpreted."""
     test_ring.check("packed", {"data": 4}, Boundaries.MASKED, form=AttentionForm.PALLAS)
+
+
+def ring_of_gpu_kernels() -> None:
+    """The same by those for GPUs."""
+    with kernel_cases.on(kernel_cases.GPU):
+        ring_of_kernels()
 
 
 def prefix_of_few_queries() -> None:
@@ -179,6 +193,10 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "kernels by the peak of each hop": ("ops.hops", "saved, cotangents = (*inputs, peak[:, :, None])",
                                         "saved, cotangents = pallas_attention.forward(rule, *inputs)[1]",
                                         ring_of_kernels),
+    "a GPU's totals of different peaks": ("ops.triton_kernels", "jnp.exp(peak - new_peak)", "jnp.ones_like(peak)",
+                                          ring_of_gpu_kernels),
+    "a GPU's keys read by one head of the group": ("ops.triton_kernels", "0, repeats * (end - first), step",
+                                                   "0, end - first, step", ring_of_gpu_kernels),
     "devices of different peaks": ("ops.sharded_memory", "peak = jax.lax.pmax(part.peak, layout.entries)",
                                    "peak = part.peak", sharded(None)),
     "the k best of each device": ("ops.sharded_memory", "count = min(k, everywhere.shape[-1])",

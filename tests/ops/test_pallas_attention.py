@@ -1,7 +1,5 @@
 """The Pallas kernels, interpreted, against the oracle and the blockwise form; and lowered for a TPU."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,29 +7,28 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, blockwise, crossbatch, forms, pallas_attention, plans
+from fot_jax.ops import attention, forms, pallas_attention
 from fot_jax.ops.pallas_attention import pallas_partial
-from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
+from tests.ops.kernel_cases import (
+    BLOCK,
+    GPU,
+    LENGTH,
+    PLANS,
+    QUERY_BLOCK,
+    ROWS,
+    TPU,
+    check_joint_softmax,
+    check_plan,
+    check_unread,
+    inputs,
+    padded,
+    partial_and_gradients,
+    step_for_a_chip,
+)  # fmt: skip
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
-NAMES = ("output", "d queries_local", "d queries_context", "d keys_local", "d keys_context", "d values")
 BFLOAT16 = 2.0**-8  # relative spacing
-
-
-def joint(segments, boundaries: Boundaries, *, block: int, query_block: int, interpret=True):
-    """One softmax over local and contexts, of five arrays and a plan."""
-
-    def op(queries_local, queries_context, keys_local, keys_context, values, plan):
-        options = {
-            "query_segments": jnp.asarray(segments), "key_segments": jnp.asarray(segments), "boundaries": boundaries,
-            "block": block, "query_block": query_block, "interpret": interpret,
-        }  # fmt: skip
-        near = pallas_partial(queries_local, keys_local, values, None, **options)
-        far = pallas_partial(queries_context, keys_context, values, plan, **options)
-        return attention.normalise(attention.merge(near, far))
-
-    return op
 
 
 @pytest.mark.parametrize(
@@ -47,105 +44,21 @@ def joint(segments, boundaries: Boundaries, *, block: int, query_block: int, int
 )
 def test_joint_softmax_is_the_oracle_in_values_and_all_five_gradients(heads, boundaries, block, query_block, head_dim):
     """Blocks that do not divide the row, padding, empty slots, a row read twice, a row that reads nothing."""
-    case = cases.crossbatch_case(heads, head_dim=head_dim, scale=(6 / head_dim) ** 0.5)
-    op = joint(case.segments, boundaries, block=block, query_block=query_block)
-    plan = jax.tree.map(jnp.asarray, case.plan)
-    arguments = (case.turned_queries, case.queries, case.turned_keys, case.keys, case.values)
-    sources = {
-        "local": (case.turned_queries, case.turned_keys, case.values),
-        "context": (case.queries, case.keys, case.values),
-    }
-    visible = oracles.union(
-        oracles.local_visible(case.segments, boundaries=boundaries.value),
-        oracles.context_visible(
-            case.segments, case.plan.context_ids, case.plan.own_document, boundaries=boundaries.value
-        ),
-    )
-    local, context = oracles.attend_gradients(sources, visible, case.upstream).values()
-    want = [oracles.attend(sources, visible), local[0], context[0], local[1], context[1], local[2] + context[2]]
-    got = cases.value_and_gradients(functools.partial(op, plan=plan), arguments, case.upstream)
-    cases.assert_close(got, want, NAMES)
-
-
-# One compiled program each for all plans and data of the tests below: 8 rows of 10 tokens, 8 slots.
-ROWS, LENGTH, SLOTS, BLOCK, QUERY_BLOCK = 8, 10, 8, 4, 3
-PLANS = {
-    "off": plans.own_past_plan(ROWS, k=1, w=1),
-    "two pass": plans.two_pass_plan(4, w=1, d=3),
-    "packed": plans.packed_plan(ROWS, k=2, w=1, d=5),
-    "segments": plans.segments_plan(ROWS, k=4, segments=((0, 0), (1, 1), (2, 1), (3, 0))),
-    "constant range": plans.constant_range_plan(ROWS, k=4, r=6, stepping=True),
-    "own past": plans.own_past_plan(ROWS, k=4, w=3),
-}
-
-
-def padded(plan: Plan) -> Plan:
-    """The plan with empty columns up to SLOTS."""
-    extra = SLOTS - plan.context_ids.shape[1]
-    return Plan(
-        context_ids=jnp.pad(jnp.asarray(plan.context_ids), ((0, 0), (0, extra)), constant_values=-1),
-        own_document=jnp.pad(jnp.asarray(plan.own_document), ((0, 0), (0, extra))),
-    )
-
-
-def inputs(seed: int = 3) -> list[jax.Array]:
-    """(queries, keys, values, upstream) with 3 heads each."""
-    shape = (ROWS, LENGTH, 3, 8)
-    return cases.to_float32(*cases.arrays(seed, *[shape] * 4))
-
-
-@functools.partial(jax.jit, static_argnames="form")
-def partial_and_gradients(form: AttentionForm, queries, keys, values, upstream, plan, segments):
-    """peak, total; the softmax and its gradients."""
-
-    def op(queries, keys, values):
-        if form is AttentionForm.PALLAS:
-            part = pallas_partial(
-                queries, keys, values, plan, query_segments=segments, key_segments=segments,
-                boundaries=Boundaries.MASKED, block=BLOCK, query_block=QUERY_BLOCK, interpret=True,
-            )  # fmt: skip
-        else:
-            part = blockwise.online_partial(
-                queries, keys, values, plan, segments=segments, boundaries=Boundaries.MASKED, block=BLOCK
-            )
-        return attention.normalise(part), (part.peak, part.total)
-
-    out, pullback, numbers = jax.vjp(op, queries, keys, values, has_aux=True)
-    return (*numbers, out, *pullback(upstream))
+    check_joint_softmax(heads, boundaries, block=block, query_block=query_block, head_dim=head_dim)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_every_published_plan_is_the_blockwise_form(name):
-    segments = jnp.asarray(np.repeat(np.arange(ROWS) // 2 + 1, LENGTH).reshape(ROWS, LENGTH)).at[::3, 7:].set(0)
-    arguments = (*inputs(), padded(PLANS[name]), segments)
-    got, want = (partial_and_gradients(form, *arguments) for form in (AttentionForm.PALLAS, AttentionForm.BLOCKWISE))
-    if name == "off":
-        assert all(not np.asarray(value).any() for value in got[1:])
-    cases.assert_close(got, want, ("peak", "total", "output", "d queries", "d keys", "d values"))
+    check_plan(name, chip=TPU)
 
 
 def test_empty_slots_and_blocks_that_nobody_sees_are_not_read():
-    """NaN where nobody looks: in rows outside the plan, in padding, in another document's blocks."""
-    queries, keys, values, upstream = inputs()
-    segments = np.ones((ROWS, LENGTH), int)
-    segments[0, BLOCK:] = 2  # its blocks 1 and 2 are hidden from document 1
-    segments[1, BLOCK:] = 0
-    ids, own = np.full((ROWS, SLOTS), -1, np.int32), np.ones((ROWS, SLOTS), bool)
-    ids[4:, 1], ids[5:, 4] = 0, 1
-    hidden = np.ones((ROWS, LENGTH), bool)
-    hidden[:2, :BLOCK] = False
-    bad = jnp.asarray(hidden)[:, :, None, None]
-    poisoned = [jnp.where(bad, jnp.nan, x) for x in (keys, values)]
-    plan, segments = Plan(context_ids=jnp.asarray(ids), own_document=jnp.asarray(own)), jnp.asarray(segments)
-    got = partial_and_gradients(AttentionForm.PALLAS, queries, *poisoned, upstream, plan, segments)
-    want = partial_and_gradients(AttentionForm.PALLAS, queries, keys, values, upstream, plan, segments)
-    assert np.asarray(want[2]).any()
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_array_equal(g, w)
+    check_unread(chip=TPU)
 
 
 @pytest.mark.slow
-def test_bfloat16_is_as_near_to_float32_as_the_blockwise_form():
+@pytest.mark.parametrize("chip", [TPU, GPU], ids=["tpu", "gpu"])
+def test_bfloat16_is_as_near_to_float32_as_the_blockwise_form(chip):
     """Over head dim 100, both forms against the blockwise form in float32 of the same rounded numbers."""
     shape, groups = (ROWS, LENGTH, 4, 100), (ROWS, LENGTH, 2, 100)
     low = [x.astype(jnp.bfloat16) for x in cases.to_float32(*cases.arrays(5, shape, groups, groups, scale=0.3))]
@@ -156,7 +69,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_blockwise_form():
     errors = {
         form: [
             oracles.relative_error(np.asarray(g, np.float32), w)
-            for g, w in zip(partial_and_gradients(form, *low, upstream, plan, segments), want, strict=True)
+            for g, w in zip(partial_and_gradients(form, *low, upstream, plan, segments, chip=chip), want, strict=True)
         ]
         for form in (AttentionForm.PALLAS, AttentionForm.BLOCKWISE)
     }
@@ -192,23 +105,6 @@ def test_inside_shard_map_each_device_reads_rows_it_does_not_own():
     cases.assert_close(got, want, ("output", "d queries", "d keys", "d values"))
 
 
-def step_for_tpu(head_dim: int, dtype, *, slots: int = 4, length: int = 640, rows: int = 4):
-    """(value and gradient of the joint softmax by the forms' own interface, shapes of its arguments)."""
-
-    def loss(queries, keys, values, plan, segments):
-        out = crossbatch.crossbatch_attention(
-            queries, queries, keys, keys, values, plan,
-            segments=segments, boundaries=Boundaries.MASKED, form=AttentionForm.PALLAS, block=200,
-        )  # fmt: skip
-        return (out.astype(jnp.float32) ** 2).sum()
-
-    shape = jax.ShapeDtypeStruct
-    plan = Plan(context_ids=shape((rows, slots), jnp.int32), own_document=shape((rows, slots), bool))
-    keys = shape((rows, length, 2, head_dim), dtype)
-    arguments = (shape((rows, length, 4, head_dim), dtype), keys, keys, plan, shape((rows, length), jnp.int32))
-    return jax.value_and_grad(loss, argnums=(0, 1, 2)), arguments
-
-
 @pytest.mark.parametrize(
     ("head_dim", "dtype"),
     [(64, "bfloat16"), (80, "float32"), (100, "bfloat16"), (128, "float32")]
@@ -219,7 +115,7 @@ def step_for_tpu(head_dim: int, dtype, *, slots: int = 4, length: int = 640, row
 )
 def test_forward_and_backward_lower_for_a_tpu(head_dim, dtype):
     """Pallas' own lowering to Mosaic, which checks block shapes; no TPU needed. Two times three kernels."""
-    step, arguments = step_for_tpu(head_dim, jnp.dtype(dtype))
+    step, arguments = step_for_a_chip(head_dim, jnp.dtype(dtype))
     text = jax.jit(step).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("@tpu_custom_call") == 6
 
@@ -227,7 +123,7 @@ def test_forward_and_backward_lower_for_a_tpu(head_dim, dtype):
 def test_no_array_holds_the_gathered_contexts_and_every_kernel_has_its_cost():
     """Sizes tell arrays apart: C·S = 67·128, and B·C·S·G·D is far above everything else."""
     slots, rows, length = 67, 5, 128
-    step, arguments = step_for_tpu(64, jnp.float32, slots=slots, length=length, rows=rows)
+    step, arguments = step_for_a_chip(64, jnp.float32, slots=slots, length=length, rows=rows)
     program = jax.make_jaxpr(step)(*arguments)
     for shape in jaxprs.shapes(program):
         assert slots * length not in shape and np.prod(shape) < rows * slots * length * 64, shape

@@ -7,7 +7,7 @@ import pytest
 
 from fot_jax.config import Boundaries
 from fot_jax.ops import visits
-from fot_jax.ops.pallas_kernels import Rule, Sizes, visible_block
+from fot_jax.ops.kernel_rules import Rule, Sizes, visible_block
 from fot_jax.types import Plan
 from tests import cases
 

@@ -10,6 +10,7 @@ from fot_jax.config import Boundaries
 from fot_jax.ops.joint_kernels import joint_attention
 from fot_jax.sharding import spec
 from tests import cases, oracles
+from tests.ops.kernel_cases import GPU, TPU, on
 from tests.scale.ring_cases import in_mesh, interpret_kernels, mesh_of, problem, segments_of
 
 ROWS, BLOCK, STRETCH = 8, 2, 1.25
@@ -61,10 +62,12 @@ def expected(case, boundaries: Boundaries, *, stopped=False) -> list[np.ndarray]
     return [out, local[0] + STRETCH * far[0], local[1], flow * far[1], local[2] + flow * far[2]]
 
 
-@pytest.fixture(autouse=True)
-def _interpreted(monkeypatch):
-    """Every kernel runs on the CPU, on blocks of five queries."""
+@pytest.fixture(autouse=True, params=[TPU, pytest.param(GPU, marks=pytest.mark.slow)], ids=["tpu", "gpu"])
+def _interpreted(request, monkeypatch):
+    """Every kernel of the chip runs on the CPU, on blocks of five queries."""
     interpret_kernels(monkeypatch, query_block=5)
+    with on(request.param):
+        yield
 
 
 @pytest.mark.parametrize(

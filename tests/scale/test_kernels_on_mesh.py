@@ -13,6 +13,7 @@ from fot_jax.ops import attention, crossbatch
 from fot_jax.ops.kernels_on_mesh import contexts_on_mesh, local_on_mesh
 from fot_jax.sharding import spec
 from tests import cases, oracles
+from tests.ops.kernel_cases import GPU, TPU, on
 from tests.scale.ring_cases import NAMES, arrays, in_mesh, interpret_kernels, mesh_of, problem, segments_of
 
 ROWS = 8
@@ -20,10 +21,12 @@ LAYOUT = spec("batch", "length", "heads", "head_dim")
 BLOCK = 2
 
 
-@pytest.fixture(autouse=True)
-def _interpreted(monkeypatch):
-    """Every kernel runs on the CPU, on blocks of two queries."""
+@pytest.fixture(autouse=True, params=[TPU, pytest.param(GPU, marks=pytest.mark.slow)], ids=["tpu", "gpu"])
+def _interpreted(request, monkeypatch):
+    """Every kernel of the chip runs on the CPU, on blocks of two queries."""
     interpret_kernels(monkeypatch, query_block=2)
+    with on(request.param):
+        yield
 
 
 def on_mesh(op, mesh) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fot_jax.checkpoint import load_params
-from fot_jax.config import UserError
+from fot_jax.config import AttentionForm, UserError
 from fot_jax.train import loop
 from fot_jax.train.lost_time import Part
 from fot_jax.train.metrics import MetricsWriter, Speed, duration, progress_line, read_rows
@@ -244,6 +244,19 @@ def test_changed_documents_are_noticed_on_resume(tmp_path):
     assert (tmp_path / "run" / "config.json").read_text() == before
     lines, outcome = run(more, tmp_path / "run", allow_changes=["train.steps", "data.documents"])
     assert outcome.step == 3 and "documents changed: notes" in lines
+
+
+def test_kernels_that_do_not_run_here_are_refused_in_training_and_replaced_in_reading(tmp_path):
+    with pytest.raises(UserError, match=r"model\.attention must be one of .* on a cpu, got 'pallas'"):
+        run(tiny(model__attention="pallas"), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    run(tiny(crossbatch={"plan": "off"}, train__steps=1), tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["model"]["attention"] = "pallas"  # as from a TPU
+    path.write_text(json.dumps(saved))
+    assert load_params(tmp_path / "run")[0].model.attention is AttentionForm.AUTO
+    assert json.loads(path.read_text()) == saved
 
 
 def test_unknown_names_of_allowed_changes_are_refused(tmp_path):
