@@ -47,6 +47,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     memory.add_argument("--memory", choices=[kind.value for kind in Retrieval], help="how it is read")
     memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (all but dense)")
     memory.add_argument("--last-context-length", type=int, metavar="N", help="least tokens of local context")
+    overlap_help = "tokens of a window that stay in the local context while the next one is read"
+    memory.add_argument("--overlap", type=int, metavar="N", help=overlap_help)
     logn_help = "scale queries by log n / log N where n > N entries are in sight; 0: never"
     memory.add_argument("--logn-from", type=int, metavar="N", help=logn_help)
     memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
@@ -60,6 +62,7 @@ def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> Memory
         "retrieval": Retrieval(flags.memory) if flags.memory else None,
         "top_k": flags.top_k_memory,
         "last_context_length": flags.last_context_length,
+        "overlap": flags.overlap,
         "logn_from": flags.logn_from,
     }
     chosen = dataclasses.replace(config.memory, **{name: value for name, value in given.items() if value is not None})

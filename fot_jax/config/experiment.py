@@ -20,6 +20,7 @@ class MemoryConfig:
     approx_recall: float = 0.95  # share of the top_k that `approx` is to find, on TPUs; elsewhere it finds all
     budget: int = 0  # 0: unbounded
     last_context_length: int = 0  # tokens kept in the local cache at least; 0: half of local_context
+    overlap: int = 0  # tokens of a window that stay in the local context while the next one is read; 0: none
     logn_from: int = 0  # queries grow as log n beyond so many entries in sight, see ops.logn_scale; 0: never
     scann_brute_force_below: int = 262144
     scann_leaves_fraction: float = 0.15
@@ -30,13 +31,22 @@ class MemoryConfig:
         check(0 < self.approx_recall <= 1, f"{path}.approx_recall", "lie in (0, 1]", self.approx_recall)
         check(self.budget >= 0, f"{path}.budget", "be >= 0 (0: unbounded)", self.budget)
         check(self.last_context_length >= 0, f"{path}.last_context_length", "be >= 0", self.last_context_length)
+        check(self.overlap >= 0, f"{path}.overlap", "be >= 0", self.overlap)
         check(self.logn_from == 0 or self.logn_from >= 2, f"{path}.logn_from", "be 0 (never) or >= 2", self.logn_from)
         below, fraction = self.scann_brute_force_below, self.scann_leaves_fraction
         check(below >= 0, f"{path}.scann_brute_force_below", "be >= 0 (0: always a tree)", below)
         check(0 < fraction <= 1, f"{path}.scann_leaves_fraction", "lie in (0, 1]", fraction)
 
     def validate_window(self, path: str, local_context: int) -> None:
-        """Raises ConfigError where `logn_from` would change what a local context of so many tokens holds by itself."""
+        """Raises ConfigError where windows of so many tokens do not go with the overlap, the last one or `logn_from`.
+
+        An overlap is at most half of a window, the last window at most what one brings anew, and `logn_from` must not
+        change what a local context holds by itself.
+        """
+        half, new = local_context // 2, local_context - self.overlap
+        check(self.overlap <= half, f"{path}.overlap", f"be at most half of the local context, {half}", self.overlap)
+        allowed = f"be at most model.local_context - {path}.overlap = {new}"
+        check(self.last_context_length <= new, f"{path}.last_context_length", allowed, self.last_context_length)
         allowed = f"be 0 (never) or at least the local context, {local_context}"
         check(self.logn_from == 0 or self.logn_from >= local_context, f"{path}.logn_from", allowed, self.logn_from)
 

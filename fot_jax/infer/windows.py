@@ -7,15 +7,25 @@ Every window but the last is pushed to memory once it is processed; while it is 
 layers read the windows before it. Other layers see their own window only. So the result depends on
 where the cuts fall: a token near the start of a window has little local context, and what it knows
 of the past comes through the memory layers. The cuts are a function of the input's length, W
-(`model.local_context`) and c (`memory.last_context_length`) alone: `cut_windows`. Neither the batch
-an input is read in nor the piece length changes them, or the result beyond rounding; another c
-does, as does reading a text in two halves.
+(`model.local_context`), c (`memory.last_context_length`) and o (`memory.overlap`) alone: `cut_windows`.
+Neither the batch an input is read in nor the piece length changes them, or the result beyond rounding;
+another c does, as does reading a text in two halves.
+
+With an overlap every window begins with the newest o tokens of the one before, read again to have them in
+sight in all layers; they go to memory once, as first read, and behind the window that read them again:
+
+    W = 8, o = 3    reads a b c d e f g h    memory a b c d e
+                          f g h i j k l m    memory a b c d e f g h i j
+
+So every token but the first o of the text and of the last window has o tokens or more of local context.
+Nothing is kept in the cache instead: layers without memory would lose the first token of a window, on which
+language models rest their attention (Xiao et al. 2023, StreamingLLM).
 
 Windows that go to memory are processed up to the last memory layer, as nothing above it reaches the
 memory, and once for all rows that have read the same so far (shared_past.py).
 
 Source: FoT sec. 3.1, LongLLaMA's inference code.
-Differs: LongLLaMA runs every layer on every token of the input and computes its logits; here only on
+Differs: LongLLaMA has no overlap, runs every layer on every token of the input and computes its logits; here only on
 the last window's, with logits of its last token.
 """
 
@@ -95,24 +105,29 @@ class Reading:
             self.store.append(entries, counts, streams=shared)
 
 
-def cut_windows(length: int, *, window: int, last: int) -> list[int]:
-    """Lengths of the windows of an input: full ones, and a last one of at least `last` tokens.
+def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
+    """Tokens that each window of an input brings anew: full ones, and a last one of at least `last` tokens.
 
     With window 8, last 4:   8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 6, 4]
+    and overlap 3:           8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 5, 5]
 
     An input that fits one window is not cut. The last but one is shortened where the rest is too
-    short; there are always ceil(length / window) windows.
+    short; there are always ceil((length - overlap) / (window - overlap)) windows.
 
     Args:
       length: tokens of the input, >= 1.
       window: tokens of the local context W.
-      last: least length of the last window, 1..W.
+      last: least length of the last window, 1..W - overlap.
+      overlap: tokens of the window before that are in sight of each but the first and the last one.
     """
-    count = -(-length // window)
-    if count == 1:
+    step = window - overlap
+    count = -(-(length - overlap) // step)
+    if count <= 1:
         return [length]
-    final = max(length - (count - 1) * window, last)
-    return [window] * (count - 2) + [length - final - (count - 2) * window, final]
+    past, rest = [window] + [step] * (count - 2), length - window - (count - 2) * step
+    final = max(rest, last)
+    past[-1] -= final - rest
+    return [*past, final]
 
 
 def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
@@ -191,7 +206,8 @@ def read(
     tokens = [np.asarray(ids, np.int32) for ids in tokens]
     keep = last_context(config, memory)
     reading = _start(config, memory, store, len(tokens), keep, mesh)
-    cuts = [cut_windows(len(ids), window=config.local_context, last=keep) for ids in tokens]
+    W, overlap = config.local_context, memory.overlap
+    cuts = [cut_windows(len(ids), window=W, last=keep, overlap=overlap) for ids in tokens]
     if not config.memory_layers and max(map(len, cuts)) > 1:
         notice_once("model.memory_layers", "none, so only the last window of a long input counts")
     started, total = time.monotonic(), sum(map(len, tokens))
@@ -200,30 +216,49 @@ def read(
         held, seconds = 0 if reading.store is None else reading.store.bytes(), time.monotonic() - started
         progress(ReadProgress(tokens_read=done, tokens_total=total, seconds=seconds, memory_bytes=held))
 
-    _read_past(params, config, tokens, cuts, reading, piece=piece, report=report)
+    _read_past(params, config, tokens, cuts, reading, overlap=overlap, piece=piece, report=report)
     last = [ids[len(ids) - cut[-1] :] for ids, cut in zip(tokens, cuts, strict=True)]
     _read_last(params, config, last, reading, piece=piece)
     report(total)
     return reading
 
 
-def _read_past(params: Any, config: ModelConfig, tokens, cuts, reading: Reading, *, piece: int, report) -> None:
+def _read_past(
+    params: Any, config: ModelConfig, tokens, cuts, reading: Reading, *, overlap: int, piece: int, report
+) -> None:
     """Every window but the last of each row, into memory; rows with fewer windows wait."""
     if not config.memory_layers:
         return
     lower, pasts, done = up_to_last_memory_layer(config), reading.pasts(), 0
-    params = first_layers(lower, params)
+    params, held = first_layers(lower, params), None
     for number in range(max(map(len, cuts)) - 1):
-        parts = [_window(ids, cut, number) for ids, cut in zip(tokens, cuts, strict=True)]
+        again = overlap if number else 0
+        parts = [_window(ids, cut, number, again=again) for ids, cut in zip(tokens, cuts, strict=True)]
         pasts = split(pasts, parts)
         who = readers(pasts)
         view, cache = reading.view(who.rows), reading.place(init_cache(lower, len(who.rows)))[0]
         for block, counts in _blocks([parts[row] for row in who.rows], piece or config.local_context):
             cache = absorb(params, lower, block, counts, cache, view)
         entries = jax.tree.map(lambda x, place=who.place: np.asarray(x)[:, place], memory_entries(lower, cache))
-        reading.remember(entries, np.array([len(part) for part in parts]))
-        done += sum(map(len, parts))
+        kept = np.array([overlap if number < len(cut) - 2 else 0 for cut in cuts])
+        held = _remember(reading, entries, np.array([len(part) for part in parts]), kept, held)
+        done += sum(max(0, len(part) - again) for part in parts)
         report(done)
+
+
+def _remember(reading: Reading, entries: KeyValue, counts: np.ndarray, kept: np.ndarray, held: Any) -> Any:
+    """Pushes a window's entries but the newest `kept[b]` of each row; returns those, which the next one reads again.
+
+    In the place of what this window read again stands `held`, the first reading: it had more of the past in sight.
+    """
+    newest = jax.tree.map(lambda x: np.zeros_like(x[:, :, : kept.max(initial=0)]), entries)
+    for now, first, stay in zip(*map(jax.tree.leaves, (entries, held or newest, newest)), strict=True):
+        for row, (count, keep) in enumerate(zip(counts, kept, strict=True)):
+            if held is not None and count:
+                now[:, row, : first.shape[2]] = first[:, row]
+            stay[:, row, :keep] = now[:, row, count - keep : count]
+    reading.remember(entries, counts - kept)
+    return newest if kept.any() else None
 
 
 def _read_last(params: Any, config: ModelConfig, parts: list[np.ndarray], reading: Reading, *, piece: int) -> None:
@@ -235,10 +270,10 @@ def _read_last(params: Any, config: ModelConfig, parts: list[np.ndarray], readin
     jax.block_until_ready(reading.logits)
 
 
-def _window(ids: np.ndarray, cut: list[int], number: int) -> np.ndarray:
-    """Window `number` of a row; nothing where it is the row's last one or lies behind it."""
+def _window(ids: np.ndarray, cut: list[int], number: int, *, again: int) -> np.ndarray:
+    """Window `number` of a row, behind `again` tokens before it; nothing where it is the last one or lies behind it."""
     start = sum(cut[:number])
-    return ids[start : start + cut[number]] if number < len(cut) - 1 else ids[:0]
+    return ids[start - again : start + cut[number]] if number < len(cut) - 1 else ids[:0]
 
 
 def _start(

@@ -90,6 +90,7 @@ def test_round_trip_through_json():
         ({"model.rope.low_freq_factor": 4.0}, r"model\.rope\.low_freq_factor must lie between 0 and .*=4\.0, got 4"),
         ({"model.rope.original_context": 0}, r"model\.rope\.original_context must be >= 1"),
         ({"memory.approx_recall": 1.5}, r"memory\.approx_recall must lie in \(0, 1\], got 1\.5"),
+        ({"memory.overlap": -1}, r"memory\.overlap must be >= 0, got -1"),
         ({"memory.logn_from": 1}, r"memory\.logn_from must be 0 \(never\) or >= 2, got 1"),
         (
             {"crossbatch.logn_from": 64},

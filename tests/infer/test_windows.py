@@ -42,21 +42,25 @@ def test_cuts_are_drawn_as_documented():
     cuts = {n: cut_windows(n, window=8, last=4) for n in (1, 8, 9, 12, 13, 16, 18)}
     assert cuts == {1: [1], 8: [8], 9: [5, 4], 12: [8, 4], 13: [8, 5], 16: [8, 8], 18: [8, 6, 4]}
     assert cut_windows(17, window=8, last=8) == [8, 1, 8]
+    lapped = {n: cut_windows(n, window=8, last=4, overlap=3) for n in (1, 8, 9, 13, 14, 18, 19)}
+    assert lapped == {1: [1], 8: [8], 9: [5, 4], 13: [8, 5], 14: [8, 2, 4], 18: [8, 5, 5], 19: [8, 5, 2, 4]}
 
 
 @given(length=st.integers(1, 200), window=st.integers(1, 20), data=st.data())
 def test_cuts_cover_the_input_in_the_fewest_windows(length, window, data):
-    last = data.draw(st.integers(1, window))
-    cuts = cut_windows(length, window=window, last=last)
+    overlap = data.draw(st.integers(0, window // 2))
+    step = window - overlap
+    last = data.draw(st.integers(1, step))
+    cuts = cut_windows(length, window=window, last=last, overlap=overlap)
     assert sum(cuts) == length
-    assert len(cuts) == -(-length // window)
-    assert all(1 <= cut <= window for cut in cuts)
+    assert len(cuts) == max(1, -(-(length - overlap) // step))
+    assert 1 <= cuts[0] <= window and all(1 <= cut <= step for cut in cuts[1:])
     assert cuts[-1] >= min(last, length)
-    assert all(cut == window for cut in cuts[:-2])
+    assert cuts[:-2] == [window, *[step] * len(cuts)][: len(cuts[:-2])]
 
 
 def oracle_reading(
-    params, text, model: ModelConfig, cuts: list[int], *, top_k: int | None, logn_from: int = 0
+    params, text, model: ModelConfig, cuts: list[int], *, top_k: int | None, logn_from: int = 0, overlap: int = 0
 ) -> tuple[Reader, np.ndarray]:
     reader = Reader(
         jax.tree.map(lambda x: np.asarray(x, np.float64), params),
@@ -67,13 +71,20 @@ def oracle_reading(
         epsilon=model.norm_epsilon,
         logn_from=logn_from,
     )
-    logits, start = np.zeros(0), 0
+    logits, start, waiting = np.zeros(0), 0, [[] for _ in range(model.num_layers)]
     for number, cut in enumerate(cuts):
-        for token in text[start : start + cut]:
+        last = number == len(cuts) - 1
+        again = 0 if number == 0 or last else overlap
+        for token in text[start - again : start + cut]:
             logits = reader.feed(int(token))
-        if number < len(cuts) - 1:
-            reader.push_oldest(cut)
         start += cut
+        if not last:
+            stay = overlap if number < len(cuts) - 2 else 0
+            for n in model.memory_layers:  # what was read again is remembered as it was first
+                pairs = waiting[n] + reader.local[n][again:]
+                reader.memory[n] += pairs[: len(pairs) - stay]
+                waiting[n] = pairs[len(pairs) - stay :]
+            reader.local = [[] for _ in reader.local]
     return reader, logits
 
 
@@ -92,6 +103,12 @@ def oracle_reading(
         (MODEL, dataclasses.replace(DENSE, logn_from=8), None),
         (MODEL, MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5, logn_from=9), 3),
         (MODEL, MemoryConfig(retrieval=Retrieval.SCANN, top_k=3, last_context_length=5, logn_from=9), 3),
+        (MODEL, dataclasses.replace(DENSE, overlap=3), None),
+        (
+            dataclasses.replace(MODEL, smear_keys=True, memory_layers=(1,)),
+            MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5, logn_from=9, overlap=1),
+            3,
+        ),
     ],
     ids=[
         "rope0-dense",
@@ -102,6 +119,8 @@ def oracle_reading(
         "logn-dense",
         "logn-top3",
         "logn-scann",
+        "overlap-dense",
+        "overlap-smeared-logn-top3",
     ],
 )
 def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
@@ -110,11 +129,13 @@ def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
         params = smeared(params)
     given = params if model.scan_layers else unstacked(params)
     reading = read(given, model, TEXTS, memory=memory)
-    cuts = ([8, 8, 8, 8, 8, 5], [8, 5, 5])
-    oracles = [
-        oracle_reading(params, text, model, cut, top_k=top_k, logn_from=memory.logn_from)
-        for text, cut in zip(TEXTS, cuts, strict=True)
-    ]
+    cuts = {
+        0: ([8, 8, 8, 8, 8, 5], [8, 5, 5]),
+        1: ([8, 7, 7, 7, 7, 4, 5], [8, 5, 5]),
+        3: ([8, 5, 5, 5, 5, 5, 5, 2, 5], [8, 5, 5]),
+    }[memory.overlap]
+    how = {"top_k": top_k, "logn_from": memory.logn_from, "overlap": memory.overlap}
+    oracles = [oracle_reading(params, text, model, cut, **how) for text, cut in zip(TEXTS, cuts, strict=True)]
     assert reading.lengths.tolist() == np.asarray(reading.cache.lengths).tolist() == [5, 5]
     expected = [logits for _, logits in oracles]
     slides = 0
@@ -189,8 +210,16 @@ def test_pieces_change_nothing(params, smear, logn_from):
     )
 
 
-@pytest.mark.parametrize("memory", [DENSE, dataclasses.replace(DENSE, budget=12)], ids=["unbounded", "budget"])
-def test_rows_with_one_past_are_read_once(params, monkeypatch, memory):
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (DENSE, [2, 4, 4, 4, 5]),
+        (dataclasses.replace(DENSE, budget=12), [2, 4, 4, 4, 5]),
+        (dataclasses.replace(DENSE, overlap=3), [2, 4, 4, 4, 4, 4, 5, 5]),
+    ],
+    ids=["unbounded", "budget", "overlap"],
+)
+def test_rows_with_one_past_are_read_once(params, monkeypatch, memory, expected):
     """Five texts that part in windows 0, 1 and 4, one shorter; each equals its reading alone."""
     base = np.random.default_rng(5).integers(0, 31, 45).astype(np.int32)
     texts = [base.copy() for _ in range(5)]
@@ -206,7 +235,7 @@ def test_rows_with_one_past_are_read_once(params, monkeypatch, memory):
 
     monkeypatch.setattr(windows, "absorb", counting)
     together = read(params, MODEL, texts, memory=memory)
-    assert processed == [2, 4, 4, 4, 5], "2 pasts, then 3 (a power of two is read), then all"
+    assert processed == expected, "2 pasts, then 3 (a power of two is read), then all"
     for row, text in enumerate(texts):
         alone = read(params, MODEL, [text], memory=memory)
         np.testing.assert_allclose(together.logits[row], alone.logits[0], rtol=1e-5, atol=1e-5)
@@ -281,6 +310,20 @@ def test_without_memory_layers_only_the_last_window_counts_and_it_says_so(params
             None,
             ConfigError,
             r"logn_from must be 0 \(never\) or at least the local context, 8, got 7",
+        ),
+        (
+            TEXTS,
+            dataclasses.replace(DENSE, overlap=5),
+            None,
+            ConfigError,
+            r"memory\.overlap must be at most half of the local context, 4, got 5",
+        ),
+        (
+            TEXTS,
+            dataclasses.replace(DENSE, overlap=4),
+            None,
+            ConfigError,
+            r"last_context_length must be at most model\.local_context - memory\.overlap = 4, got 5",
         ),
         (TEXTS, DENSE, (MODEL, 3), UserError, r"memory must have one stream or one per input \(2\), got 3"),
         (TEXTS, DENSE, (dataclasses.replace(MODEL, head_dim=8), 2), UserError, "memory must have this model's"),
