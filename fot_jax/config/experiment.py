@@ -20,7 +20,7 @@ class MemoryConfig:
     approx_recall: float = 0.95  # share of the top_k that `approx` is to find, on TPUs; elsewhere it finds all
     budget: int = 0  # 0: unbounded
     last_context_length: int = 0  # tokens kept in the local cache at least; 0: half of local_context
-    overlap: int = 0  # tokens of a window that stay in the local context while the next one is read; 0: none
+    overlap: int = 0  # newest tokens of a window that the next one reads again, to have them in sight; 0: none
     logn_from: int = 0  # queries grow as log n beyond so many entries in sight, see ops.logn_scale; 0: never
     scann_brute_force_below: int = 262144
     scann_leaves_fraction: float = 0.15

@@ -25,8 +25,8 @@ Windows that go to memory are processed up to the last memory layer, as nothing 
 memory, and once for all rows that have read the same so far (shared_past.py).
 
 Source: FoT sec. 3.1, LongLLaMA's inference code.
-Differs: LongLLaMA has no overlap, runs every layer on every token of the input and computes its logits; here only on
-the last window's, with logits of its last token.
+Differs: LongLLaMA has no overlap; it runs every layer on every token of the input and computes its logits, here
+only on the last window's, with logits of its last token.
 """
 
 import dataclasses
@@ -118,7 +118,7 @@ def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> lis
       length: tokens of the input, >= 1.
       window: tokens of the local context W.
       last: least length of the last window, 1..W - overlap.
-      overlap: tokens of the window before that are in sight of each but the first and the last one.
+      overlap: tokens that each window but the first and the last one reads again.
     """
     step = window - overlap
     count = -(-(length - overlap) // step)
@@ -131,10 +131,8 @@ def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> lis
 
 
 def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
-    """`memory.last_context_length`, or half of the local context. Raises ConfigError where it exceeds it."""
-    W, chosen = config.local_context, memory.last_context_length
-    check(chosen <= W, "memory.last_context_length", f"be at most model.local_context={W}", chosen)
-    return chosen or max(1, W // 2)
+    """`memory.last_context_length`, or half of the local context."""
+    return memory.last_context_length or max(1, config.local_context // 2)
 
 
 def _check_inputs(config: ModelConfig, tokens: Sequence[np.ndarray]) -> None:

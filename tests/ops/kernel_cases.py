@@ -1,4 +1,4 @@
-"""What the tests of the kernels for TPUs and for GPUs share: plans, inputs, the comparison with the oracle."""
+"""What the tests of the kernels for TPUs and for GPUs share: plans, inputs, programs."""
 
 import contextlib
 import functools
@@ -13,10 +13,9 @@ from fot_jax.config import AttentionForm, Boundaries
 from fot_jax.ops import attention, blockwise, crossbatch, forms, plans
 from fot_jax.ops.pallas_attention import pallas_partial
 from fot_jax.types import Plan
-from tests import cases, oracles
+from tests import cases, jaxprs
 
 TPU = forms.Target(platform="tpu", kind="TPU v5e")
-NAMES = ("output", "d queries_local", "d queries_context", "d keys_local", "d keys_context", "d values")
 GPU = forms.Target(platform="gpu", kind="NVIDIA H100 80GB HBM3")
 
 
@@ -40,28 +39,6 @@ def joint(segments, boundaries: Boundaries, *, block: int, query_block: int, int
         return attention.normalise(attention.merge(near, far))
 
     return op
-
-
-def check_joint_softmax(heads, boundaries: Boundaries, *, block: int, query_block: int, head_dim: int) -> None:
-    """Values and all five gradients by the kernels of the chip traced for are the oracle's."""
-    case = cases.crossbatch_case(heads, head_dim=head_dim, scale=(6 / head_dim) ** 0.5)
-    op = joint(case.segments, boundaries, block=block, query_block=query_block)
-    plan = jax.tree.map(jnp.asarray, case.plan)
-    arguments = (case.turned_queries, case.queries, case.turned_keys, case.keys, case.values)
-    sources = {
-        "local": (case.turned_queries, case.turned_keys, case.values),
-        "context": (case.queries, case.keys, case.values),
-    }
-    visible = oracles.union(
-        oracles.local_visible(case.segments, boundaries=boundaries.value),
-        oracles.context_visible(
-            case.segments, case.plan.context_ids, case.plan.own_document, boundaries=boundaries.value
-        ),
-    )
-    local, context = oracles.attend_gradients(sources, visible, case.upstream).values()
-    want = [oracles.attend(sources, visible), local[0], context[0], local[1], context[1], local[2] + context[2]]
-    got = cases.value_and_gradients(functools.partial(op, plan=plan), arguments, case.upstream)
-    cases.assert_close(got, want, NAMES)
 
 
 # One compiled program each for all plans and data of the tests below: 8 rows of 10 tokens, 8 slots.
@@ -112,37 +89,6 @@ def partial_and_gradients(form: AttentionForm, queries, keys, values, upstream, 
         return (*numbers, out, *pullback(upstream))
 
 
-def check_plan(name: str, *, chip: forms.Target) -> None:
-    """A published plan by the kernels is the blockwise form, in all parts and gradients."""
-    segments = jnp.asarray(np.repeat(np.arange(ROWS) // 2 + 1, LENGTH).reshape(ROWS, LENGTH)).at[::3, 7:].set(0)
-    arguments = (*inputs(), padded(PLANS[name]), segments)
-    got = partial_and_gradients(AttentionForm.PALLAS, *arguments, chip=chip)
-    want = partial_and_gradients(AttentionForm.BLOCKWISE, *arguments)
-    if name == "off":
-        assert all(not np.asarray(value).any() for value in got[1:])
-    cases.assert_close(got, want, ("peak", "total", "output", "d queries", "d keys", "d values"))
-
-
-def check_unread(*, chip: forms.Target) -> None:
-    """NaN where nobody looks changes nothing: in rows outside the plan, in padding, in another document's blocks."""
-    queries, keys, values, upstream = inputs()
-    segments = np.ones((ROWS, LENGTH), int)
-    segments[0, BLOCK:] = 2  # its blocks 1 and 2 are hidden from document 1
-    segments[1, BLOCK:] = 0
-    ids, own = np.full((ROWS, SLOTS), -1, np.int32), np.ones((ROWS, SLOTS), bool)
-    ids[4:, 1], ids[5:, 4] = 0, 1
-    hidden = np.ones((ROWS, LENGTH), bool)
-    hidden[:2, :BLOCK] = False
-    bad = jnp.asarray(hidden)[:, :, None, None]
-    poisoned = [jnp.where(bad, jnp.nan, x) for x in (keys, values)]
-    plan, segments = Plan(context_ids=jnp.asarray(ids), own_document=jnp.asarray(own)), jnp.asarray(segments)
-    got = partial_and_gradients(AttentionForm.PALLAS, queries, *poisoned, upstream, plan, segments, chip=chip)
-    want = partial_and_gradients(AttentionForm.PALLAS, queries, keys, values, upstream, plan, segments, chip=chip)
-    assert np.asarray(want[2]).any()
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_array_equal(g, w)
-
-
 def step_for_a_chip(head_dim: int, dtype, *, slots: int = 4, length: int = 640, rows: int = 4):
     """(value and gradient of the joint softmax by the forms' own interface, shapes of its arguments)."""
 
@@ -158,3 +104,15 @@ def step_for_a_chip(head_dim: int, dtype, *, slots: int = 4, length: int = 640, 
     keys = shape((rows, length, 2, head_dim), dtype)
     arguments = (shape((rows, length, 4, head_dim), dtype), keys, keys, plan, shape((rows, length), jnp.int32))
     return jax.value_and_grad(loss, argnums=(0, 1, 2)), arguments
+
+
+def program_without_gathered_contexts(*, slots: int, rows: int, length: int):
+    """The jaxpr of that step, of which no array holds the gathered contexts.
+
+    Sizes tell arrays apart: C·S = slots · length, and B·C·S·G·D is far above everything else.
+    """
+    step, arguments = step_for_a_chip(64, jnp.float32, slots=slots, length=length, rows=rows)
+    program = jax.make_jaxpr(step)(*arguments)
+    for shape in jaxprs.shapes(program):
+        assert slots * length not in shape and np.prod(shape) < rows * slots * length * 64, shape
+    return program

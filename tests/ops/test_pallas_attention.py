@@ -1,4 +1,6 @@
-"""The Pallas kernels, interpreted, against the oracle and the blockwise form; and lowered for a TPU."""
+"""The Pallas kernels for TPUs and GPUs, interpreted, against the oracle and blocks; and lowered for a TPU."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, Partition
 from fot_jax.config import AttentionForm, Boundaries
 from fot_jax.ops import attention, forms, pallas_attention
 from fot_jax.ops.pallas_attention import pallas_partial
+from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
 from tests.ops.kernel_cases import (
     BLOCK,
@@ -17,43 +20,94 @@ from tests.ops.kernel_cases import (
     PLANS,
     QUERY_BLOCK,
     ROWS,
+    SLOTS,
     TPU,
-    check_joint_softmax,
-    check_plan,
-    check_unread,
     inputs,
+    joint,
+    on,
     padded,
     partial_and_gradients,
+    program_without_gathered_contexts,
     step_for_a_chip,
 )  # fmt: skip
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
+NAMES = ("output", "d queries_local", "d queries_context", "d keys_local", "d keys_context", "d values")
 BFLOAT16 = 2.0**-8  # relative spacing
 
 
 @pytest.mark.parametrize(
-    ("heads", "boundaries", "block", "query_block", "head_dim"),
+    ("chip", "heads", "boundaries", "block", "query_block", "head_dim"),
     [
-        ("grouped", Boundaries.MASKED, 2, 3, 64),
-        ("single", Boundaries.JOINED, 3, 2, 80),
-        pytest.param("equal", Boundaries.JOINED, 1, 5, 6, marks=pytest.mark.slow),
-        pytest.param("grouped", Boundaries.JOINED, 99, 2, 100, marks=pytest.mark.slow),
-        pytest.param("single", Boundaries.MASKED, 4, 1, 128, marks=pytest.mark.slow),
-        pytest.param("equal", Boundaries.MASKED, 5, 99, 80, marks=pytest.mark.slow),
+        (TPU, "grouped", Boundaries.MASKED, 2, 3, 64),
+        (TPU, "single", Boundaries.JOINED, 3, 2, 80),
+        pytest.param(TPU, "equal", Boundaries.JOINED, 1, 5, 6, marks=pytest.mark.slow),
+        pytest.param(TPU, "grouped", Boundaries.JOINED, 99, 2, 100, marks=pytest.mark.slow),
+        pytest.param(TPU, "single", Boundaries.MASKED, 4, 1, 128, marks=pytest.mark.slow),
+        pytest.param(TPU, "equal", Boundaries.MASKED, 5, 99, 80, marks=pytest.mark.slow),
+        (GPU, "grouped", Boundaries.MASKED, 2, 4, 64),
+        (GPU, "single", Boundaries.JOINED, 4, 2, 80),
+        pytest.param(GPU, "equal", Boundaries.JOINED, 1, 8, 6, marks=pytest.mark.slow),
+        pytest.param(GPU, "grouped", Boundaries.JOINED, 99, 2, 100, marks=pytest.mark.slow),
+        pytest.param(GPU, "single", Boundaries.MASKED, 4, 1, 128, marks=pytest.mark.slow),
     ],
 )
-def test_joint_softmax_is_the_oracle_in_values_and_all_five_gradients(heads, boundaries, block, query_block, head_dim):
+def test_joint_softmax_is_the_oracle_in_values_and_all_five_gradients(
+    chip, heads, boundaries, block, query_block, head_dim
+):
     """Blocks that do not divide the row, padding, empty slots, a row read twice, a row that reads nothing."""
-    check_joint_softmax(heads, boundaries, block=block, query_block=query_block, head_dim=head_dim)
+    case = cases.crossbatch_case(heads, head_dim=head_dim, scale=(6 / head_dim) ** 0.5)
+    op = joint(case.segments, boundaries, block=block, query_block=query_block)
+    plan = jax.tree.map(jnp.asarray, case.plan)
+    arguments = (case.turned_queries, case.queries, case.turned_keys, case.keys, case.values)
+    sources = {
+        "local": (case.turned_queries, case.turned_keys, case.values),
+        "context": (case.queries, case.keys, case.values),
+    }
+    visible = oracles.union(
+        oracles.local_visible(case.segments, boundaries=boundaries.value),
+        oracles.context_visible(
+            case.segments, case.plan.context_ids, case.plan.own_document, boundaries=boundaries.value
+        ),
+    )
+    local, context = oracles.attend_gradients(sources, visible, case.upstream).values()
+    want = [oracles.attend(sources, visible), local[0], context[0], local[1], context[1], local[2] + context[2]]
+    with on(chip):
+        got = cases.value_and_gradients(functools.partial(op, plan=plan), arguments, case.upstream)
+    cases.assert_close(got, want, NAMES)
 
 
+@pytest.mark.parametrize("chip", [TPU, GPU], ids=["tpu", "gpu"])
 @pytest.mark.parametrize("name", PLANS)
-def test_every_published_plan_is_the_blockwise_form(name):
-    check_plan(name, chip=TPU)
+def test_every_published_plan_is_the_blockwise_form(name, chip):
+    segments = jnp.asarray(np.repeat(np.arange(ROWS) // 2 + 1, LENGTH).reshape(ROWS, LENGTH)).at[::3, 7:].set(0)
+    arguments = (*inputs(), padded(PLANS[name]), segments)
+    got = partial_and_gradients(AttentionForm.PALLAS, *arguments, chip=chip)
+    want = partial_and_gradients(AttentionForm.BLOCKWISE, *arguments)
+    if name == "off":
+        assert all(not np.asarray(value).any() for value in got[1:])
+    cases.assert_close(got, want, ("peak", "total", "output", "d queries", "d keys", "d values"))
 
 
-def test_empty_slots_and_blocks_that_nobody_sees_are_not_read():
-    check_unread(chip=TPU)
+@pytest.mark.parametrize("chip", [TPU, GPU], ids=["tpu", "gpu"])
+def test_empty_slots_and_blocks_that_nobody_sees_are_not_read(chip):
+    """NaN where nobody looks: in rows outside the plan, in padding, in another document's blocks."""
+    queries, keys, values, upstream = inputs()
+    segments = np.ones((ROWS, LENGTH), int)
+    segments[0, BLOCK:] = 2  # its blocks 1 and 2 are hidden from document 1
+    segments[1, BLOCK:] = 0
+    ids, own = np.full((ROWS, SLOTS), -1, np.int32), np.ones((ROWS, SLOTS), bool)
+    ids[4:, 1], ids[5:, 4] = 0, 1
+    hidden = np.ones((ROWS, LENGTH), bool)
+    hidden[:2, :BLOCK] = False
+    bad = jnp.asarray(hidden)[:, :, None, None]
+    poisoned = [jnp.where(bad, jnp.nan, x) for x in (keys, values)]
+    plan, segments = Plan(context_ids=jnp.asarray(ids), own_document=jnp.asarray(own)), jnp.asarray(segments)
+    got = partial_and_gradients(AttentionForm.PALLAS, queries, *poisoned, upstream, plan, segments, chip=chip)
+    want = partial_and_gradients(AttentionForm.PALLAS, queries, keys, values, upstream, plan, segments, chip=chip)
+    assert np.asarray(want[2]).any()
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_array_equal(g, w)
 
 
 @pytest.mark.slow
@@ -121,12 +175,8 @@ def test_forward_and_backward_lower_for_a_tpu(head_dim, dtype):
 
 
 def test_no_array_holds_the_gathered_contexts_and_every_kernel_has_its_cost():
-    """Sizes tell arrays apart: C·S = 67·128, and B·C·S·G·D is far above everything else."""
     slots, rows, length = 67, 5, 128
-    step, arguments = step_for_a_chip(64, jnp.float32, slots=slots, length=length, rows=rows)
-    program = jax.make_jaxpr(step)(*arguments)
-    for shape in jaxprs.shapes(program):
-        assert slots * length not in shape and np.prod(shape) < rows * slots * length * 64, shape
+    program = program_without_gathered_contexts(slots=slots, rows=rows, length=length)
     costs = [e.params["cost_estimate"] for e in jaxprs.equations(program) if e.primitive.name == "pallas_call"]
     local, contexts = rows * 4 * length**2 * 64, rows * slots * 4 * length**2 * 64
     assert sorted(cost.flops for cost in costs) == sorted(

@@ -1,50 +1,16 @@
-"""The GPU kernels, interpreted, against the oracle and the blockwise form; and lowered to Triton."""
+"""What is the GPU kernels' own: lowering, blocks, the ring, refusals. Their values: test_pallas_attention.py."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from fot_jax.config import AttentionForm, Boundaries, ConfigError
 from fot_jax.ops import forms, pallas_attention
 from fot_jax.ops.kernel_rules import Compiler
-from tests import cases, jaxprs
-from tests.ops.kernel_cases import (
-    GPU,
-    PLANS,
-    check_joint_softmax,
-    check_plan,
-    check_unread,
-    on,
-    step_for_a_chip,
-)  # fmt: skip
+from tests import cases
+from tests.ops.kernel_cases import GPU, on, program_without_gathered_contexts, step_for_a_chip
 from tests.scale import ring_cases, test_joint_kernels, test_ring
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
-
-
-@pytest.mark.parametrize(
-    ("heads", "boundaries", "block", "query_block", "head_dim"),
-    [
-        ("grouped", Boundaries.MASKED, 2, 4, 64),
-        ("single", Boundaries.JOINED, 4, 2, 80),
-        pytest.param("equal", Boundaries.JOINED, 1, 8, 6, marks=pytest.mark.slow),
-        pytest.param("grouped", Boundaries.JOINED, 99, 2, 100, marks=pytest.mark.slow),
-        pytest.param("single", Boundaries.MASKED, 4, 1, 128, marks=pytest.mark.slow),
-    ],
-)
-def test_joint_softmax_is_the_oracle_in_values_and_all_five_gradients(heads, boundaries, block, query_block, head_dim):
-    """Blocks that do not divide the row, padding, empty slots, a row read twice, a row that reads nothing."""
-    with on(GPU):
-        check_joint_softmax(heads, boundaries, block=block, query_block=query_block, head_dim=head_dim)
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_every_published_plan_is_the_blockwise_form(name):
-    check_plan(name, chip=GPU)
-
-
-def test_empty_slots_and_blocks_that_nobody_sees_are_not_read():
-    check_unread(chip=GPU)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -58,13 +24,8 @@ def test_forward_and_backward_lower_to_triton(head_dim, dtype):
 
 
 def test_no_array_holds_the_gathered_contexts():
-    """Sizes tell arrays apart: C·S = 67·128, and B·C·S·G·D is far above everything else."""
-    slots, rows, length = 67, 5, 128
     with on(GPU):
-        step, arguments = step_for_a_chip(64, jnp.float32, slots=slots, length=length, rows=rows)
-        program = jax.make_jaxpr(step)(*arguments)
-    for shape in jaxprs.shapes(program):
-        assert slots * length not in shape and np.prod(shape) < rows * slots * length * 64, shape
+        program_without_gathered_contexts(slots=67, rows=5, length=128)
 
 
 @pytest.mark.parametrize(("wanted", "length", "block"), [(512, 2048, 64), (48, 640, 32), (512, 20, 32), (1, 3, 16)])
