@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     memory.add_argument("--memory", choices=[kind.value for kind in Retrieval], help="how it is read")
     memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (all but dense)")
     memory.add_argument("--last-context-length", type=int, metavar="N", help="least tokens of local context")
-    overlap_help = "newest tokens of a window that the next one reads again, to have them in sight"
+    overlap_help = "newest tokens of a window that the next one but the last reads again, to have them in sight"
     memory.add_argument("--overlap", type=int, metavar="N", help=overlap_help)
     logn_help = "scale queries by log n / log N where n > N entries are in sight; 0: never"
     memory.add_argument("--logn-from", type=int, metavar="N", help=logn_help)

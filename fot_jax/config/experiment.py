@@ -20,7 +20,7 @@ class MemoryConfig:
     approx_recall: float = 0.95  # share of the top_k that `approx` is to find, on TPUs; elsewhere it finds all
     budget: int = 0  # 0: unbounded
     last_context_length: int = 0  # tokens kept in the local cache at least; 0: half of local_context
-    overlap: int = 0  # newest tokens of a window that the next one reads again, to have them in sight; 0: none
+    overlap: int = 0  # newest tokens of a window that the next one but the last reads again; 0: none
     logn_from: int = 0  # queries grow as log n beyond so many entries in sight, see ops.logn_scale; 0: never
     scann_brute_force_below: int = 262144
     scann_leaves_fraction: float = 0.15
@@ -40,13 +40,13 @@ class MemoryConfig:
     def validate_window(self, path: str, local_context: int) -> None:
         """Raises ConfigError where windows of so many tokens do not go with the overlap, the last one or `logn_from`.
 
-        An overlap is at most half of a window, the last window at most what one brings anew, and `logn_from` must not
+        An overlap is at most half of a window, the last window at most a whole one, and `logn_from` must not
         change what a local context holds by itself.
         """
-        half, new = local_context // 2, local_context - self.overlap
+        half, last = local_context // 2, self.last_context_length
         check(self.overlap <= half, f"{path}.overlap", f"be at most half of the local context, {half}", self.overlap)
-        allowed = f"be at most model.local_context - {path}.overlap = {new}"
-        check(self.last_context_length <= new, f"{path}.last_context_length", allowed, self.last_context_length)
+        allowed = f"be at most the local context, {local_context}"
+        check(last <= local_context, f"{path}.last_context_length", allowed, last)
         allowed = f"be 0 (never) or at least the local context, {local_context}"
         check(self.logn_from == 0 or self.logn_from >= local_context, f"{path}.logn_from", allowed, self.logn_from)
 
@@ -159,12 +159,7 @@ class ExperimentConfig:
             f"name at least one layer when train.trainable is '{trainable.value}'",
             self.model.memory_layers,
         )
-        check(
-            self.memory.last_context_length <= self.model.local_context,
-            "memory.last_context_length",
-            f"be at most model.local_context={self.model.local_context}",
-            self.memory.last_context_length,
-        )
+        self.memory.validate_window("memory", self.evaluation.window or self.model.local_context)
 
     def _validate_rows(self) -> None:
         """Raises ConfigError where a batch or a micro-batch is no whole number of streams, or has too few of them."""

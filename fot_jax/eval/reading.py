@@ -2,7 +2,8 @@
 
 The windows are those of LongLLaMA's reading (`fot_jax/infer`), except that all of the past goes to
 memory and the scored window starts with an empty local context: what a token may see is then
-exactly its own window and the memory, and a memory of m contexts means m contexts.
+exactly its own window and the memory, and a memory of m contexts means m contexts. For the same reason
+windows do not overlap here: `memory.overlap` is for inputs that `fot_jax/infer` reads (passkey, needle).
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from fot_jax.config import MemoryConfig, MemoryPositions, ModelConfig, UserError
+from fot_jax.memory.notices import notice_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
 from fot_jax.models.lower import first_layers, up_to_last_memory_layer
@@ -31,7 +33,8 @@ class Subject:
       label: how tables and plots name it.
       params: its parameters, unboxed.
       model: its config; `memory_layers` are those that read memory while it is measured.
-      memory: how it retrieves; `budget` is not applied, the measurements set the memory's size.
+      memory: how it retrieves; `budget` is not applied, the measurements set the memory's size, nor is
+        `overlap` in `read_past`.
     """
 
     label: str
@@ -89,10 +92,13 @@ def _score(params, tokens, targets, segments, memory: MemoryView | None, *, conf
 def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore | None:
     """Reads T tokens a row, `local_context` at a time from an empty memory; None where T = 0.
 
-    Each window reads with the memory that the windows before it left. The last one may be shorter.
+    Each window reads with the memory that the windows before it left. The last one may be shorter. `memory.overlap`
+    is not applied, which is logged once.
     """
     if past.shape[1] == 0:
         return None
+    if subject.memory.overlap:
+        notice_once("memory.overlap", "not applied: in this task the windows of the past lie side by side")
     store = MemoryStore.for_model(subject.model, streams=past.shape[0])
     source = ViewSource(store, subject.memory)
     length, lower = subject.model.local_context, up_to_last_memory_layer(subject.model)

@@ -91,6 +91,12 @@ class Comparison:
         return kind.value if kind is Retrieval.DENSE else f"{kind.value} top-{self.memory.top_k}"
 
     @property
+    def windows(self) -> str:
+        """How a prompt is read: 'in windows of 512 tokens, 64 of them read again'."""
+        size, again = self.runs[0].subject.model.local_context, self.memory.overlap
+        return f"in windows of {size} tokens" + (f", {again} of them read again" if again else "")
+
+    @property
     def origin(self) -> str:
         """What the measured documents are: 'held-out' or 'given'."""
         return "given" if self.sources else "held-out"

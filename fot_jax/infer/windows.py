@@ -11,15 +11,15 @@ of the past comes through the memory layers. The cuts are a function of the inpu
 Neither the batch an input is read in nor the piece length changes them, or the result beyond rounding;
 another c does, as does reading a text in two halves.
 
-With an overlap every window begins with the newest o tokens of the one before, read again to have them in
-sight in all layers; they go to memory once, as first read, and behind the window that read them again:
+With an overlap every window but the last begins with the newest o tokens of the one before, read again to have
+them in sight in all layers; they go to memory once, as first read, and behind the window that read them again:
 
     W = 8, o = 3    reads a b c d e f g h    memory a b c d e
                           f g h i j k l m    memory a b c d e f g h i j
 
-So every token but the first o of the text and of the last window has o tokens or more of local context.
-Nothing is kept in the cache instead: layers without memory would lose the first token of a window, on which
-language models rest their attention (Xiao et al. 2023, StreamingLLM).
+So every token but the first o of the text and of the last window has o tokens or more of local context. The last
+window is the same with and without. Nothing is kept in the cache instead: layers without memory would lose the
+first token of a window, on which language models rest their attention (Xiao et al. 2023, StreamingLLM).
 
 Windows that go to memory are processed up to the last memory layer, as nothing above it reaches the
 memory, and once for all rows that have read the same so far (shared_past.py).
@@ -106,28 +106,26 @@ class Reading:
 
 
 def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
-    """Tokens that each window of an input brings anew: full ones, and a last one of at least `last` tokens.
+    """Tokens that each window of an input brings anew: full ones, a rest, and a last one of at least `last` tokens.
 
     With window 8, last 4:   8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 6, 4]
-    and overlap 3:           8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 5, 5]
+    and overlap 3:           8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 5, 1, 4]
 
-    An input that fits one window is not cut. The last but one is shortened where the rest is too
-    short; there are always ceil((length - overlap) / (window - overlap)) windows.
+    An input that fits one window is not cut. The last window is what full ones without overlap would leave, or
+    `last` where that is more; those before it are the fewest that hold the rest.
 
     Args:
       length: tokens of the input, >= 1.
       window: tokens of the local context W.
-      last: least length of the last window, 1..W - overlap.
-      overlap: tokens that each window but the first and the last one reads again.
+      last: least length of the last window, 1..W.
+      overlap: tokens that each window but the first and the last one reads again, < W.
     """
-    step = window - overlap
-    count = -(-(length - overlap) // step)
-    if count <= 1:
+    if length <= window:
         return [length]
-    past, rest = [window] + [step] * (count - 2), length - window - (count - 2) * step
-    final = max(rest, last)
-    past[-1] -= final - rest
-    return [*past, final]
+    final = max(1 + (length - 1) % window, last)
+    first, step = min(length - final, window), window - overlap
+    full, rest = divmod(length - final - first, step)
+    return [first, *[step] * full, *[rest] * (rest > 0), final]
 
 
 def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
@@ -244,19 +242,21 @@ def _read_past(
         report(done)
 
 
-def _remember(reading: Reading, entries: KeyValue, counts: np.ndarray, kept: np.ndarray, held: Any) -> Any:
+def _remember(
+    reading: Reading, entries: KeyValue, counts: np.ndarray, kept: np.ndarray, held: KeyValue | None
+) -> KeyValue | None:
     """Pushes a window's entries but the newest `kept[b]` of each row; returns those, which the next one reads again.
 
     In the place of what this window read again stands `held`, the first reading: it had more of the past in sight.
     """
-    newest = jax.tree.map(lambda x: np.zeros_like(x[:, :, : kept.max(initial=0)]), entries)
-    for now, first, stay in zip(*map(jax.tree.leaves, (entries, held or newest, newest)), strict=True):
-        for row, (count, keep) in enumerate(zip(counts, kept, strict=True)):
-            if held is not None and count:
-                now[:, row, : first.shape[2]] = first[:, row]
-            stay[:, row, :keep] = now[:, row, count - keep : count]
+    if held is not None:
+        again = held.keys.shape[2]
+        entries = jax.tree.map(lambda first, x: np.concatenate([first, x[:, :, again:]], axis=2), held, entries)
     reading.remember(entries, counts - kept)
-    return newest if kept.any() else None
+    if not kept.any():
+        return None
+    place = np.maximum(counts - kept.max(), 0)[:, None] + np.arange(kept.max())
+    return jax.tree.map(lambda x: np.take_along_axis(x, place[None, :, :, None, None], axis=2), entries)
 
 
 def _read_last(params: Any, config: ModelConfig, parts: list[np.ndarray], reading: Reading, *, piece: int) -> None:

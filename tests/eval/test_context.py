@@ -1,6 +1,7 @@
 """Perplexity against context: one target, three ways to read what lies before it."""
 
 import dataclasses
+import logging
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from fot_jax.config import PastReading, RopeConfig, RopeScaling
 from fot_jax.eval import context, perplexity
 from fot_jax.eval.targets import gather
+from fot_jax.memory import notices
 from fot_jax.models.transformer import Decoder
 from tests.eval.subjects import MODEL, RandomDocuments, subject
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
@@ -48,6 +50,16 @@ def test_memory_is_the_perplexity_task():
     )
     assert sweep.targets == other.targets
     np.testing.assert_allclose(sweep.nats, other.nats, rtol=1e-6)
+
+
+def test_an_overlap_is_not_applied_and_it_says_so(caplog):
+    notices.notice_once.cache_clear()
+    plain = subject()
+    lapped = dataclasses.replace(plain, memory=dataclasses.replace(plain.memory, overlap=3))
+    with caplog.at_level(logging.WARNING):
+        sweeps = [measured(tiny, PastReading.MEMORY) for tiny in (plain, lapped)]
+    np.testing.assert_array_equal(sweeps[0].nats, sweeps[1].nats)
+    assert [r.message.split(":")[0] for r in caplog.records] == ["memory.overlap"]
 
 
 @pytest.mark.parametrize("model", [MODEL, SCALED], ids=["plain", "dynamic"])

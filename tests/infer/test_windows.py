@@ -42,20 +42,24 @@ def test_cuts_are_drawn_as_documented():
     cuts = {n: cut_windows(n, window=8, last=4) for n in (1, 8, 9, 12, 13, 16, 18)}
     assert cuts == {1: [1], 8: [8], 9: [5, 4], 12: [8, 4], 13: [8, 5], 16: [8, 8], 18: [8, 6, 4]}
     assert cut_windows(17, window=8, last=8) == [8, 1, 8]
-    lapped = {n: cut_windows(n, window=8, last=4, overlap=3) for n in (1, 8, 9, 13, 14, 18, 19)}
-    assert lapped == {1: [1], 8: [8], 9: [5, 4], 13: [8, 5], 14: [8, 2, 4], 18: [8, 5, 5], 19: [8, 5, 2, 4]}
+    lapped = {n: cut_windows(n, window=8, last=4, overlap=3) for n in (1, 8, 9, 13, 16, 18, 30)}
+    assert lapped == {
+        1: [1], 8: [8], 9: [5, 4], 13: [8, 5], 16: [8, 8], 18: [8, 5, 1, 4], 30: [8, 5, 5, 5, 1, 6]
+    }  # fmt: skip
 
 
 @given(length=st.integers(1, 200), window=st.integers(1, 20), data=st.data())
 def test_cuts_cover_the_input_in_the_fewest_windows(length, window, data):
     overlap = data.draw(st.integers(0, window // 2))
     step = window - overlap
-    last = data.draw(st.integers(1, step))
+    last = data.draw(st.integers(1, window))
     cuts = cut_windows(length, window=window, last=last, overlap=overlap)
-    assert sum(cuts) == length
-    assert len(cuts) == max(1, -(-(length - overlap) // step))
-    assert 1 <= cuts[0] <= window and all(1 <= cut <= step for cut in cuts[1:])
-    assert cuts[-1] >= min(last, length)
+    plain = cut_windows(length, window=window, last=last)
+    assert sum(cuts) == length and cuts[-1] == plain[-1] >= min(last, length)
+    assert len(plain) == -(-length // window)
+    past = length - cuts[-1]
+    assert len(cuts) - 1 == (past > 0) + max(0, -(-(past - window) // step))
+    assert 1 <= cuts[0] <= window and all(1 <= cut <= step for cut in cuts[1:-1]) and cuts[-1] <= window
     assert cuts[:-2] == [window, *[step] * len(cuts)][: len(cuts[:-2])]
 
 
@@ -259,12 +263,15 @@ def test_memories_with_different_entries_are_not_shared(params):
         np.testing.assert_allclose(both.logits[row], alone.logits[0], rtol=1e-5, atol=1e-5)
 
 
-def test_budget_bounds_the_memory_and_push_local_empties_the_cache(params):
+@pytest.mark.parametrize(
+    ("overlap", "read_so_far"), [(0, [16, 29, 37, 45, 53, 63]), (3, [16, 26, 31, 36, 41, 46, 51, 53, 63])]
+)
+def test_budget_bounds_the_memory_and_push_local_empties_the_cache(params, overlap, read_so_far):
     reports = []
-    memory = dataclasses.replace(DENSE, budget=12)
+    memory = dataclasses.replace(DENSE, budget=12, overlap=overlap)
     reading = read(params, MODEL, TEXTS, memory=memory, progress=reports.append)
     assert reading.store.lengths.tolist() == [12, 12]
-    assert [report.tokens_read for report in reports] == [16, 29, 37, 45, 53, 63]
+    assert [report.tokens_read for report in reports] == read_so_far
     assert {report.tokens_total for report in reports} == {63}
     assert reports[-1].memory_bytes == reading.store.bytes()
     push_local(MODEL, reading)
@@ -320,10 +327,10 @@ def test_without_memory_layers_only_the_last_window_counts_and_it_says_so(params
         ),
         (
             TEXTS,
-            dataclasses.replace(DENSE, overlap=4),
+            dataclasses.replace(DENSE, last_context_length=9),
             None,
             ConfigError,
-            r"last_context_length must be at most model\.local_context - memory\.overlap = 4, got 5",
+            r"last_context_length must be at most the local context, 8, got 9",
         ),
         (TEXTS, DENSE, (MODEL, 3), UserError, r"memory must have one stream or one per input \(2\), got 3"),
         (TEXTS, DENSE, (dataclasses.replace(MODEL, head_dim=8), 2), UserError, "memory must have this model's"),
