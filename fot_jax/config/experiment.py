@@ -159,7 +159,12 @@ class ExperimentConfig:
             f"name at least one layer when train.trainable is '{trainable.value}'",
             self.model.memory_layers,
         )
-        self.memory.validate_window("memory", self.evaluation.window or self.model.local_context)
+        check(
+            self.memory.last_context_length <= self.model.local_context,
+            "memory.last_context_length",
+            f"be at most model.local_context={self.model.local_context}",
+            self.memory.last_context_length,
+        )
 
     def _validate_rows(self) -> None:
         """Raises ConfigError where a batch or a micro-batch is no whole number of streams, or has too few of them."""

@@ -92,9 +92,10 @@ class Comparison:
 
     @property
     def windows(self) -> str:
-        """How a prompt is read: 'in windows of 512 tokens, 64 of them read again'."""
-        size, again = self.runs[0].subject.model.local_context, self.memory.overlap
-        return f"in windows of {size} tokens" + (f", {again} of them read again" if again else "")
+        """'in windows of 512 tokens, the newest 64 of each read again in the next but the last'."""
+        sizes, again = sorted({run.subject.model.local_context for run in self.all_runs}), self.memory.overlap
+        lapped = f", the newest {again} of each read again in the next but the last" if again else ""
+        return f"in windows of {' or '.join(map(str, sizes))} tokens{lapped}"
 
     @property
     def origin(self) -> str:
@@ -152,7 +153,6 @@ def load_comparison(
     evaluation = dataclasses.replace(first.evaluation, **evaluation_changes)
     memory.validate("memory")
     evaluation.validate("evaluation")
-    memory.validate_window("memory", evaluation.window or first.model.local_context)
     if not first.model.memory_layers:
         raise UserError(
             f"{workdirs[0]} must hold a model with memory layers, got none."
@@ -165,6 +165,7 @@ def load_comparison(
         model = lend_memory_layers(config.model, of=first.model)
         if evaluation.window:
             model = dataclasses.replace(model, local_context=evaluation.window)
+        memory.validate_window("memory", model.local_context)
         subject = Subject(label=label, params=params, model=model, memory=memory)
         runs.append(
             Run(workdir=pathlib.Path(folder), config=config, step=at, saved=_saved(folder, at), subject=subject)

@@ -70,7 +70,7 @@ def test_round_trip_through_json():
         ({"model.head_dim": 5}, r"model\.head_dim must be even"),
         (
             {"memory.last_context_length": 9},
-            r"memory\.last_context_length must be at most the local context, 8, got 9",
+            r"memory\.last_context_length must be at most model\.local_context=8, got 9",
         ),
         ({"data.sources": ()}, r"data\.sources must name at least one source"),
         ({"data.sources": ({"name": "a", "kind": "text"},)}, r"data\.sources\[0\]\.path must name files"),

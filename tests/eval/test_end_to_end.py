@@ -129,10 +129,12 @@ def test_no_baseline_is_left_out(runs):
     write_run(fot.parent / "second", experiment(fot.parent))
     beside = [f"--baseline-workdir={folder}" for folder in (plain, fot.parent / "second")]
     few = ("--evaluation.passkey_tokens=300", "--evaluation.passkey_trials=1", "--evaluation.distraction_contexts=1")
+    few += ("--memory.overlap=3",)
     for task, rows in (("perplexity", "contexts"), ("distraction", "models"), ("passkey", "models")):
         run_evaluate(f"--workdir={fot}", *beside, f"--task={task}", *few, f"--out={fot / 'three'}")
-        found = json.loads((fot / "three" / f"{task}.json").read_text())["results"][rows]
-        assert {row["model"].split(",")[0] for row in found} == {"fot", "plain", "second"}, task
+        report = json.loads((fot / "three" / f"{task}.json").read_text())
+        assert {row["model"].split(",")[0] for row in report["results"][rows]} == {"fot", "plain", "second"}, task
+    assert f"in windows of {LENGTH} tokens, the newest 3 of each read again in the next" in report["method"]
 
 
 def test_documents_that_are_given_are_all_measured(runs, caplog):

@@ -198,10 +198,10 @@ def test_a_row_does_not_depend_on_its_neighbour(params):
     assert ended[0].tolist()[:until] == kept[:until]
 
 
-@pytest.mark.parametrize(("smear", "logn_from"), [(False, 0), (True, 0), (False, 9)])
-def test_pieces_change_nothing(params, smear, logn_from):
+@pytest.mark.parametrize(("smear", "logn_from", "overlap"), [(False, 0, 0), (True, 0, 3), (False, 9, 0)])
+def test_pieces_change_nothing(params, smear, logn_from, overlap):
     """Prefill in pieces of three tokens equals one call a window, and greedy generation after it."""
-    memory = dataclasses.replace(DENSE, logn_from=logn_from)
+    memory = dataclasses.replace(DENSE, logn_from=logn_from, overlap=overlap)
     model, params = dataclasses.replace(MODEL, smear_keys=smear), smeared(params) if smear else params
     whole, pieces = (read(params, model, TEXTS, memory=memory, piece=piece) for piece in (0, 3))
     np.testing.assert_allclose(pieces.logits, whole.logits, rtol=1e-5, atol=1e-5)
@@ -324,13 +324,6 @@ def test_without_memory_layers_only_the_last_window_counts_and_it_says_so(params
             None,
             ConfigError,
             r"memory\.overlap must be at most half of the local context, 4, got 5",
-        ),
-        (
-            TEXTS,
-            dataclasses.replace(DENSE, last_context_length=9),
-            None,
-            ConfigError,
-            r"last_context_length must be at most the local context, 8, got 9",
         ),
         (TEXTS, DENSE, (MODEL, 3), UserError, r"memory must have one stream or one per input \(2\), got 3"),
         (TEXTS, DENSE, (dataclasses.replace(MODEL, head_dim=8), 2), UserError, "memory must have this model's"),

@@ -127,7 +127,7 @@ def _method(comparison: Comparison) -> str:
     return (
         f"{comparison.evaluation.needle_trials} prompts a kind and length, the same for every model: RULER's (arXiv"
         f" 2404.06654) wording over repeated filler sentences, templates version {TEMPLATES_VERSION}. The prompt is"
-        f" read {comparison.windows}, into memory ({comparison.retrieval}), the answer generated greedily. Recall is"
+        f" read into memory ({comparison.retrieval}) {comparison.windows}; the answer is generated greedily. Recall is"
         " the share of the expected strings in the generated text, case ignored, its mean over prompts with a score"
         " interval; 'all right' counts prompts of which every string was found. 'Last window' is the same model"
         " without memory layers."

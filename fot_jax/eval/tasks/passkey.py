@@ -82,8 +82,8 @@ def _report(found: Found, *, comparison: Comparison) -> Report:
             rows.append((label, length, right, share.estimate, f"{share.low:.3f}–{share.high:.3f}"))
     method = (
         f"{_trials(evaluation)} prompts a length, the same for every model: the paper's instruction, filler, a"
-        " key of up to five digits at a random place, more filler, the question. The prompt is read"
-        f" {comparison.windows}, into memory ({comparison.retrieval}), the answer generated greedily; right means that"
+        " key of up to five digits at a random place, more filler, the question. The prompt is read into"
+        f" memory ({comparison.retrieval}) {comparison.windows}; the answer is generated greedily; right means that"
         " the first digits generated are the key. 'Last window' is the same model without memory layers."
     )
     return Report(
