@@ -128,8 +128,8 @@ def test_no_baseline_is_left_out(runs):
     fot, plain = runs
     write_run(fot.parent / "second", experiment(fot.parent))
     beside = [f"--baseline-workdir={folder}" for folder in (plain, fot.parent / "second")]
-    few = ("--evaluation.passkey_tokens=300", "--evaluation.passkey_trials=1", "--evaluation.distraction_contexts=1")
-    few += ("--memory.overlap=3",)
+    few = ("passkey_tokens=300", "passkey_trials=1", "distraction_contexts=1")
+    few = ("--memory.overlap=3", *(f"--evaluation.{setting}" for setting in few))
     for task, rows in (("perplexity", "contexts"), ("distraction", "models"), ("passkey", "models")):
         run_evaluate(f"--workdir={fot}", *beside, f"--task={task}", *few, f"--out={fot / 'three'}")
         report = json.loads((fot / "three" / f"{task}.json").read_text())
