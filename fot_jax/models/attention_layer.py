@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fot_jax.config import AttentionForm, Boundaries, ContextGradients, MemoryPositions, ModelConfig
 from fot_jax.models import layers
 from fot_jax.models.cache import extend, newest
-from fot_jax.ops import attention, crossbatch, forms, joint_kernels
+from fot_jax.ops import attention, crossbatch, forms, joint_blocks, joint_kernels
 from fot_jax.ops.linear import project
 from fot_jax.ops.memory_attention import gated_merge, logn_scale
 from fot_jax.ops.prefix import prefix_partial
@@ -129,6 +129,11 @@ class Attention(nn.Module):
         alone = call.memory is None and not self.config.memory_gate
         return alone and forms.resolve(self.config.attention) is AttentionForm.PALLAS
 
+    def _by_blocks(self, call: Call) -> bool:
+        """Whether contexts are read block by block, and one softmax holds them and the own chunk."""
+        reads = call.plan is not None and call.memory is None and not self.config.memory_gate
+        return reads and forms.resolve(self.config.attention) is AttentionForm.BLOCKWISE
+
     def _joint(self, queries, keys, far_keys, values, call: Call, role: LayerRole, stretch) -> jax.Array:
         """The same as the softmax of `_join`, differentiated as a whole."""
         stopped = call.gradients is ContextGradients.STOPPED
@@ -145,6 +150,13 @@ class Attention(nn.Module):
             bias = layers.weight(self, "gate", (config.num_heads,), ("heads",), nn.initializers.zeros)
         if call.plan is None and call.memory is None:
             return attention.normalise(local)
+        if self._by_blocks(call):
+            options = self._options(call)
+            del options["layout"]
+            stopped = call.gradients is ContextGradients.STOPPED
+            return joint_blocks.joined(
+                local, queries, keys, values, call.plan, reads=role.is_memory, stopped=stopped, **options
+            )
 
         def far(queries, keys, values) -> Partial:
             if call.memory is not None:

@@ -85,6 +85,20 @@ def normalise(partial: Partial) -> Float[Array, "B L H D"]:
     return jnp.asarray(partial.weighted) * (seen / jnp.where(seen, partial.total, 1.0))[..., None]
 
 
+def normalise_backward(
+    out: Float[Array, "B L H D"], total: Float[Array, "B L H"], d_out: Float[Array, "B L H D"]
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
+    """Gradients of `normalise`'s weighted and total by those of its output, in float32; 0 where no key is visible.
+
+        d weighted = d out / total        d total = −Σ_D d out · out / total
+
+    Source: Dao 2023, FlashAttention-2 (the output is kept, the weighted sum is not).
+    """
+    share = jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
+    d_out, out = d_out.astype(jnp.float32), out.astype(jnp.float32)
+    return d_out * share[..., None], -(d_out * out).sum(axis=-1) * share
+
+
 def local_mask(
     query_segments: Int[Array, "B L"],
     key_segments: Int[Array, "B S"],

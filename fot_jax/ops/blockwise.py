@@ -195,17 +195,45 @@ def online_partial(
 
     Source: FoT eq. (2), app. B.3; online softmax: Milakov & Gimelshein 2018, Rabe & Staats 2021.
     """
-    B, L, H, _ = queries.shape
+    rule, *arguments = _arranged(queries, keys, values, plan, segments, boundaries=boundaries, block=block)
+    parts: tuple = _online(rule, *arguments)  # pyright: ignore[reportAssignmentType]
+    weighted, peak, total = (unstack(x, queries.shape[1]) for x in parts)
+    return Partial(weighted=weighted, peak=jax.lax.stop_gradient(peak), total=total)
+
+
+def online_gradients(
+    queries: Float[Array, "B L H D"],
+    keys: Float[Array, "B S G D"],
+    values: Float[Array, "B S G D"],
+    plan: Plan | None,
+    *,
+    segments: Int[Array, "B S"],
+    boundaries: Boundaries,
+    block: int,
+    peak: Float[Array, "B L H"],
+    d_weighted: Float[Array, "B L H D"],
+    d_total: Float[Array, "B L H"],
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B S G D"], Float[Array, "B S G D"]]:
+    """Float32 gradients of `online_partial`'s queries, keys and values by those of its weighted and total.
+
+    `peak` is what the two are relative to, of all keys in one softmax; other arguments as `online_partial`.
+    """
+    rule, *arguments = _arranged(queries, keys, values, plan, segments, boundaries=boundaries, block=block)
     G, S = keys.shape[2], keys.shape[1]
+    peak, d_weighted, d_total = (stack(x, G) for x in (peak, d_weighted, d_total))
+    dq, dk, dv = gradients(rule, (*arguments, peak), (d_weighted, None, d_total))
+    dk, dv = (x.transpose(0, 2, 1, 3)[:, :S] for x in (dk, dv))
+    return unstack(dq, queries.shape[1]), dk, dv
+
+
+def _arranged(queries, keys, values, plan: Plan | None, segments, *, boundaries, block: int):
+    """(rule, arguments of `forward`): in the internal layout and whole blocks of keys."""
+    B, S, G, _ = keys.shape
     block = min(block, S)
-    padding = -S % block
-    pad = [(0, 0), (0, padding), (0, 0), (0, 0)]
+    pad = [(0, 0), (0, -S % block), (0, 0), (0, 0)]
     rows = [jnp.pad(x, pad).transpose(0, 2, 1, 3) for x in (keys, values)]
-    rule = Rule(boundaries=boundaries, causal=plan is None, block=block, repeats=H // G)
+    rule = Rule(boundaries=boundaries, causal=plan is None, block=block, repeats=queries.shape[2] // G)
     if plan is None:
         plan = Plan(context_ids=jnp.zeros((B, 1), jnp.int32), own_document=jnp.ones((B, 1), bool))
     plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
-    padded_segments = jnp.pad(segments, pad[:2])
-    parts: tuple = _online(rule, stack(queries, G), *rows, plan, segments, padded_segments)  # pyright: ignore[reportAssignmentType]
-    weighted, peak, total = (unstack(x, L) for x in parts)
-    return Partial(weighted=weighted, peak=jax.lax.stop_gradient(peak), total=total)
+    return rule, stack(queries, G), *rows, plan, segments, jnp.pad(segments, pad[:2])

@@ -1,9 +1,12 @@
 """The loop of `blockwise.py` as CPUs like it: one row and key/value head after another.
 
-The scores of a tile, the queries of one row and head and one block of keys, stay in a core's cache. Tiles that nobody
-sees cost nothing, a row's own empty slots among them; those that all queries see cost no mask: most contexts where
-rows hold one document, most of a memory, none of a row's own chunk.
+The scores of a tile, the queries of one row and head and a few blocks of keys, stay in a core's caches. Blocks that
+nobody sees cost nothing, a row's own empty slots among them. Those that all queries see, most contexts where rows hold
+one document, come first, several in one tile and without a mask: products of 64 numbers a key pay for large tiles.
 """
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +16,67 @@ from fot_jax.ops.attention import LOWEST_PEAK, MASKED_SCORE
 from fot_jax.ops.blocks import Rule, Sight
 
 CACHE_BYTES = 1 << 21  # of a CPU core; scores that fit it gain nothing from being cut by head
+TILE_BYTES = 1 << 22  # of the scores of a tile of several blocks
+TILE_BLOCKS = 8  # at most: each is a copy and two additions of the program
+
+
+class _Order(NamedTuple):
+    """In which order rows visit the places of `blocks.schedule`: [B, places], or [B] counts from the front."""
+
+    slots: jax.Array
+    starts: jax.Array
+    clear: jax.Array  # those that all queries see
+    seen: jax.Array  # those and the ones to ask `blocks.block_mask` about; the others are not visited
+
+
+def _order(rule: Rule, plan, query_segments, segments) -> _Order:
+    places = blocks.schedule(rule, plan.context_ids.shape[1], segments.shape[1])
+    sights = blocks.sights(rule, plan, query_segments, segments, places)
+    order = jnp.argsort(-sights, axis=1, stable=True)
+    slots, starts = (x[order] for x in places)
+    return _Order(slots, starts, clear=(sights == Sight.ALL).sum(1), seen=(sights != Sight.NOBODY).sum(1))
+
+
+def _blocks_in_tile(rule: Rule, order: _Order, T: int, S: int) -> int:
+    """How many blocks of S keys that T queries all see are one tile: a power of two."""
+    if rule.causal:  # the first query sees the first key alone
+        return 1
+    most = min(order.slots.shape[1], TILE_BLOCKS, TILE_BYTES // (4 * T * S))
+    return 1 << (max(most, 1).bit_length() - 1)
+
+
+def _visit_all(visit, carry, order: _Order, b, together: int):
+    """The carry after visit(carry, slots, starts, clear) of what row b sees: `together` places at once, then each."""
+
+    def some(i, carry, count, clear):
+        slots, starts = (jax.lax.dynamic_slice(x[b], (i,), (count,)) for x in (order.slots, order.starts))
+        return visit(carry, slots, starts, clear)
+
+    def single(i, carry):
+        return some(i, carry, 1, i < order.clear[b])
+
+    if together == 1:
+        return jax.lax.fori_loop(0, order.seen[b], single, carry)
+    tiles = order.clear[b] // together
+    carry = jax.lax.fori_loop(0, tiles, lambda i, carry: some(i * together, carry, together, True), carry)
+    return jax.lax.fori_loop(tiles * together, order.seen[b], single, carry)
 
 
 def forward(rule, queries, keys, values, plan, query_segments, segments):
     """(weighted, peak, total) of all rows and heads, in the layout of `blockwise.py`."""
     B, G, T, D = queries.shape
-    places = blocks.schedule(rule, plan.context_ids.shape[1], keys.shape[2])
-    sights = blocks.sights(rule, plan, query_segments, segments, places)
+    order = _order(rule, plan, query_segments, segments)
+    together = _blocks_in_tile(rule, order, T, min(rule.block, keys.shape[2]))
 
     def one(n):
         b, g = n // G, n % G
 
-        def visit(carry, entry):
-            sight, *place = entry
+        def visit(carry, slots, starts, clear):
+            k, v = _tile(rule, keys, values, plan, b, g, slots, starts)
+            mask = functools.partial(_mask, rule, plan, query_segments, segments, b, slots[0], starts[0])
+            return add_keys(carry, queries[b, g], k, v, mask, clear=clear)
 
-            def attend(carry):
-                k, v = _tile(rule, keys, values, plan, b, g, *place)
-
-                def mask():
-                    return _mask(rule, plan, query_segments, segments, b, *place)
-
-                return add_keys(carry, queries[b, g], k, v, mask, clear=sight == Sight.ALL)
-
-            return jax.lax.cond(sight != Sight.NOBODY, attend, lambda same: same, carry), None
-
-        return jax.lax.scan(visit, no_keys(T, D), (sights[b], *places))[0]
+        return _visit_all(visit, no_keys(T, D), order, b, together)
 
     parts = jax.lax.map(one, jnp.arange(B * G))
     return jax.tree.map(lambda x: x.reshape(B, G, *x.shape[1:]), parts)
@@ -51,7 +90,7 @@ def no_keys(T: int, D: int):
 def add_keys(carry, queries, keys, values, mask, *, clear):
     """One step of the online softmax: (weighted, peak, total) of queries [T, D] with keys [S, D] more.
 
-    mask() is [T, S]; it is not asked where `clear`, a traced boolean, says that all queries see all keys.
+    mask() is [T, S]; it is not asked where `clear`, True or a traced boolean, says that all queries see all keys.
     """
     weighted, peak, total = carry
 
@@ -68,6 +107,8 @@ def add_keys(carry, queries, keys, values, mask, *, clear):
 
 def _weighed(weigh, scores, mask, *, clear):
     """weigh(scores), without mask() where `clear`; with it the backward pass of a tile took 1.3 times as long."""
+    if clear is True:
+        return weigh(scores)
     return jax.lax.cond(clear, weigh, lambda scores: weigh(jnp.where(mask(), scores, MASKED_SCORE)), scores)
 
 
@@ -80,10 +121,15 @@ def _row(rule: Rule, plan, b, slot):
     return b if rule.causal else jnp.maximum(plan.context_ids[b, slot], 0)
 
 
-def _tile(rule: Rule, keys, values, plan, b, g, slot, start):
-    """Keys and values [S, D] of one head and block that row b reads through a slot."""
-    at, shape = (_row(rule, plan, b, slot), g, start, 0), (1, 1, min(rule.block, keys.shape[2]), keys.shape[3])
-    return tuple(jax.lax.dynamic_slice(x, at, shape)[0, 0] for x in (keys, values))
+def _tile(rule: Rule, keys, values, plan, b, g, slots, starts):
+    """Keys and values [blocks · S, D] of one head and the blocks that row b reads through slots."""
+    length = min(rule.block, keys.shape[2])
+
+    def cut(x, slot, start):
+        return jax.lax.dynamic_slice(x, (_row(rule, plan, b, slot), g, start, 0), (1, 1, length, x.shape[3]))[0, 0]
+
+    places = list(zip(slots, starts, strict=True))
+    return tuple(jnp.concatenate([cut(x, *place) for place in places]) for x in (keys, values))
 
 
 def _mask(rule: Rule, plan, query_segments, segments, b, slot, start):
@@ -101,38 +147,36 @@ def gradients(rule, queries, keys, values, plan, query_segments, segments, peak,
     its left operand, the small keys, where with [T, S] two contracted that of the scores; timed 1.3 times faster.
     """
     B, G, T, D = queries.shape
-    places = blocks.schedule(rule, plan.context_ids.shape[1], keys.shape[2])
-    sights = blocks.sights(rule, plan, query_segments, segments, places)
+    order = _order(rule, plan, query_segments, segments)
+    length = min(rule.block, keys.shape[2])
+    together = _blocks_in_tile(rule, order, T, length)
 
     def one(carry, n):
         b, g = n // G, n % G
         q, d_out = queries[b, g], d_weighted[b, g].astype(values.dtype)
 
-        def visit(carry, entry):
-            sight, slot, start = entry
+        def visit(carry, slots, starts, clear):
+            dq, dk_all, dv_all = carry
+            k, v = _tile(rule, keys, values, plan, b, g, slots, starts)
 
-            def attend(carry):
-                dq, dk_all, dv_all = carry
-                k, v = _tile(rule, keys, values, plan, b, g, slot, start)
+            def mask():
+                return _mask(rule, plan, query_segments, segments, b, slots[0], starts[0]).T
 
-                def mask():
-                    return _mask(rule, plan, query_segments, segments, b, slot, start).T
+            def weigh(scores):
+                return jnp.exp(scores - peak[b, g][None])
 
-                def weigh(scores):
-                    return jnp.exp(scores - peak[b, g][None])
+            weights = _weighed(weigh, _product("SD,TD->ST", k, q), mask, clear=clear)
+            through = _product("SD,TD->ST", v, d_out)
+            d_scores = (weights * (through + d_total[b, g][None])).astype(k.dtype)
+            dv = _product("ST,TD->SD", weights.astype(v.dtype), d_out)
+            dk = _product("ST,TD->SD", d_scores, q)
+            dq += _product("SD,ST->DT", k, d_scores)
+            for i, (slot, start) in enumerate(zip(slots, starts, strict=True)):
+                at, block = (_row(rule, plan, b, slot), g, start, 0), slice(i * length, (i + 1) * length)
+                dk_all, dv_all = _add_tile(dk_all, dk[block], at), _add_tile(dv_all, dv[block], at)
+            return dq, dk_all, dv_all
 
-                weights = _weighed(weigh, _product("SD,TD->ST", k, q), mask, clear=sight == Sight.ALL)
-                through = _product("SD,TD->ST", v, d_out)
-                d_scores = (weights * (through + d_total[b, g][None])).astype(k.dtype)
-                dv = _product("ST,TD->SD", weights.astype(v.dtype), d_out)
-                dk = _product("ST,TD->SD", d_scores, q)
-                dq += _product("SD,ST->DT", k, d_scores)
-                at = _row(rule, plan, b, slot), g, start, 0
-                return dq, _add_tile(dk_all, dk, at), _add_tile(dv_all, dv, at)
-
-            return jax.lax.cond(sight != Sight.NOBODY, attend, lambda same: same, carry), None
-
-        (dq, *grown), _ = jax.lax.scan(visit, (jnp.zeros((D, T), jnp.float32), *carry), (sights[b], *places))
+        dq, *grown = _visit_all(visit, (jnp.zeros((D, T), jnp.float32), *carry), order, b, together)
         return tuple(grown), dq.T
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, values))

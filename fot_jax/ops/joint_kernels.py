@@ -3,9 +3,7 @@
     out = normalise(merge(local, contexts)) = weighted / total
 
 Differentiated part by part, each part's float32 output is kept for the backward pass. Here the output, its peaks and
-its totals are, and the kernels run backward by the merged peak:
-
-    d weighted = d out / total        d total = −Σ_D d out · out / total
+its totals are, and the kernels run backward by the merged peak (`attention.normalise_backward`).
 
 Source: FoT eq. (2); Dao 2023, FlashAttention-2 (what is kept).
 """
@@ -99,12 +97,8 @@ def _forward(rule: Rule, *arguments):
 
 def _backward(rule: Rule, saved, d_out):
     queries, keys, far_keys, values, plan, reads, stretch, segments, out, peak, total = saved
-    d_out, share = d_out.astype(jnp.float32), jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
-    upstream = {
-        "peak": peak,
-        "d_weighted": d_out * share[..., None],
-        "d_total": -(d_out * out.astype(jnp.float32)).sum(axis=-1) * share,
-    }
+    d_weighted, d_total = attention.normalise_backward(out, total, d_out)
+    upstream = {"peak": peak, "d_weighted": d_weighted, "d_total": d_total}
     options = {"segments": segments, "boundaries": rule.boundaries, "block": rule.block}
     with jax.named_scope("local_scores"):
         dq, dk, dv = _local(rule, queries, keys, values, **options, **upstream)

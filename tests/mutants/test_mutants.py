@@ -24,6 +24,7 @@ from tests.models import decoders
 from tests.ops import (
     kernel_cases,
     test_crossbatch,
+    test_joint_blocks,
     test_losses,
     test_memory_attention,
     test_plans,
@@ -46,6 +47,28 @@ def contexts(form: AttentionForm, boundaries: Boundaries = Boundaries.MASKED) ->
         cases.assert_close(got, test_crossbatch.expected(case, boundaries), test_crossbatch.NAMES)
 
     return check
+
+
+def tiles() -> None:
+    """Several contexts in one tile, values and gradients."""
+    with pytest.MonkeyPatch.context() as patch:
+        check = test_crossbatch.test_tiles_of_several_contexts_are_the_oracle_in_values_and_gradients
+        check(99, 8, Boundaries.MASKED, patch)
+
+
+def joint() -> None:
+    """Local attention and contexts as one function."""
+    with pytest.MonkeyPatch.context() as patch:
+        check = test_joint_blocks.test_joined_is_the_oracle_in_values_and_all_gradients
+        check(Boundaries.MASKED, "cpu", patch)
+
+
+def unread() -> None:
+    test_joint_blocks.test_layers_that_read_nothing_and_contexts_that_get_no_gradient({"reads": False})
+
+
+def stopped() -> None:
+    test_joint_blocks.test_layers_that_read_nothing_and_contexts_that_get_no_gradient({"stopped": True})
 
 
 def equation_1() -> None:
@@ -122,9 +145,10 @@ def gate() -> None:
 
 
 LLAMA, PAPER = decoders.config(), decoders.paper()
+LLAMA_BY_PARTS = decoders.config(attention=REFERENCE)
 ROTATED_KEYS = (
-    "cond(role.is_memory, joined, alone, local, queries, "
-    "rotate(keys, jnp.arange(keys.shape[1])[None], *rope_frequencies(config.rope, config.head_dim, 8)), values)"
+    "local, queries, rotate(keys, jnp.arange(keys.shape[1])[None], "
+    "*rope_frequencies(config.rope, config.head_dim, 8)), values, call.plan, reads="
 )
 MUTANTS = {  # name: (module, line or part of it, what it becomes, check that must fail)
     "no causal mask": ("ops.attention", "causal = jnp.arange(S)[None, :] <=", "causal = -jnp.arange(S)[None, :] <=",
@@ -135,33 +159,45 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "two softmaxes": ("ops.crossbatch", "attention.normalise(attention.merge(near, far))",
                       "((attention.normalise(near) + attention.normalise(far)) / 2)", equation_2(REFERENCE)),
     "two softmaxes in the decoder": ("models.attention_layer", "attention.normalise(attention.merge(local, extra))",
-                                     "((attention.normalise(local) + attention.normalise(extra)) / 2)", decoder(LLAMA)),
+                                     "((attention.normalise(local) + attention.normalise(extra)) / 2)",
+                                     decoder(LLAMA_BY_PARTS)),
+    "contexts in place of the own chunk": ("ops.joint_blocks", "return attention.merge(local, far)", "return far",
+                                           decoder(LLAMA)),
     "tau = 1": ("models.layers", "return queries * D**-0.5", "return queries", decoder(LLAMA)),
     "no temperature": ("models.layers", "_unit(queries) * temperature", "_unit(queries)", decoder(PAPER)),
     "keys not normalised": ("models.layers", "_unit(keys), values", "keys, values", decoder(PAPER)),
-    "keys rotated in memory": (
-        "models.attention_layer", "cond(role.is_memory, joined, alone, local, queries, keys, values)", ROTATED_KEYS,
-        decoder(LLAMA),
-    ),
+    "keys rotated in memory": ("models.attention_layer", "local, queries, keys, values, call.plan, reads=",
+                               ROTATED_KEYS, decoder(LLAMA)),
     "positions in nope memory layers": ("models.attention_layer", "still = role.is_memory &", "still = False &",
                                         decoder(PAPER)),
     "no positions in rope0 memory layers": ("models.attention_layer", "is MemoryPositions.NOPE", "is not None",
                                             decoder(LLAMA)),
     "no layer's own softmax": ("models.attention_layer", "return attention.normalise(local)\n\n        # Branch",
-                               "return jnp.zeros_like(attention.normalise(local))\n\n        # Branch", decoder(LLAMA)),
+                               "return jnp.zeros_like(attention.normalise(local))\n\n        # Branch",
+                               decoder(LLAMA_BY_PARTS)),
     "log n of the local keys alone": ("ops.crossbatch", "return local + filled[:, None] * local.shape[1]",
                                       "return local + 0 * filled[:, None]", decoder(LLAMA, logn_from=7)),
     "log n of empty slots too": ("ops.crossbatch", "jnp.asarray(plan.context_ids) >= 0, axis=1",
                                  "jnp.asarray(plan.context_ids) >= -1, axis=1", decoder(LLAMA, logn_from=7)),
     "log n in every layer": ("models.attention_layer", "scale = jnp.where(role.is_memory, scale, 1.0)[",
                              "scale = jnp.where(True, scale, 1.0)[", decoder(LLAMA, logn_from=7)),
-    "every layer reads contexts": ("models.attention_layer", "cond(role.is_memory,", "cond(True,", decoder(LLAMA)),
+    "every layer reads contexts": ("models.attention_layer", "reads=role.is_memory, stopped",
+                                   "reads=role.is_memory | True, stopped", decoder(LLAMA)),
+    "every layer reads contexts, by parts": ("models.attention_layer", "cond(role.is_memory,", "cond(True,",
+                                             decoder(LLAMA_BY_PARTS)),
     "contexts without gradient": ("ops.crossbatch", "keys[rows].reshape", "jax.lax.stop_gradient(keys)[rows].reshape",
                                   equation_2(REFERENCE)),
-    "contexts without gradient, blockwise": ("ops.by_head", "_add_tile(dk_all, dk, at)", "dk_all",
+    "contexts without gradient, blockwise": ("ops.by_head", "_add_tile(dk_all, dk[block], at)", "dk_all",
                                              equation_2(BLOCKWISE)),
     "no gradient through the normaliser": ("ops.by_head", "(through + d_total[b, g][None])", "through",
                                            equation_2(BLOCKWISE)),
+    "tiles that overlap": ("ops.by_head", "some(i * together, carry", "some(i, carry", tiles),
+    "a tile's gradients to its first context": ("ops.by_head", "slice(i * length, (i + 1) * length)",
+                                                "slice(0, length)", tiles),
+    "local attention by its own peak": ("ops.joint_blocks", "d_weighted * shrink[..., None]", "d_weighted", joint),
+    "local totals by their own peak": ("ops.joint_blocks", "total=d_total * shrink", "total=d_total", joint),
+    "contexts of layers that read none": ("ops.joint_blocks", "jax.lax.cond(reads, far, none)", "far()", unread),
+    "stopped contexts with a gradient": ("ops.joint_blocks", "if rule.stopped", "if False", stopped),
     "peaks not rescaled": ("ops.by_head", "weighted * shrink[:, None] + _product(", "weighted + _product(",
                            contexts(BLOCKWISE)),
     "merge without rescaling": ("ops.attention", "a.total * scale_a + b.total * scale_b", "a.total + b.total",

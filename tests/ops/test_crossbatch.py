@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, crossbatch
+from fot_jax.ops import attention, by_head, crossbatch
 from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
 
@@ -54,6 +54,35 @@ def test_reference_is_the_oracle_in_values_and_gradients(heads, boundaries):
 def test_blockwise_is_the_oracle_in_values_and_gradients(block, boundaries, loop, monkeypatch):
     cases.force_loop(monkeypatch, loop)
     case = cases.crossbatch_case("grouped" if block != 3 else "single")
+    op = operator(case, boundaries, AttentionForm.BLOCKWISE, block)
+    got = cases.value_and_gradients(op, (case.queries, case.keys, case.values), case.upstream)
+    cases.assert_close(got, expected(case, boundaries), NAMES)
+
+
+def tiled_case() -> cases.Case:
+    """Rows of one document each that see up to 17 contexts whole, others in part or not at all, in mixed order.
+
+    Row 0 reads rows 1 and 2 over and over, row 3 whole ones among padded, own and empty ones, row 4 nothing.
+    """
+    case = cases.crossbatch_case("grouped")
+    segments = np.array([[1] * 5, [2] * 5, [3] * 5, [4] * 5, [5] * 5, [6, 6, 0, 0, 0]])
+    ids = np.full((6, 18), -1, np.int32)
+    ids[0, :17] = [1, 2, 1, 1, 2, 1, 1, 1, 2, 2, 2, 1, 2, 2, 2, 2, 1]
+    ids[1, :14] = [0, 2, 3, 4, 0, 2, 3, 4, 0, 2, 3, 4, 5, 5]
+    ids[2, 3:6] = [0, 1, 3]
+    ids[3, 4:] = [5, 0, -1, 3, 1, 2, 5, 4, 3, -1, 0, 1, 2, 0]
+    ids[5, ::2] = [0, 1, 2, 3, 4, 5, 0, 1, 2]
+    own = ids == np.arange(6)[:, None]
+    return dataclasses.replace(case, segments=segments, plan=Plan(context_ids=ids, own_document=own))
+
+
+@pytest.mark.parametrize("boundaries", Boundaries)
+@pytest.mark.parametrize(("block", "blocks"), [(99, 1), (99, 4), (99, 8), (2, 8)])
+def test_tiles_of_several_contexts_are_the_oracle_in_values_and_gradients(block, blocks, boundaries, monkeypatch):
+    """Tiles of four leave some contexts over, tiles of eight more; with blocks of two a row's last is padded."""
+    cases.force_loop(monkeypatch, "cpu")
+    monkeypatch.setattr(by_head, "TILE_BLOCKS", blocks)
+    case = tiled_case()
     op = operator(case, boundaries, AttentionForm.BLOCKWISE, block)
     got = cases.value_and_gradients(op, (case.queries, case.keys, case.values), case.upstream)
     cases.assert_close(got, expected(case, boundaries), NAMES)
