@@ -9,8 +9,8 @@ Compare the ratios of one run, not seconds across runs: programs take turns, so 
 all alike. FLOPs are counted by formula; their share is of a matrix product timed in the same run, that of
 bytes of a pass over memory. With seconds and FLOPs a token over those of the first program of a measure,
 "x FLOPs" is seconds / FLOPs and "added" is (seconds - 1) / (FLOPs - 1): 1 where time grows as FLOPs do.
-Decoding and reading with top-k have no FLOPs by formula. Parameters are random; temporary memory is the
-compiler's own figure.
+Decoding and reading with top-k have no FLOPs by formula. "spread" is the middle half of a program's calls as
+a share of their median. Parameters are random; temporary memory is the compiler's own figure.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
 
 
 def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """One record a program: median seconds, tokens/s, beside the first of its group, shares of the machine, memory."""
+    """One record a program: median seconds, their spread, tokens/s, beside the first of its group, shares, memory."""
     product, memory = groups["machine"]
     peak, bandwidth = product.flops / product.median, memory.bytes / memory.median
     records = []
@@ -98,6 +98,8 @@ def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
                     "x": program.x,
                     "series": program.series,
                     "seconds": seconds,
+                    "spread": program.spread,
+                    "calls": len(program.seconds),
                     "tokens_per_second": program.tokens / seconds,
                     "times_first": None if measure == "machine" else seconds / programs[0].median,
                     "times_flops": times_flops,
@@ -128,12 +130,13 @@ def _text(value: float | None, form: str) -> str:
 def print_table(records: list[dict[str, Any]]) -> None:
     """The records, a line each, to standard output."""
     print(
-        f"{'program':<26} {'seconds':>10} {'tokens/s':>10} {'x first':>8} {'x FLOPs':>8} {'added':>6} {'FLOPs':>6}"
-        f" {'bytes':>6} {'temp MiB':>9}"
+        f"{'program':<26} {'seconds':>10} {'spread':>6} {'tokens/s':>10} {'x first':>8} {'x FLOPs':>8} {'added':>6}"
+        f" {'FLOPs':>6} {'bytes':>6} {'temp MiB':>9}"
     )
     for row in records:
         print(
-            f"{row['program']:<26} {row['seconds']:>10.4g} {_text(row['tokens_per_second'], '.0f'):>10}"
+            f"{row['program']:<26} {row['seconds']:>10.4g} {_text(row['spread'], '.0%'):>6}"
+            f" {_text(row['tokens_per_second'], '.0f'):>10}"
             f" {_text(row['times_first'], '.2f'):>8} {_text(row['times_flops'], '.2f'):>8}"
             f" {_text(row['added_times_flops'], '.2f'):>6} {_text(row['flops_share'], '.0%'):>6}"
             f" {_text(row['bytes_share'], '.0%'):>6} {_text(row['temp_mebibytes'], '.1f'):>9}"
@@ -215,7 +218,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--entries", default="4096,65536", metavar="M,…", help="decode: memory sizes; default %(default)s"
     )
     parser.add_argument("--retrievals", default="dense,exact", metavar="NAMES", help="decode: default %(default)s")
-    parser.add_argument("--repeats", default="7", metavar="N", help="timed calls of each program; default %(default)s")
+    parser.add_argument(
+        "--repeats",
+        default="7",
+        metavar="N",
+        help="turns of each program, of a call or a quarter second; default %(default)s",
+    )
     parser.add_argument("--out", metavar="DIR", help="also write bench.json and bench.png there")
     return parser
 

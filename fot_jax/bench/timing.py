@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+LEAST_SECONDS = 0.25  # of a turn: medians of three calls of milliseconds were off by half
+
 
 @dataclasses.dataclass(kw_only=True)
 class Program:
@@ -38,11 +40,20 @@ class Program:
         """Median seconds of a call."""
         return statistics.median(self.seconds)
 
+    @property
+    def spread(self) -> float:
+        """The middle half of the calls' seconds, from end to end, as a share of the median; 0 of a single call."""
+        if len(self.seconds) == 1:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
 
 def take_turns(
     programs: Sequence[Program],
     *,
     repeats: int,
+    least: float = LEAST_SECONDS,
     progress: Callable[[int, int, str], None] = lambda done, of, name: None,
 ) -> None:
     """Runs every program once to warm up, then all of them in turn, `repeats` times.
@@ -52,15 +63,21 @@ def take_turns(
 
     Args:
       programs: what to time; `seconds` grows.
-      repeats: calls of each.
-      progress: called with (calls done, calls in all, name) after each call.
+      repeats: turns of each.
+      least: seconds that a turn lasts: a short program is called again and again until then, each call timed.
+      progress: called with (turns done, turns in all, name) after each turn.
     """
     total, done = len(programs) * (repeats + 1), 0
     for turn in range(repeats + 1):
         for program in programs:
-            start = time.perf_counter()
-            program.call()
-            if turn:
-                program.seconds.append(time.perf_counter() - start)
+            begun = time.perf_counter()
+            while True:
+                start = time.perf_counter()
+                program.call()
+                end = time.perf_counter()
+                if turn:
+                    program.seconds.append(end - start)
+                if not turn or end - begun >= least:
+                    break
             done += 1
             progress(done, total, program.name)

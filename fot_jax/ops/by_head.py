@@ -2,7 +2,8 @@
 
 The scores of a tile, the queries of one row and head and a few blocks of keys, stay in a core's caches. Blocks that
 nobody sees cost nothing, a row's own empty slots among them. Those that all queries see, most contexts where rows hold
-one document, come first, several in one tile and without a mask: products of 64 numbers a key pay for large tiles.
+one document, come first and without a mask; large ones several in one tile, as products over a head dim of 64 are
+quicker in large tiles (small ones slower: what is handed from core to core costs more than it brings).
 """
 
 import functools
@@ -16,8 +17,9 @@ from fot_jax.ops.attention import LOWEST_PEAK, MASKED_SCORE
 from fot_jax.ops.blocks import Rule, Sight
 
 CACHE_BYTES = 1 << 21  # of a CPU core; scores that fit it gain nothing from being cut by head
-TILE_BYTES = 1 << 22  # of the scores of a tile of several blocks
-TILE_BLOCKS = 8  # at most: each is a copy and two additions of the program
+TILED_FROM_BYTES = 1 << 17  # of the scores of a block: smaller ones are tiles of their own
+TILE_BYTES = 1 << 22  # of the scores of a tile of several blocks, at most
+TILE_BLOCKS = 4  # at most: each is a copy and two additions of the program
 
 
 class _Order(NamedTuple):
@@ -39,9 +41,10 @@ def _order(rule: Rule, plan, query_segments, segments) -> _Order:
 
 def _blocks_in_tile(rule: Rule, order: _Order, T: int, S: int) -> int:
     """How many blocks of S keys that T queries all see are one tile: a power of two."""
-    if rule.causal:  # the first query sees the first key alone
+    scores = 4 * T * S
+    if rule.causal or scores < TILED_FROM_BYTES:  # causal: the first query sees the first key alone
         return 1
-    most = min(order.slots.shape[1], TILE_BLOCKS, TILE_BYTES // (4 * T * S))
+    most = min(order.slots.shape[1], TILE_BLOCKS, TILE_BYTES // scores)
     return 1 << (max(most, 1).bit_length() - 1)
 
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import time
 
 import jax
 import numpy as np
@@ -57,10 +58,28 @@ def test_a_filled_memory_and_the_bytes_of_a_token():
 def test_programs_take_turns_after_one_call_each_to_warm_up():
     called, seen = [], []
     programs = [Program(name=name, call=lambda name=name: called.append(name)) for name in "ab"]
-    take_turns(programs, repeats=2, progress=lambda *state: seen.append(state))
+    take_turns(programs, repeats=2, least=0, progress=lambda *state: seen.append(state))
     assert called == ["a", "b"] * 3
     assert [len(program.seconds) for program in programs] == [2, 2]
     assert seen[0] == (1, 6, "a") and seen[-1] == (6, 6, "b")
+
+
+def test_short_programs_are_called_again_until_their_turn_has_lasted(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def program(name: str, seconds: float) -> Program:
+        return Program(name=name, call=lambda: clock.__setitem__(0, clock[0] + seconds))
+
+    short, long = program("short", 0.125), program("long", 2.0)
+    take_turns([short, long], repeats=2, least=0.5)
+    assert (short.seconds, long.seconds) == ([0.125] * 8, [2.0] * 2)
+
+
+def test_the_spread_is_the_middle_half_beside_the_median():
+    program = Program(name="m", call=lambda: None, seconds=[1.0, 2.0, 3.0, 4.0, 50.0])
+    assert program.spread == (4.0 - 2.0) / 3.0
+    assert Program(name="m", call=lambda: None, seconds=[3.0]).spread == 0
 
 
 def test_records_are_shares_of_the_machine():
@@ -70,7 +89,7 @@ def test_records_are_shares_of_the_machine():
     second = Program(name="d", call=lambda: None, tokens=8, bytes=10.0, seconds=[4.0])
     *_, plain, crossbatch = bench.records_of({"machine": [product, memory], "step": [first, second]})
     assert (plain["seconds"], plain["tokens_per_second"], plain["times_first"]) == (2.0, 4.0, 1.0)
-    assert (plain["flops_share"], plain["temp_mebibytes"]) == (0.2, 1.0)
+    assert (plain["flops_share"], plain["temp_mebibytes"], plain["calls"]) == (0.2, 1.0, 3)
     assert (crossbatch["times_first"], crossbatch["bytes_share"]) == (2.0, 0.05)
     assert crossbatch["times_flops"] is None and crossbatch["added_times_flops"] is None  # no FLOPs are given
 

@@ -51,9 +51,7 @@ def contexts(form: AttentionForm, boundaries: Boundaries = Boundaries.MASKED) ->
 
 def tiles() -> None:
     """Several contexts in one tile, values and gradients."""
-    with pytest.MonkeyPatch.context() as patch:
-        check = test_crossbatch.test_tiles_of_several_contexts_are_the_oracle_in_values_and_gradients
-        check(99, 8, Boundaries.MASKED, patch)
+    test_crossbatch.test_large_blocks_in_tiles_are_the_reference_in_values_and_gradients()
 
 
 def joint() -> None:

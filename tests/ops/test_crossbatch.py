@@ -82,10 +82,29 @@ def test_tiles_of_several_contexts_are_the_oracle_in_values_and_gradients(block,
     """Tiles of four leave some contexts over, tiles of eight more; with blocks of two a row's last is padded."""
     cases.force_loop(monkeypatch, "cpu")
     monkeypatch.setattr(by_head, "TILE_BLOCKS", blocks)
+    monkeypatch.setattr(by_head, "TILED_FROM_BYTES", 0)
     case = tiled_case()
     op = operator(case, boundaries, AttentionForm.BLOCKWISE, block)
     got = cases.value_and_gradients(op, (case.queries, case.keys, case.values), case.upstream)
     cases.assert_close(got, expected(case, boundaries), NAMES)
+
+
+def test_large_blocks_in_tiles_are_the_reference_in_values_and_gradients():
+    """Blocks long enough to be read several at once: two tiles of four and three blocks alone, one of them masked."""
+    length, heads = 192, 1
+    segments = np.repeat(np.array([[1], [2], [3]]), length, axis=1)
+    segments[2, -7:] = 0
+    ids = np.array([[1] * 4 + [2] + [1, 0, 1, 1, 1, 1, 1], [2, -1] * 6, [0, 0, 1, 0, 1, 1, 1, 0, 0, 1, 1, -1]])
+    plan = Plan(context_ids=ids.astype(np.int32), own_document=ids == np.arange(3)[:, None])
+    shape = (3, length, heads, 8)
+    queries, keys, values, upstream = cases.arrays(3, *[shape] * 4)
+    case = dataclasses.replace(cases.crossbatch_case(), segments=segments, plan=plan)
+    assert 4 * length**2 >= by_head.TILED_FROM_BYTES
+    want, got = (
+        cases.value_and_gradients(operator(case, Boundaries.MASKED, form, 999), (queries, keys, values), upstream)
+        for form in HERE
+    )
+    cases.assert_close(got, want, NAMES)
 
 
 @pytest.mark.parametrize("form", HERE)
