@@ -83,8 +83,7 @@ smollm2: $(RUNS)/smollm2/config.json
 corpora: $(VENV)/.runtime
 	$(PY) -m launch.corpora --to=$(DATA_CACHE)/corpora
 
-# Large pages: steps give their gigabytes back to the system and fault them in again.
-BENCH := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY) -m launch.bench --measure=step,read,decode --entries=65536,1048576
+BENCH := $(PY) -m launch.bench --measure=step,read,decode --entries=65536,1048576
 
 bench: $(VENV)/.runtime
 	@echo "== tiny_code: a step at several d, reading, decoding"
