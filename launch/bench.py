@@ -127,6 +127,10 @@ def _text(value: float | None, form: str) -> str:
     return format(value, form) if value else "–"
 
 
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
 def print_table(records: list[dict[str, Any]]) -> None:
     """The records, a line each, to standard output."""
     print(
@@ -135,7 +139,7 @@ def print_table(records: list[dict[str, Any]]) -> None:
     )
     for row in records:
         print(
-            f"{row['program']:<26} {row['seconds']:>10.4g} {_text(row['spread'], '.0%'):>6}"
+            f"{row['program']:<26} {row['seconds']:>10.4g} {_percent(row['spread']):>6}"
             f" {_text(row['tokens_per_second'], '.0f'):>10}"
             f" {_text(row['times_first'], '.2f'):>8} {_text(row['times_flops'], '.2f'):>8}"
             f" {_text(row['added_times_flops'], '.2f'):>6} {_text(row['flops_share'], '.0%'):>6}"

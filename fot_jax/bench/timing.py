@@ -41,10 +41,10 @@ class Program:
         return statistics.median(self.seconds)
 
     @property
-    def spread(self) -> float:
-        """The middle half of the calls' seconds, from end to end, as a share of the median; 0 of a single call."""
+    def spread(self) -> float | None:
+        """The middle half of the calls' seconds, from end to end, as a share of the median; None of a single call."""
         if len(self.seconds) == 1:
-            return 0.0
+            return None
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return (high - low) / self.median
 

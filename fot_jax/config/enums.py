@@ -52,7 +52,8 @@ class AttentionForm(enum.Enum):
 class Remat(enum.Enum):
     """What the backward pass keeps of a layer: everything, matrix products, or nothing.
 
-    Of attention by the kernels DOTS and FULL keep the output: it runs forward once.
+    DOTS and FULL keep the output, peaks and totals of a joint softmax: by the kernels attention runs forward once, by
+    blocks attention to contexts does.
     """
 
     NONE = "none"

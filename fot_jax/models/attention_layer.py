@@ -151,8 +151,7 @@ class Attention(nn.Module):
         if call.plan is None and call.memory is None:
             return attention.normalise(local)
         if self._by_blocks(call):
-            options = self._options(call)
-            del options["layout"]
+            options = {name: value for name, value in self._options(call).items() if name != "layout"}
             stopped = call.gradients is ContextGradients.STOPPED
             return joint_blocks.joined(
                 local, queries, keys, values, call.plan, reads=role.is_memory, stopped=stopped, **options

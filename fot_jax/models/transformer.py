@@ -15,7 +15,7 @@ import numpy as np
 from fot_jax.config import Boundaries, ContextGradients, ModelConfig, Remat
 from fot_jax.models import attention_layer, layers
 from fot_jax.models.attention_layer import Call, LayerRole
-from fot_jax.ops import joint_kernels
+from fot_jax.ops.attention import KEPT
 from fot_jax.ops.linear import unembed
 from fot_jax.sharding import constrain
 from fot_jax.types import DecoderOutput, LocalCache, MemoryView, Plan
@@ -49,7 +49,7 @@ def _block_class(config: ModelConfig) -> type[nn.Module]:
     if config.remat is Remat.NONE:
         return Block
     policies = jax.checkpoint_policies
-    policy = policies.save_only_these_names(joint_kernels.KEPT)
+    policy = policies.save_only_these_names(KEPT)
     if config.remat is Remat.DOTS:
         policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, policy)
     looped = config.scan_layers and config.num_layers > 1  # XLA unrolls a loop of one layer

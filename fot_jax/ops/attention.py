@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fot_jax.config import Boundaries
 from fot_jax.types import Partial
 
+KEPT = "joint_attention"  # name of what remat is to keep of a joint softmax: no contexts are read forward twice
 MASKED_SCORE = -1e30
 LOWEST_PEAK = -5e29  # above MASKED_SCORE, so that exp(masked - peak) is 0 even where nothing is visible
 

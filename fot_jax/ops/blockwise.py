@@ -4,7 +4,7 @@ Blocks are (context slot, key block) pairs, read one after another, so that memo
 the number of contexts. The backward pass recomputes the scores of each block; only the queries, keys,
 values and the peaks are kept. Accelerators take a block of all rows and heads at once; on CPUs
 (decided where the program is compiled) one row and head follows another (`by_head.py`), which keeps the scores in
-the core's cache, skips what a row does not see and masks only where it must.
+caches, skips what a row does not see, masks only where it must and reads large blocks up to four at a time.
 
 Internal layout: [B, G, T, D] with T = R·L, the R = H/G query heads of a key/value head stacked,
 which makes each block one batched matrix product.
@@ -181,7 +181,7 @@ def online_partial(
 ) -> Partial:
     """Attends block by block to each row's own chunk (plan None, causal) or to the plan's contexts.
 
-    Differentiable in queries, keys and values; temporary memory is one block of scores,
+    Differentiable in queries, keys and values; temporary memory is one tile of scores,
     whatever the number of contexts. Slots that are empty in every row are skipped at run time, on CPUs any that one is.
 
     Args:

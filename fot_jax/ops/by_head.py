@@ -1,6 +1,6 @@
 """The loop of `blockwise.py` as CPUs like it: one row and key/value head after another.
 
-The scores of a tile, the queries of one row and head and a few blocks of keys, stay in a core's caches. Blocks that
+The scores of a tile, the queries of one row and head and up to four blocks of keys, stay in caches. Blocks that
 nobody sees cost nothing, a row's own empty slots among them. Those that all queries see, most contexts where rows hold
 one document, come first and without a mask; large ones several in one tile, as products over a head dim of 64 are
 quicker in large tiles (small ones slower: what is handed from core to core costs more than it brings).
@@ -19,7 +19,7 @@ from fot_jax.ops.blocks import Rule, Sight
 CACHE_BYTES = 1 << 21  # of a CPU core; scores that fit it gain nothing from being cut by head
 TILED_FROM_BYTES = 1 << 17  # of the scores of a block: smaller ones are tiles of their own
 TILE_BYTES = 1 << 22  # of the scores of a tile of several blocks, at most
-TILE_BLOCKS = 4  # at most: each is a copy and two additions of the program
+TILE_BLOCKS = 4  # at most: each is two copies and two additions of the program
 
 
 class _Order(NamedTuple):
@@ -49,19 +49,24 @@ def _blocks_in_tile(rule: Rule, order: _Order, T: int, S: int) -> int:
 
 
 def _visit_all(visit, carry, order: _Order, b, together: int):
-    """The carry after visit(carry, slots, starts, clear) of what row b sees: `together` places at once, then each."""
+    """The carry after visit(carry, slots, starts, clear=…) of what row b sees: `together` places at once, then each.
 
-    def some(i, carry, count, clear):
-        slots, starts = (jax.lax.dynamic_slice(x[b], (i,), (count,)) for x in (order.slots, order.starts))
-        return visit(carry, slots, starts, clear)
+    clear: whether all queries see all keys, at run time; None: they do.
+    """
+
+    def places(i, count):
+        return (jax.lax.dynamic_slice(x[b], (i,), (count,)) for x in (order.slots, order.starts))
 
     def single(i, carry):
-        return some(i, carry, 1, i < order.clear[b])
+        return visit(carry, *places(i, 1), clear=i < order.clear[b])
+
+    def tile(i, carry):
+        return visit(carry, *places(i * together, together), clear=None)
 
     if together == 1:
         return jax.lax.fori_loop(0, order.seen[b], single, carry)
     tiles = order.clear[b] // together
-    carry = jax.lax.fori_loop(0, tiles, lambda i, carry: some(i * together, carry, together, True), carry)
+    carry = jax.lax.fori_loop(0, tiles, tile, carry)
     return jax.lax.fori_loop(tiles * together, order.seen[b], single, carry)
 
 
@@ -74,9 +79,10 @@ def forward(rule, queries, keys, values, plan, query_segments, segments):
     def one(n):
         b, g = n // G, n % G
 
-        def visit(carry, slots, starts, clear):
+        def visit(carry, slots, starts, *, clear):
             k, v = _tile(rule, keys, values, plan, b, g, slots, starts)
             mask = functools.partial(_mask, rule, plan, query_segments, segments, b, slots[0], starts[0])
+            mask = None if clear is None else mask
             return add_keys(carry, queries[b, g], k, v, mask, clear=clear)
 
         return _visit_all(visit, no_keys(T, D), order, b, together)
@@ -90,10 +96,10 @@ def no_keys(T: int, D: int):
     return jnp.zeros((T, D), jnp.float32), jnp.full((T,), LOWEST_PEAK, jnp.float32), jnp.zeros((T,), jnp.float32)
 
 
-def add_keys(carry, queries, keys, values, mask, *, clear):
+def add_keys(carry, queries, keys, values, mask, *, clear=None):
     """One step of the online softmax: (weighted, peak, total) of queries [T, D] with keys [S, D] more.
 
-    mask() is [T, S]; it is not asked where `clear`, True or a traced boolean, says that all queries see all keys.
+    mask() is [T, S]; without mask all queries see all keys, as they do where `clear`, a traced boolean, says so.
     """
     weighted, peak, total = carry
 
@@ -110,7 +116,7 @@ def add_keys(carry, queries, keys, values, mask, *, clear):
 
 def _weighed(weigh, scores, mask, *, clear):
     """weigh(scores), without mask() where `clear`; with it the backward pass of a tile took 1.3 times as long."""
-    if clear is True:
+    if mask is None:
         return weigh(scores)
     return jax.lax.cond(clear, weigh, lambda scores: weigh(jnp.where(mask(), scores, MASKED_SCORE)), scores)
 
@@ -158,7 +164,7 @@ def gradients(rule, queries, keys, values, plan, query_segments, segments, peak,
         b, g = n // G, n % G
         q, d_out = queries[b, g], d_weighted[b, g].astype(values.dtype)
 
-        def visit(carry, slots, starts, clear):
+        def visit(carry, slots, starts, *, clear):
             dq, dk_all, dv_all = carry
             k, v = _tile(rule, keys, values, plan, b, g, slots, starts)
 
@@ -168,7 +174,8 @@ def gradients(rule, queries, keys, values, plan, query_segments, segments, peak,
             def weigh(scores):
                 return jnp.exp(scores - peak[b, g][None])
 
-            weights = _weighed(weigh, _product("SD,TD->ST", k, q), mask, clear=clear)
+            scores = _product("SD,TD->ST", k, q)
+            weights = _weighed(weigh, scores, None if clear is None else mask, clear=clear)
             through = _product("SD,TD->ST", v, d_out)
             d_scores = (weights * (through + d_total[b, g][None])).astype(k.dtype)
             dv = _product("ST,TD->SD", weights.astype(v.dtype), d_out)

@@ -3,7 +3,8 @@
     out = normalise(merge(local, contexts)) = weighted / total
 
 Differentiated part by part, every scanned layer keeps each part's float32 sums for the backward pass, with memory or
-without. Here the output, its peaks and its totals are kept, and the contexts run backward by the merged peak.
+without. Here the output, its peaks and its totals are kept beside the inputs, and the contexts run backward by the
+merged peak. In bfloat16 the backward pass takes the rounded output, as FlashAttention does.
 `joint_kernels.py` does the same for all keys by the kernels.
 
 Source: FoT eq. (2); Dao 2023, FlashAttention-2 (what is kept).
@@ -19,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.config import AttentionForm, Boundaries
 from fot_jax.ops import attention, blockwise, crossbatch, ring
-from fot_jax.ops.joint_kernels import KEPT
+from fot_jax.ops.attention import KEPT
 from fot_jax.types import Partial, Plan
 
 

@@ -19,10 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.config import AttentionForm, Boundaries
 from fot_jax.ops import attention, crossbatch, forms, kernels_on_mesh, ring
+from fot_jax.ops.attention import KEPT
 from fot_jax.ops.pallas_attention import pallas_gradients
 from fot_jax.types import Partial, Plan
-
-KEPT = "joint_attention"  # name of what remat is to keep: then no kernel runs forward twice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ def ring_partial(
     """`blockwise.online_partial` of a plan with a route, where rows are split over the mesh in context.
 
     Differentiable in queries, keys and values. Temporary memory is a few blocks of rows for each leg of the route, of
-    which there are at most as many as a device has rows, and one block of scores. A slot that the route does not reach
+    which there are at most as many as a device has rows, and one tile of scores. A slot that the route does not reach
     makes its row NaN.
 
     Args:

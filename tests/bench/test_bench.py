@@ -79,7 +79,7 @@ def test_short_programs_are_called_again_until_their_turn_has_lasted(monkeypatch
 def test_the_spread_is_the_middle_half_beside_the_median():
     program = Program(name="m", call=lambda: None, seconds=[1.0, 2.0, 3.0, 4.0, 50.0])
     assert program.spread == (4.0 - 2.0) / 3.0
-    assert Program(name="m", call=lambda: None, seconds=[3.0]).spread == 0
+    assert Program(name="m", call=lambda: None, seconds=[3.0]).spread is None
 
 
 def test_records_are_shares_of_the_machine():
@@ -90,6 +90,7 @@ def test_records_are_shares_of_the_machine():
     *_, plain, crossbatch = bench.records_of({"machine": [product, memory], "step": [first, second]})
     assert (plain["seconds"], plain["tokens_per_second"], plain["times_first"]) == (2.0, 4.0, 1.0)
     assert (plain["flops_share"], plain["temp_mebibytes"], plain["calls"]) == (0.2, 1.0, 3)
+    assert (plain["spread"], crossbatch["spread"]) == ((5.5 - 1.5) / 2.0, None)
     assert (crossbatch["times_first"], crossbatch["bytes_share"]) == (2.0, 0.05)
     assert crossbatch["times_flops"] is None and crossbatch["added_times_flops"] is None  # no FLOPs are given
 
@@ -121,7 +122,7 @@ def test_the_table_the_records_and_the_plot_of_a_tiny_model(measures, programs, 
     sizes = ("--contexts=2", "--lengths=32", "--entries=32", "--retrievals=exact", "--repeats=1", f"--out={tmp_path}")
     run(f"--measure={','.join(measures)}", *sizes)
     table = capsys.readouterr().out
-    for name in ("matrix product", *programs):
+    for name in ("matrix product", "spread", *programs):
         assert name in table
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert {row["measure"] for row in rows} == {"machine", *measures}

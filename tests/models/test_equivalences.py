@@ -23,7 +23,7 @@ from fot_jax.config import (
 from fot_jax.memory.views import DeviceView
 from fot_jax.models.cache import init_cache, slide
 from fot_jax.models.transformer import Decoder
-from fot_jax.ops import plans
+from fot_jax.ops import joint_blocks, plans
 from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
 from tests.models import decoders
@@ -134,6 +134,22 @@ def test_remat_equals_plain_and_does_rematerialise(remat, scan):
         step = jax.value_and_grad(functools.partial(loss, model))
         names = jaxprs.primitives(jax.make_jaxpr(step)(parameters, tokens, **decoders.hard_case()))
         assert bool(names & marks) == (model is rematted)
+
+
+@pytest.mark.parametrize("remat", [Remat.DOTS, Remat.FULL])
+def test_remat_does_not_read_contexts_again(remat, monkeypatch):
+    """Rows order what they read once forward and once backward; without the name that remat keeps, twice forward."""
+    model, tokens = dataclasses.replace(BASE, remat=remat), jnp.asarray(decoders.tokens_for(6))
+
+    def readings() -> int:
+        step = jax.grad(lambda params: (Decoder(model).apply({"params": params}, tokens, **hard).logits ** 2).mean())
+        jaxpr = jax.make_jaxpr(step)(decoders.params(BASE))
+        return sum(equation.primitive.name == "sort" for equation in jaxprs.equations(jaxpr))
+
+    hard = decoders.hard_case()
+    assert readings() == 2
+    monkeypatch.setattr(joint_blocks, "checkpoint_name", lambda x, name: x)
+    assert readings() == 3
 
 
 @pytest.mark.parametrize(("layers", "scan", "held"), [(1, True, True), (3, False, True), (3, True, False)])

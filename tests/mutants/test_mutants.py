@@ -189,7 +189,12 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
                                              equation_2(BLOCKWISE)),
     "no gradient through the normaliser": ("ops.by_head", "(through + d_total[b, g][None])", "through",
                                            equation_2(BLOCKWISE)),
-    "tiles that overlap": ("ops.by_head", "some(i * together, carry", "some(i, carry", tiles),
+    "tiles that overlap": ("ops.by_head", "places(i * together, together)", "places(i, together)", tiles),
+    "what nobody sees first": ("ops.by_head", "argsort(-sights", "argsort(sights", contexts(BLOCKWISE)),
+    "what is seen in part left out": ("ops.by_head", "seen=(sights != Sight.NOBODY)", "seen=(sights == Sight.ALL)",
+                                      contexts(BLOCKWISE)),
+    "blocks after the last tile left out": ("ops.by_head", "fori_loop(tiles * together, order",
+                                            "fori_loop(order.clear[b], order", tiles),
     "a tile's gradients to its first context": ("ops.by_head", "slice(i * length, (i + 1) * length)",
                                                 "slice(0, length)", tiles),
     "local attention by its own peak": ("ops.joint_blocks", "d_weighted * shrink[..., None]", "d_weighted", joint),
@@ -275,6 +280,6 @@ def test_mutant_is_caught(name, monkeypatch, tmp_path):
 
 def test_checks_hold_without_a_mutant():
     """Those of the checks above that no other test runs in this form."""
-    decoded = (decoder(LLAMA), decoder(PAPER), decoder(LLAMA, logn_from=7))
+    decoded = (decoder(LLAMA), decoder(LLAMA_BY_PARTS), decoder(PAPER), decoder(LLAMA, logn_from=7))
     for check in (cache, *decoded, contexts(BLOCKWISE), contexts(REFERENCE, Boundaries.JOINED)):
         check()

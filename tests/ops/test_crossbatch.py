@@ -90,7 +90,7 @@ def test_tiles_of_several_contexts_are_the_oracle_in_values_and_gradients(block,
 
 
 def test_large_blocks_in_tiles_are_the_reference_in_values_and_gradients():
-    """Blocks long enough to be read several at once: two tiles of four and three blocks alone, one of them masked."""
+    """Blocks long enough to be read several at once: row 0 has two tiles of four, three blocks more, one masked."""
     length, heads = 192, 1
     segments = np.repeat(np.array([[1], [2], [3]]), length, axis=1)
     segments[2, -7:] = 0
@@ -99,7 +99,9 @@ def test_large_blocks_in_tiles_are_the_reference_in_values_and_gradients():
     shape = (3, length, heads, 8)
     queries, keys, values, upstream = cases.arrays(3, *[shape] * 4)
     case = dataclasses.replace(cases.crossbatch_case(), segments=segments, plan=plan)
-    assert 4 * length**2 >= by_head.TILED_FROM_BYTES
+    rule = by_head.Rule(boundaries=Boundaries.MASKED, causal=False, block=length, repeats=1)
+    order = by_head._order(rule, jax.tree.map(jnp.asarray, plan), jnp.asarray(segments), jnp.asarray(segments))
+    assert (order.clear[0], order.seen[0], by_head._blocks_in_tile(rule, order, length, length)) == (11, 12, 4)
     want, got = (
         cases.value_and_gradients(operator(case, Boundaries.MASKED, form, 999), (queries, keys, values), upstream)
         for form in HERE

@@ -15,7 +15,7 @@ NAMES = ("output", "d turned queries", "d queries", "d turned keys", "d keys", "
 BLOCK = 2
 
 
-def found(case: cases.Case, boundaries: Boundaries, *, reads=True, stopped=False) -> list[np.ndarray]:
+def found(case: cases.Case, boundaries: Boundaries, *, reads=True, stopped=False, dtype=jnp.float32):
     """Values and gradients, as a memory layer of a scanned stack computes them (reads is traced)."""
 
     def op(turned_queries, queries, turned_keys, keys, values, reads):
@@ -26,7 +26,8 @@ def found(case: cases.Case, boundaries: Boundaries, *, reads=True, stopped=False
         return joined(local, queries, keys, values, plan, reads=reads > 0, stopped=stopped, **options)
 
     arguments = case.turned_queries, case.queries, case.turned_keys, case.keys, case.values, np.float64(reads)
-    return cases.value_and_gradients(op, arguments, case.upstream)[:-1]
+    out, pullback = jax.vjp(jax.jit(op), *(jnp.asarray(x, dtype) for x in arguments))
+    return [np.asarray(x) for x in (out, *pullback(jnp.asarray(case.upstream, out.dtype))[:-1])]
 
 
 def expected(case: cases.Case, boundaries: Boundaries, *, reads=True, stopped=False) -> list[np.ndarray]:
@@ -51,6 +52,13 @@ def test_joined_is_the_oracle_in_values_and_all_gradients(boundaries, loop, monk
     cases.force_loop(monkeypatch, loop)
     case = cases.crossbatch_case()
     cases.assert_close(found(case, boundaries), expected(case, boundaries), NAMES)
+
+
+def test_in_bfloat16_the_output_is_of_that_type_and_gradients_are_the_oracle_within_its_precision():
+    case = cases.crossbatch_case()
+    got = found(case, Boundaries.MASKED, dtype=jnp.bfloat16)
+    assert all(x.dtype == jnp.bfloat16 for x in got)
+    cases.assert_close(got, expected(case, Boundaries.MASKED), NAMES, tolerance=2**-6)
 
 
 @pytest.mark.parametrize("settings", [{"reads": False}, {"stopped": True}], ids=str)
