@@ -17,7 +17,7 @@ from fot_jax.config import ExperimentConfig, ModelConfig
 from fot_jax.ops import forms
 from fot_jax.train.trainable import first_trained
 
-# op_name of the conditionals in models/attention_layer.py and ops/joint_kernels.py: is this a memory layer?
+# op_name of the conditionals in attention_layer.py, joint_blocks.py and joint_kernels.py: is this a memory layer?
 MEMORY_BRANCH = r"(_join|memory_branch)/cond$"
 COMPILER_KEYS = ("flops", "bytes accessed", "optimal_seconds")
 

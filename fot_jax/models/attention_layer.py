@@ -24,6 +24,8 @@ from fot_jax.ops.rope import rope_frequencies, rotate
 from fot_jax.sharding import spec
 from fot_jax.types import Partial, Plan
 
+LAYOUT = spec("batch", "length", "heads", "head_dim")  # of queries, keys and values on a mesh
+
 
 @flax.struct.dataclass
 class Call:
@@ -75,11 +77,13 @@ class Attention(nn.Module):
             index = jnp.arange(x.shape[1])[None]
             rotated = turn(queries, jnp.where(still, 0, index))
             turned = turn(keys, jnp.where(still, 0, index))
-            if self._by_kernels(call):
+            if self._by(AttentionForm.PALLAS, call):
                 stretch = None if isinstance(factor, float) else factor
                 joint = self._joint(rotated, turned, keys, values, call, role, stretch)
             else:
-                local = crossbatch.local_partial(rotated, turned, values, form=config.attention, **self._options(call))
+                local = crossbatch.local_partial(
+                    rotated, turned, values, form=config.attention, layout=LAYOUT, **self._options(call)
+                )
         else:
             assert call.lengths is not None
             cached_keys, cached_values = extend(cache[:2], keys, values, call.lengths, call.token_counts)
@@ -121,25 +125,19 @@ class Attention(nn.Module):
             "segments": call.segments,
             "boundaries": call.boundaries,
             "block": self.config.attention_block,
-            "layout": spec("batch", "length", "heads", "head_dim"),
         }
 
-    def _by_kernels(self, call: Call) -> bool:
-        """Whether the kernels attend to all keys there are, and one softmax holds them."""
+    def _by(self, form: AttentionForm, call: Call) -> bool:
+        """Whether this form attends to all keys there are beside the own chunk, and one softmax holds them all."""
         alone = call.memory is None and not self.config.memory_gate
-        return alone and forms.resolve(self.config.attention) is AttentionForm.PALLAS
-
-    def _by_blocks(self, call: Call) -> bool:
-        """Whether contexts are read block by block, and one softmax holds them and the own chunk."""
-        reads = call.plan is not None and call.memory is None and not self.config.memory_gate
-        return reads and forms.resolve(self.config.attention) is AttentionForm.BLOCKWISE
+        return alone and forms.resolve(self.config.attention) is form
 
     def _joint(self, queries, keys, far_keys, values, call: Call, role: LayerRole, stretch) -> jax.Array:
         """The same as the softmax of `_join`, differentiated as a whole."""
         stopped = call.gradients is ContextGradients.STOPPED
         return joint_kernels.joint_attention(
             queries, keys, far_keys, values, call.plan,
-            reads=role.is_memory, stretch=stretch, stopped=stopped, **self._options(call),
+            reads=role.is_memory, stretch=stretch, stopped=stopped, layout=LAYOUT, **self._options(call),
         )  # fmt: skip
 
     def _join(self, local: Partial | None, queries, keys, values, call: Call, role: LayerRole) -> jax.Array:
@@ -150,12 +148,11 @@ class Attention(nn.Module):
             bias = layers.weight(self, "gate", (config.num_heads,), ("heads",), nn.initializers.zeros)
         if call.plan is None and call.memory is None:
             return attention.normalise(local)
-        if self._by_blocks(call):
-            options = {name: value for name, value in self._options(call).items() if name != "layout"}
-            stopped = call.gradients is ContextGradients.STOPPED
+        if self._by(AttentionForm.BLOCKWISE, call):
             return joint_blocks.joined(
-                local, queries, keys, values, call.plan, reads=role.is_memory, stopped=stopped, **options
-            )
+                local, queries, keys, values, call.plan,
+                reads=role.is_memory, stopped=call.gradients is ContextGradients.STOPPED, **self._options(call),
+            )  # fmt: skip
 
         def far(queries, keys, values) -> Partial:
             if call.memory is not None:
@@ -163,7 +160,7 @@ class Attention(nn.Module):
             if call.gradients is ContextGradients.STOPPED:
                 keys, values = jax.lax.stop_gradient((keys, values))
             return crossbatch.crossbatch_partial(
-                queries, keys, values, call.plan, form=config.attention, **self._options(call)
+                queries, keys, values, call.plan, form=config.attention, layout=LAYOUT, **self._options(call)
             )
 
         def joined(local, *arrays):

@@ -195,7 +195,7 @@ def online_partial(
 
     Source: FoT eq. (2), app. B.3; online softmax: Milakov & Gimelshein 2018, Rabe & Staats 2021.
     """
-    rule, *arguments = _arranged(queries, keys, values, plan, segments, boundaries=boundaries, block=block)
+    rule, *arguments = _arranged(queries, keys, values, plan, segments=segments, boundaries=boundaries, block=block)
     parts: tuple = _online(rule, *arguments)  # pyright: ignore[reportAssignmentType]
     weighted, peak, total = (unstack(x, queries.shape[1]) for x in parts)
     return Partial(weighted=weighted, peak=jax.lax.stop_gradient(peak), total=total)
@@ -207,18 +207,16 @@ def online_gradients(
     values: Float[Array, "B S G D"],
     plan: Plan | None,
     *,
-    segments: Int[Array, "B S"],
-    boundaries: Boundaries,
-    block: int,
     peak: Float[Array, "B L H"],
     d_weighted: Float[Array, "B L H D"],
     d_total: Float[Array, "B L H"],
+    **options,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B S G D"], Float[Array, "B S G D"]]:
     """Float32 gradients of `online_partial`'s queries, keys and values by those of its weighted and total.
 
     `peak` is what the two are relative to, of all keys in one softmax; other arguments as `online_partial`.
     """
-    rule, *arguments = _arranged(queries, keys, values, plan, segments, boundaries=boundaries, block=block)
+    rule, *arguments = _arranged(queries, keys, values, plan, **options)
     G, S = keys.shape[2], keys.shape[1]
     peak, d_weighted, d_total = (stack(x, G) for x in (peak, d_weighted, d_total))
     dq, dk, dv = gradients(rule, (*arguments, peak), (d_weighted, None, d_total))
@@ -226,7 +224,7 @@ def online_gradients(
     return unstack(dq, queries.shape[1]), dk, dv
 
 
-def _arranged(queries, keys, values, plan: Plan | None, segments, *, boundaries, block: int):
+def _arranged(queries, keys, values, plan: Plan | None, *, segments, boundaries: Boundaries, block: int):
     """(rule, arguments of `forward`): in the internal layout and whole blocks of keys."""
     B, S, G, _ = keys.shape
     block = min(block, S)

@@ -51,7 +51,7 @@ def _blocks_in_tile(rule: Rule, order: _Order, T: int, S: int) -> int:
 def _visit_all(visit, carry, order: _Order, b, together: int):
     """The carry after visit(carry, slots, starts, clear=…) of what row b sees: `together` places at once, then each.
 
-    clear: whether all queries see all keys, at run time; None: they do.
+    clear: a traced boolean, whether all queries see all keys; None: they do.
     """
 
     def places(i, count):
@@ -82,7 +82,6 @@ def forward(rule, queries, keys, values, plan, query_segments, segments):
         def visit(carry, slots, starts, *, clear):
             k, v = _tile(rule, keys, values, plan, b, g, slots, starts)
             mask = functools.partial(_mask, rule, plan, query_segments, segments, b, slots[0], starts[0])
-            mask = None if clear is None else mask
             return add_keys(carry, queries[b, g], k, v, mask, clear=clear)
 
         return _visit_all(visit, no_keys(T, D), order, b, together)
@@ -96,10 +95,10 @@ def no_keys(T: int, D: int):
     return jnp.zeros((T, D), jnp.float32), jnp.full((T,), LOWEST_PEAK, jnp.float32), jnp.zeros((T,), jnp.float32)
 
 
-def add_keys(carry, queries, keys, values, mask, *, clear=None):
+def add_keys(carry, queries, keys, values, mask, *, clear):
     """One step of the online softmax: (weighted, peak, total) of queries [T, D] with keys [S, D] more.
 
-    mask() is [T, S]; without mask all queries see all keys, as they do where `clear`, a traced boolean, says so.
+    mask() is [T, S]; it is not asked where all queries see all keys: `clear`, a traced boolean, says so, or is None.
     """
     weighted, peak, total = carry
 
@@ -116,7 +115,7 @@ def add_keys(carry, queries, keys, values, mask, *, clear=None):
 
 def _weighed(weigh, scores, mask, *, clear):
     """weigh(scores), without mask() where `clear`; with it the backward pass of a tile took 1.3 times as long."""
-    if mask is None:
+    if clear is None:
         return weigh(scores)
     return jax.lax.cond(clear, weigh, lambda scores: weigh(jnp.where(mask(), scores, MASKED_SCORE)), scores)
 
@@ -174,8 +173,7 @@ def gradients(rule, queries, keys, values, plan, query_segments, segments, peak,
             def weigh(scores):
                 return jnp.exp(scores - peak[b, g][None])
 
-            scores = _product("SD,TD->ST", k, q)
-            weights = _weighed(weigh, scores, None if clear is None else mask, clear=clear)
+            weights = _weighed(weigh, _product("SD,TD->ST", k, q), mask, clear=clear)
             through = _product("SD,TD->ST", v, d_out)
             d_scores = (weights * (through + d_total[b, g][None])).astype(k.dtype)
             dv = _product("ST,TD->SD", weights.astype(v.dtype), d_out)

@@ -128,6 +128,34 @@ def crossbatch_partial(
         )
 
 
+def crossbatch_gradients(
+    queries: Float[Array, "B L H D"],
+    keys: Float[Array, "B S G D"],
+    values: Float[Array, "B S G D"],
+    plan: Plan,
+    *,
+    segments: Int[Array, "B S"],
+    form: AttentionForm,
+    layout: PartitionSpec | None = None,
+    **options,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B S G D"], Float[Array, "B S G D"]]:
+    """Gradients of `crossbatch_partial`'s queries, keys and values by those of its weighted and total.
+
+    In float32, of a ring in the dtypes of its arrays. `form` is BLOCKWISE or PALLAS; `options` are `boundaries`,
+    `block`, `d_weighted`, `d_total` and the `peak` that these two are relative to, of all keys in one softmax; other
+    arguments as `crossbatch_partial`.
+    """
+    arrays = queries, keys, values, plan
+    if plan.route is not None:
+        with jax.named_scope("crossbatch_ring"):
+            return ring.ring_gradients(*arrays, segments=segments, form=form, **options)
+    if form is AttentionForm.BLOCKWISE:
+        return blockwise.online_gradients(*arrays, segments=segments, **options)
+    if forms.spread():
+        return kernels_on_mesh.contexts_gradients(*arrays, segments=segments, layout=_known(layout), **options)
+    return pallas_attention.pallas_gradients(*arrays, query_segments=segments, key_segments=segments, **options)
+
+
 def _known(layout: PartitionSpec | None) -> PartitionSpec:
     if layout is None:
         raise ValueError("form 'pallas' in a mesh of several devices needs `layout`, the mesh axes of its arrays: none")

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, blockwise, crossbatch, ring
+from fot_jax.ops import attention, crossbatch
 from fot_jax.ops.attention import KEPT
 from fot_jax.types import Partial, Plan
 
@@ -92,14 +92,11 @@ def _backward(rule: Rule, saved, d_out):
     d_local = Partial(weighted=d_weighted * shrink[..., None], peak=jnp.zeros_like(local_peak), total=d_total * shrink)
 
     def far():
-        options = {"segments": segments, "boundaries": rule.boundaries, "block": rule.block}
-        options |= {"peak": peak, "d_weighted": d_weighted, "d_total": d_total}
-        if plan.route is None:
-            found = blockwise.online_gradients(queries, keys, values, plan, **options)
-        else:
-            with jax.named_scope("crossbatch_ring"):
-                form = AttentionForm.BLOCKWISE
-                found = ring.ring_gradients(queries, keys, values, plan, form=form, **options)
+        found = crossbatch.crossbatch_gradients(
+            queries, keys, values, plan,
+            segments=segments, boundaries=rule.boundaries, form=AttentionForm.BLOCKWISE, block=rule.block,
+            peak=peak, d_weighted=d_weighted, d_total=d_total,
+        )  # fmt: skip
         dq, dk, dv = (x.astype(like.dtype) for x, like in zip(found, (queries, keys, values), strict=True))
         return (dq, jnp.zeros_like(dk), jnp.zeros_like(dv)) if rule.stopped else (dq, dk, dv)
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, crossbatch, forms, kernels_on_mesh, ring
+from fot_jax.ops import attention, crossbatch, forms, kernels_on_mesh
 from fot_jax.ops.attention import KEPT
 from fot_jax.ops.pallas_attention import pallas_gradients
 from fot_jax.types import Partial, Plan
@@ -107,7 +107,10 @@ def _backward(rule: Rule, saved, d_out):
         def far(sums):
             dq, dv, d_far = sums
             asking = _stretched(queries, stretch)
-            more, found_keys, found_values = _contexts(rule, asking, far_keys, values, plan, **options, **upstream)
+            more, found_keys, found_values = crossbatch.crossbatch_gradients(
+                asking, far_keys, values, plan,
+                form=AttentionForm.PALLAS, layout=rule.layout, **options, **upstream,
+            )  # fmt: skip
             dq += more if stretch is None else more * stretch
             if rule.stopped:
                 return dq, dv, d_far
@@ -131,17 +134,3 @@ def _local(rule: Rule, queries, keys, values, *, segments, **options):
         return kernels_on_mesh.local_gradients(queries, keys, values, segments=segments, layout=rule.layout, **options)
     both = {"query_segments": segments, "key_segments": segments}
     return pallas_gradients(queries, keys, values, None, **both, **options)
-
-
-def _contexts(rule: Rule, queries, keys, values, plan: Plan, *, segments, **options):
-    """Gradients of the contexts' part."""
-    if plan.route is not None:
-        with jax.named_scope("crossbatch_ring"):
-            form = AttentionForm.PALLAS
-            return ring.ring_gradients(queries, keys, values, plan, segments=segments, form=form, **options)
-    if forms.spread():
-        return kernels_on_mesh.contexts_gradients(
-            queries, keys, values, plan, segments=segments, layout=rule.layout, **options
-        )
-    both = {"query_segments": segments, "key_segments": segments}
-    return pallas_gradients(queries, keys, values, plan, **both, **options)

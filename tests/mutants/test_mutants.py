@@ -146,7 +146,7 @@ LLAMA, PAPER = decoders.config(), decoders.paper()
 LLAMA_BY_PARTS = decoders.config(attention=REFERENCE)
 ROTATED_KEYS = (
     "local, queries, rotate(keys, jnp.arange(keys.shape[1])[None], "
-    "*rope_frequencies(config.rope, config.head_dim, 8)), values, call.plan, reads="
+    "*rope_frequencies(config.rope, config.head_dim, 8)), values, call.plan,"
 )
 MUTANTS = {  # name: (module, line or part of it, what it becomes, check that must fail)
     "no causal mask": ("ops.attention", "causal = jnp.arange(S)[None, :] <=", "causal = -jnp.arange(S)[None, :] <=",
@@ -164,7 +164,7 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "tau = 1": ("models.layers", "return queries * D**-0.5", "return queries", decoder(LLAMA)),
     "no temperature": ("models.layers", "_unit(queries) * temperature", "_unit(queries)", decoder(PAPER)),
     "keys not normalised": ("models.layers", "_unit(keys), values", "keys, values", decoder(PAPER)),
-    "keys rotated in memory": ("models.attention_layer", "local, queries, keys, values, call.plan, reads=",
+    "keys rotated in memory": ("models.attention_layer", "local, queries, keys, values, call.plan,",
                                ROTATED_KEYS, decoder(LLAMA)),
     "positions in nope memory layers": ("models.attention_layer", "still = role.is_memory &", "still = False &",
                                         decoder(PAPER)),
@@ -179,8 +179,8 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
                                  "jnp.asarray(plan.context_ids) >= -1, axis=1", decoder(LLAMA, logn_from=7)),
     "log n in every layer": ("models.attention_layer", "scale = jnp.where(role.is_memory, scale, 1.0)[",
                              "scale = jnp.where(True, scale, 1.0)[", decoder(LLAMA, logn_from=7)),
-    "every layer reads contexts": ("models.attention_layer", "reads=role.is_memory, stopped",
-                                   "reads=role.is_memory | True, stopped", decoder(LLAMA)),
+    "every layer reads contexts": ("models.attention_layer", "reads=role.is_memory, stopped=call",
+                                   "reads=role.is_memory | True, stopped=call", decoder(LLAMA)),
     "every layer reads contexts, by parts": ("models.attention_layer", "cond(role.is_memory,", "cond(True,",
                                              decoder(LLAMA_BY_PARTS)),
     "contexts without gradient": ("ops.crossbatch", "keys[rows].reshape", "jax.lax.stop_gradient(keys)[rows].reshape",
