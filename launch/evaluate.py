@@ -57,13 +57,14 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
     """The documents of --documents.
 
     Raises:
-      ConfigError: a text is not NAME=FILES, no file is there, a name stands twice, or the task takes no documents.
+      ConfigError: a text is not NAME=FILES, a name is given twice, or the task takes no documents.
+      UserError: no file is there, or one is not named as JSON lines.
     """
     if not flags.documents:
         return ()
     if flags.task not in DOCUMENT_TASKS:
         raise ConfigError(f"--documents must go with a task of {', '.join(DOCUMENT_TASKS)}, got --task={flags.task}.")
-    from fot_jax.data.readers import source_files
+    from fot_jax.data.paths import matching_files
 
     found = []
     for text in flags.documents:
@@ -74,11 +75,20 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
             raise ConfigError(f"--documents must have distinct names, got {name!r} twice.")
         found.append(SourceConfig(name=name, kind=SourceKind.JSONL, path=path))
     for source in found:
-        try:
-            source_files(source)
-        except UserError as error:
-            raise ConfigError(f"--documents must name at least one file, got none for {source.path!r}.") from error
+        for path in matching_files(source.path, what="--documents"):
+            _check_lines(path)
     return tuple(found)
+
+
+def _check_lines(path: Path) -> None:
+    """Raises UserError unless a file of --documents is named as JSON lines: they are all that is read there."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2:-1] if suffixes[-1:] in ([".gz"], [".zst"]) else suffixes[-1:]
+    if kind not in ([".jsonl"], [".ndjson"], [".json"]):
+        raise UserError(
+            f"--documents must name JSON lines (.jsonl, .jsonl.gz, .jsonl.zst), got '{path}'."
+            ' Write each of its documents as one line {"text": "..."}.'
+        )
 
 
 def main(flags: argparse.Namespace) -> None:

@@ -74,14 +74,14 @@ def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> Memory
 
 
 def read_prompt(path: str) -> str:
-    """A prompt's text. Raises UserError where the file is missing, unreadable or not UTF-8."""
+    """A prompt's text, without a byte order mark. Raises UserError where a file is missing, unreadable or not UTF-8."""
+    from fot_jax.data.utf8 import decode_file
+
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8")
     except OSError as error:
         raise UserError(f"--prompt-file must name a readable file or '-', got {path!r} ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt-file must hold UTF-8, got {path!r}, byte {error.start} of which is not.") from error
+    return decode_file(data, where=f"--prompt-file {path!r}")
 
 
 def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from fot_jax.config.errors import check
 class SourceConfig:
     """One source of documents and its share of a mixture.
 
-    `path` is a glob; '~' and environment variables are expanded; empty for generated sources.
+    `path` is a file, a folder or a glob (see `fot_jax.data.paths`); empty for generated sources.
     `rate` is the share of drawn documents (need not sum to 1). `min_tokens` drops shorter ones.
     """
 

@@ -29,7 +29,9 @@ from fot_jax.data import stdlib_source
 from fot_jax.data.readers import source_files
 from fot_jax.data.vocabulary import existing_file, load_vocabulary
 
-CACHE_VERSION = 2  # raise it whenever the same files would give other tokens or files
+# Raise it whenever the same files would give other tokens or files.
+#   3: byte order marks are no text
+CACHE_VERSION = 3
 PROGRESS_SECONDS = 5.0
 
 

@@ -114,6 +114,14 @@ def test_a_question_goes_behind_the_prompt_or_alone(tmp_path, capfd, monkeypatch
     assert texts == [["a book\n\nwho?"], ["a book\n\nwho?"] * 2, ["who?"]]
 
 
+def test_read_prompt_drops_a_byte_order_mark(tmp_path, monkeypatch):
+    """Of a file and of stdin; everything else is text as it is."""
+    data = b"\xef\xbb\xbfHello\r\n"
+    (tmp_path / "prompt").write_bytes(data)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert [generate.read_prompt(path) for path in (str(tmp_path / "prompt"), "-")] == ["Hello\r\n"] * 2
+
+
 def test_prompts_begin_as_the_tokenizer_says_and_chat_is_the_users_message(tmp_path):
     """BOS once, with a chat template or without."""
     template = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
@@ -141,10 +149,11 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(to_dict(build(ExperimentConfig, RUN))))
-    good, empty, binary = (tmp_path / name for name in ("good", "empty", "binary"))
+    good, empty, binary, wide = (tmp_path / name for name in ("good", "empty", "binary", "wide"))
     good.write_text("text")
     empty.write_text("")
     binary.write_bytes(b"ab\xff")
+    wide.write_bytes("\ufefftext".encode("utf-16-le"))
     work = f"--workdir={run}"
     cases = [
         ((f"--workdir={tmp_path / 'none'}", f"--prompt-file={good}"), "--workdir must hold a run"),
@@ -152,7 +161,8 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
         ((work, f"--prompt-file={good}", "--system=x"), "--system needs --chat"),
         ((work, "--question=who?", "--chat"), "--chat needs a tokenizer with a chat template"),
         ((work, f"--prompt-file={tmp_path / 'missing'}"), "must name a readable file or '-'"),
-        ((work, f"--prompt-file={binary}"), "must hold UTF-8, got .*binary', byte 2"),
+        ((work, f"--prompt-file={binary}"), "binary' must be valid UTF-8, got byte 0xff at offset 2"),
+        ((work, f"--prompt-file={wide}"), "wide' must be UTF-8, got UTF-16LE by its byte order mark. Convert it"),
         ((work, f"--prompt-file={empty}"), "must hold text, got .*empty', which is empty"),
         ((work, f"--prompt-file={good}", "--memory=fast"), "invalid choice: 'fast'"),
         (

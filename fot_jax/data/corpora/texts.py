@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 
 from fot_jax.config import UserError
-from fot_jax.data.readers import decode_utf8
+from fot_jax.data.utf8 import decode_utf8
 
 LONGEST_LINE = 2000  # characters; files with a longer one are generated tables
 

@@ -1,0 +1,166 @@
+"""The bytes of plain, gzip and zstd files; every way in which one is not what its name says has its own message."""
+
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from fot_jax.config import UserError
+
+BLOCK = 1 << 20  # bytes of a plain file read at once
+PIECE = 1 << 10  # compressed bytes at once: zstd packs up to 128 KiB into 4 bytes
+HEADER = 18  # bytes, the longest header of a gzip member (10) or zstd frame
+LARGEST_WINDOW = 1 << 31  # bytes: zstd --long=31, the most that a 64-bit libzstd reads
+
+FORMATS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    *((bytes([low]) + b"\x2a\x4d\x18", "zstd") for low in range(0x50, 0x60)),  # a skippable frame, as pzstd writes
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"PK\x03\x04", "zip"),
+    (b"PAR1", "Parquet"),
+    (b"PARE", "encrypted Parquet"),
+    (b"ARROW1", "Arrow"),
+)
+BY_SUFFIX = {".gz": "gzip", ".zst": "zstd"}
+SUFFIXES = {name: suffix for suffix, name in BY_SUFFIX.items()}
+
+
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def format_of(head: bytes) -> str | None:
+    """The name of the format that a file's first bytes belong to; None for text and whatever else."""
+    return next((name for magic, name in FORMATS if head.startswith(magic)), None)
+
+
+def decompressed(path: pathlib.Path) -> Iterator[bytes]:
+    """Blocks of a text file, decompressed by its suffix (.gz, .zst, in either case).
+
+    Raises UserError where the content is of another format than the name says, is cut short, corrupt, followed
+    by something else, or needs a dictionary or a larger window than LARGEST_WINDOW.
+    """
+    with open(path, "rb") as file:
+        head = file.read(HEADER)
+    stated, found = BY_SUFFIX.get(path.suffix.lower()), format_of(head)
+    if stated != found:
+        raise _misnamed(path, stated=stated, found=found, empty=not head)
+    if stated == "gzip":
+        yield from _members(path, _begin_gzip, "gzip")
+    elif stated == "zstd":
+        yield from _members(path, _begin_zstd, "zstd")
+    else:
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+
+
+def _misnamed(path: pathlib.Path, *, stated: str | None, found: str | None, empty: bool) -> UserError:
+    if empty:
+        return UserError(f"'{path}' must be a {stated} file, got an empty one. Fetch it again.")
+    if found in SUFFIXES:
+        plain = path.with_suffix("") if stated else path
+        fix = f"Name it '{plain.name}{SUFFIXES[found]}'."
+    elif found:
+        fix = "Decompress it first." if found in ("bzip2", "xz", "zip") else "Name the kind of file that it is."
+    else:
+        fix = f"Name it '{path.stem}' if it is text, else fetch it again."
+    return UserError(f"'{path}' must be {stated or 'text'}, as its name says, got {found or 'something else'}. {fix}")
+
+
+def _members(path: pathlib.Path, begin: Callable[[bytes, pathlib.Path], _Decompressor], name: str) -> Iterator[bytes]:
+    """The content of a file's gzip members or zstd frames, one after another, to the end of the file."""
+    import zstandard
+
+    member = None
+    with open(path, "rb") as file:
+        while block := file.read(PIECE):
+            while block:
+                if member is None:
+                    block += file.read(HEADER)
+                    if name == "gzip" and not block.strip(b"\0"):
+                        break  # zeros fill the last block of a tape or device
+                    if format_of(block) != name:
+                        raise UserError(
+                            f"'{path}' must hold {name} data alone, got {block[:8]!r} after the end of it. Cut off"
+                            " what follows, or fetch it again."
+                        )
+                    member = begin(block, path)
+                try:
+                    content = member.decompress(block)
+                except (zlib.error, zstandard.ZstdError) as error:
+                    raise _broken(path, name, error, at=file.tell()) from error
+                yield content
+                if not member.eof:
+                    break
+                block, member = member.unused_data, None
+        if member is not None:
+            raise UserError(
+                f"'{path}' must be a whole {name} file, got one cut short after {file.tell()} bytes. Fetch it again."
+            )
+
+
+def _broken(path: pathlib.Path, name: str, error: Exception, *, at: int) -> UserError:
+    if "not enough memory" in str(error):  # libzstd's text for a window that cannot be allocated
+        return UserError(
+            f"'{path}' must have a window that fits into memory, got one of up to {LARGEST_WINDOW} bytes."
+            " Compress it anew with a smaller --long, or free memory."
+        )
+    return UserError(
+        f"'{path}' must be a whole {name} file, got a corrupt one before byte {at} ({error}). Fetch it again."
+    )
+
+
+def _begin_gzip(head: bytes, path: pathlib.Path) -> _Decompressor:
+    del head, path
+    return zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+
+def _begin_zstd(head: bytes, path: pathlib.Path) -> _Decompressor:
+    """Raises UserError where the frame that `head` begins needs a dictionary or too large a window."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
+    if head[1:4] == b"\x2a\x4d\x18":  # a skippable frame
+        return decompressor
+    _check_window(_stated_window(head), path)
+    try:
+        frame = zstandard.get_frame_parameters(head)
+    except zstandard.ZstdError as error:
+        raise UserError(
+            f"'{path}' must be a whole zstd file, got a frame with a bad header ({error}). Fetch it again."
+        ) from error
+    if frame.dict_id:
+        raise UserError(
+            f"'{path}' must be readable alone, got zstd data made with dictionary {frame.dict_id}."
+            " Decompress it first: zstd -d -D DICTIONARY."
+        )
+    _check_window(frame.window_size, path)
+    return decompressor
+
+
+def _stated_window(head: bytes) -> int:
+    """The window in bytes that a frame header states (RFC 8878, section 3.1.1.1.2); 0 where its content is the window.
+
+    zstandard gives no number for a window above LARGEST_WINDOW.
+    """
+    if len(head) < 6 or head[4] & 0x20:  # Single_Segment_flag
+        return 0
+    base = 1 << 10 + (head[5] >> 3)
+    return base + base // 8 * (head[5] & 7)
+
+
+def _check_window(window: int, path: pathlib.Path) -> None:
+    if window > LARGEST_WINDOW:
+        raise UserError(
+            f"'{path}' must have a window of at most {LARGEST_WINDOW} bytes, got {window}."
+            " Compress it anew with zstd --long=31 or less."
+        )

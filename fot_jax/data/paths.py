@@ -1,0 +1,101 @@
+"""The files that a path, a folder or a pattern names."""
+
+import glob
+import logging
+import os
+import pathlib
+from collections.abc import Iterable
+
+from fot_jax.config import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
+    """The files that `path` names, sorted: an existing file or folder first, else those that match the pattern.
+
+    "[2024] notes" is a pattern too; a path that exists is taken as it is, and so are the folders before a
+    pattern ("[2024] notes/*.txt"). A folder stands for all files below it; folders that are links are
+    followed. Hidden files (.git, .DS_Store) are read only where the path names them, as in the shell. A
+    file that several paths lead to is read once. '~' and environment variables are expanded where the
+    path does not exist as written.
+
+    Args:
+      path: a file, a folder or a glob ('**': any folders).
+      what: the config field or flag, for errors.
+
+    Raises:
+      UserError: nothing matches, a link leads nowhere, a folder cannot be listed, or a match is
+        neither file nor folder.
+    """
+    expanded = path if os.path.lexists(path) else os.path.expanduser(os.path.expandvars(path))
+    if os.path.lexists(expanded):
+        matches = [expanded]
+        others = glob.glob(expanded, recursive=True) if glob.has_magic(expanded) else []
+        if set(others) - {expanded}:
+            logger.info("%s: '%s' exists and is taken as it is, not as a pattern of other names.", what, path)
+    else:
+        matches = glob.glob(_pattern(expanded), recursive=True)
+    found = [file for match in matches for file in _files(match, what=what)]
+    if not found:
+        nothing = "a folder without files" if os.path.isdir(expanded) else "none"
+        raise UserError(
+            f"{what} must match at least one file, got {nothing} for '{path}' (from folder '{os.getcwd()}')."
+        )
+    return _once(found, what=what)
+
+
+def _pattern(path: str) -> str:
+    """The glob whose leading folders, as far as they exist as written, are no pattern."""
+    rest, folder = pathlib.PurePath(path).parts, ""
+    while rest and os.path.isdir(os.path.join(folder, rest[0])):
+        folder, rest = os.path.join(folder, rest[0]), rest[1:]
+    return os.path.join(glob.escape(folder), *rest)
+
+
+def _files(match: str, *, what: str) -> list[pathlib.Path]:
+    """The file itself, or all files below a folder."""
+    if os.path.isfile(match):
+        return [pathlib.Path(match)]
+    if os.path.isdir(match):
+        return _below(match, what=what)
+    if os.path.islink(match):
+        raise UserError(f"{what} must name files, got '{match}', a link to '{os.readlink(match)}', which is not there.")
+    raise UserError(f"{what} must name files or folders, got '{match}', which is neither. Write it to a file first.")
+
+
+def _below(folder: str, *, what: str) -> list[pathlib.Path]:
+    """All files below a folder that are not hidden; each real folder is entered once, so that loops of links end."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{what} must name folders that can be read, got '{error.filename}' ({error.strerror}).")
+
+    files: list[pathlib.Path] = []
+    hidden: list[str] = []
+    entered = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        hidden += [os.path.join(place, name) for name in (*folders, *names) if name.startswith(".")]
+        kept = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(place, name))
+            if not name.startswith(".") and real not in entered:
+                entered.add(real)
+                kept.append(name)
+        folders[:] = kept
+        for name in names:
+            if not name.startswith("."):
+                files += _files(os.path.join(place, name), what=what)
+    if hidden:
+        logger.info("%s: left out %d hidden files and folders, such as '%s'.", what, len(hidden), min(hidden))
+    return files
+
+
+def _once(found: Iterable[pathlib.Path], *, what: str) -> list[pathlib.Path]:
+    """The files sorted, each one once: by the shortest of the paths that lead to it."""
+    by_file: dict[str, pathlib.Path] = {}
+    ordered = sorted(set(found), key=lambda path: (len(path.parts), path))
+    for path in ordered:
+        by_file.setdefault(os.path.realpath(path), path)
+    if len(by_file) < len(ordered):
+        logger.info("%s: %d paths lead to files that others name already.", what, len(ordered) - len(by_file))
+    return sorted(by_file.values())

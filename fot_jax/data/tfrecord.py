@@ -1,0 +1,54 @@
+"""Documents out of TFRecord files; TensorFlow is imported when one is read."""
+
+import pathlib
+from collections.abc import Iterator
+
+from fot_jax.config import UserError
+from fot_jax.data.compressed import BY_SUFFIX, format_of
+from fot_jax.data.utf8 import decode_utf8
+
+
+def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
+    """One document a record: a tf.train.Example with one bytes feature; .gz is decompressed."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    compressed = _is_gzip(path)
+    records = tf.data.TFRecordDataset([str(path)], compression_type="GZIP" if compressed else "")
+    index = 0
+    try:
+        for serialised in records.as_numpy_iterator():
+            where = f"'{path}' record {index}"
+            features = tf.train.Example.FromString(serialised).features.feature
+            values = features[text_field].bytes_list.value if text_field in features else []
+            if len(values) != 1:
+                raise UserError(
+                    f"{where} must hold one bytes value under '{text_field}', got {len(values)};"
+                    f" its features are {sorted(features)}. Set text_field of the source."
+                )
+            yield f"{path}[{index}]", decode_utf8(values[0], where=where)
+            index += 1
+    except DecodeError as error:
+        raise UserError(f"'{path}' record {index} must be a tf.train.Example, got another record ({error}).") from error
+    except tf.errors.OpError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"'{path}' record {index} must be a whole record of a TFRecord file, got one that is cut short or"
+            f" corrupt ({reason}). Fetch the file again."
+        ) from error
+
+
+def _is_gzip(path: pathlib.Path) -> bool:
+    """Whether a TFRecord file is gzip by its name. Raises UserError where its content says otherwise."""
+    with open(path, "rb") as file:
+        found = format_of(file.read(16))
+    stated = BY_SUFFIX.get(path.suffix.lower())
+    if stated == found and stated in (None, "gzip"):
+        return stated == "gzip"
+    if stated in (None, "gzip") and found in (None, "gzip"):
+        fix = f"Name it '{path.name}.gz'." if found else f"Name it '{path.stem}', or fetch it again."
+    else:
+        fix = "Records are read plain or as .gz: decompress it first."
+    raise UserError(
+        f"'{path}' must be {stated or 'plain records'}, as its name says, got {found or 'something else'}. {fix}"
+    )
