@@ -61,13 +61,23 @@ def check_rows(rows: int, crossbatch: CrossbatchConfig) -> int:
     return rows // crossbatch.rows_per_stream
 
 
+def _copied(documents: DocumentSet) -> str:
+    """How many documents are copies of others, for an error; empty where none is."""
+    copies = documents.num_documents - documents.num_contents
+    return f" and {copies} copies of them" if copies else ""
+
+
 class BatchStream:
     """Batches of the documents of a split; a document stays in its stream's rows to its end.
 
     `targets` are the next tokens of the same stream; `loss_mask` is 0 at padding and before it,
     unless boundaries are JOINED where the next token belongs to another document, and in copies: of a
-    document that a batch holds twice (small corpora, epoch borders) one copy's keys hold the
-    other's answers. The first of copies within one stream keeps its loss, as rows read earlier rows.
+    document that a batch holds twice (small corpora, epoch borders, equal documents) one copy's keys hold
+    the other's answers. The first of copies within one stream keeps its loss, as rows read earlier rows.
+
+    Documents of equal tokens count as one here, wherever they were found: they have one segment id. So an
+    attention layer treats a copy in another stream's row as the reader's own document, which is masked there
+    under both `boundaries`, and never as a negative that holds the answers.
     """
 
     def __init__(
@@ -82,12 +92,12 @@ class BatchStream:
         split: str = "train",
     ):
         self.num_streams = check_rows(rows, crossbatch)
-        found = documents.num_documents
+        found = documents.num_contents
         if crossbatch.plan is not PlanKind.OFF and found < self.num_streams:
             raise ConfigError(
                 f"data must give the {split} split at least {self.num_streams} documents, one a stream"
-                f" (train.batch_rows={rows}, {crossbatch.rows_per_stream} rows a stream), got {found}."
-                " Lower train.batch_rows, raise crossbatch.packing, or give more documents"
+                f" (train.batch_rows={rows}, {crossbatch.rows_per_stream} rows a stream), got {found}"
+                f"{_copied(documents)}. Lower train.batch_rows, raise crossbatch.packing, or give more documents"
                 + ("." if split == "train" else ", or raise data.heldout_fraction, or set train.eval_every=0.")
             )
         self.digests = documents.digests
@@ -121,12 +131,12 @@ class BatchStream:
         if self._crossbatch.plan is PlanKind.OFF:
             return set()
         places = [row_chunk(row, step=step, rows=self._rows, crossbatch=self._crossbatch) for row in range(self._rows)]
-        holders: dict[int, set[tuple[int, int]]] = {}  # of each document
+        holders: dict[int, set[tuple[int, int]]] = {}  # of each document, copies counted as one
         for stream in range(self.num_streams):
             chunks = [chunk for owner, chunk in places if owner == stream]
             spans = self._timeline.spans(stream, min(chunks) * self._length, (max(chunks) + 1) * self._length)
             for draw, document, _, _ in spans:
-                holders.setdefault(document, set()).add((stream, draw))
+                holders.setdefault(int(self._documents.content_ids[document]), set()).add((stream, draw))
         copies: set[tuple[int, int]] = set()
         for held in holders.values():
             in_one_stream = len({stream for stream, _ in held}) == 1

@@ -3,6 +3,7 @@
     <cache_dir>/<source>-<fingerprint>/
       tokens.bin    uint16 or uint32, all documents one after another
       offsets.npy   int64 [documents + 1], where each document starts in tokens.bin
+      contents.npy  uint64 [documents, 2], a digest of each document's tokens
       names.json    the documents' names
       meta.json     fingerprint, dtype, counts and a digest of tokens.bin
 
@@ -14,6 +15,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -25,13 +27,16 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from fot_jax.config import DataConfig, SourceConfig, SourceKind, UserError, VocabularyConfig
+from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.data import stdlib_source
+from fot_jax.data.copies import content_digest, digest_table
 from fot_jax.data.readers import source_files
 from fot_jax.data.vocabulary import existing_file, load_vocabulary
 
 # Raise it whenever the same files would give other tokens or files.
-#   3: byte order marks are no text
+#   3: byte order marks are no text; contents.npy
 CACHE_VERSION = 3
+DTYPES = (np.dtype(np.uint16), np.dtype(np.uint32))
 PROGRESS_SECONDS = 5.0
 
 
@@ -67,7 +72,10 @@ def vocabulary_identity(config: VocabularyConfig) -> list[object]:
 
 
 def _file_part(path: pathlib.Path) -> list[object]:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"'{path}' must be a file that can be read, got: {error}.") from error
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
@@ -78,12 +86,14 @@ class SourceCache:
     Attributes:
       tokens: uint16 or uint32, memory-mapped.
       offsets: int64 [documents + 1].
+      contents: uint64 [documents, 2], a digest of each document's tokens: equal documents have equal ones.
       folder: where it lies.
       digest: of the tokens, 32 hex digits: what a run was trained on, wherever the files lay.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
+    contents: np.ndarray
     folder: pathlib.Path
     digest: str = ""
 
@@ -93,8 +103,14 @@ class SourceCache:
         return np.diff(self.offsets)
 
     def names(self) -> list[str]:
-        """The names of all documents (read from disk at each call)."""
-        return json.loads((self.folder / "names.json").read_text("utf-8"))
+        """The names of all documents (read from disk at each call). Raises UserError where they are damaged."""
+        try:
+            names = json.loads((self.folder / "names.json").read_text("utf-8"))
+            if len(names) != len(self.lengths):
+                raise ValueError(f"{len(names)} names of {len(self.lengths)}")
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(self.folder, f"names.json: {error}") from error
+        return names
 
 
 def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
@@ -107,16 +123,32 @@ def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
         dtype = np.dtype(meta["dtype"])
-        digest, size = meta["digest"], (folder / "tokens.bin").stat().st_size
-        if meta["fingerprint"] != expected or size != meta["tokens"] * dtype.itemsize:
+        digest, size = str(meta["digest"]), (folder / "tokens.bin").stat().st_size
+        if meta["fingerprint"] != expected or dtype not in DTYPES or size != meta["tokens"] * dtype.itemsize:
             raise ValueError("its meta.json does not match it")
         tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r") if size else np.zeros(0, dtype)
-        offsets = np.load(folder / "offsets.npy")
-        if len(offsets) != meta["documents"] + 1 or offsets[-1] != meta["tokens"]:
+        offsets = _load_array(folder / "offsets.npy", np.int64, (meta["documents"] + 1,))
+        if offsets[0] != 0 or offsets[-1] != meta["tokens"] or (np.diff(offsets) < 1).any():
             raise ValueError("offsets.npy does not match meta.json")
+        contents = _load_array(folder / "contents.npy", np.uint64, (meta["documents"], 2))
+    except PermissionError as error:
+        raise UserError(f"'{folder}' must be a token cache that can be read, got: {error.strerror}.") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"'{folder}' must be a whole token cache, got a damaged one ({error}). Delete it.") from error
-    return SourceCache(tokens=tokens, offsets=offsets, folder=folder, digest=digest)
+        raise _damaged(folder, str(error)) from error
+    return SourceCache(tokens=tokens, offsets=offsets, contents=contents, folder=folder, digest=digest)
+
+
+def _damaged(folder: pathlib.Path, reason: str) -> UserError:
+    line = " ".join(reason.split())
+    return UserError(f"'{folder}' must be a whole token cache, got a damaged one ({line}). Delete it.")
+
+
+def _load_array(path: pathlib.Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A .npy file of this dtype and shape, in memory. Raises ValueError for another one."""
+    mapped = np.lib.format.open_memmap(path, mode="r")  # a header with a huge shape then asks for no memory
+    if mapped.dtype != dtype or mapped.shape != shape:
+        raise ValueError(f"{path.name} must be {np.dtype(dtype)} {shape}, got {mapped.dtype} {mapped.shape}")
+    return np.array(mapped)
 
 
 def open_or_build(
@@ -144,47 +176,64 @@ def open_or_build(
 
 @contextlib.contextmanager
 def _build_lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the lock file beside `folder`; says so when another process has it."""
+    """Holds the lock file next to `folder`; says so when another process has it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = open(folder.with_name(folder.name + ".lock"), "w")  # noqa: SIM115
     except OSError as error:
-        raise UserError(
-            f"data.cache_dir must be a folder that can be written, got '{folder.parent}' ({error})."
-        ) from error
+        raise _unwritable(folder, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process that builds {folder} ...", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            raise _unwritable(folder, error) from error
         yield
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+    if is_disk_full(error):
+        return disk_full(folder.parent, error)
+    return UserError(f"data.cache_dir must be a folder that can be written, got '{folder.parent}' ({error}).")
 
 
 def _write_cache(
     folder: pathlib.Path, documents: Iterable[tuple[str, np.ndarray]], *, source: str, expected: str, vocab_size: int
 ) -> None:
-    """Writes all files in a temporary folder and renames it; the lock must be held."""
-    for left in folder.parent.glob(f".building-{folder.name}-*"):
-        shutil.rmtree(left)  # of a build that was killed: its lock is ours now
+    """Writes all files in a temporary folder and renames it; the lock must be held. Raises as `open_or_build`."""
     building = folder.with_name(f".building-{folder.name}-{os.getpid()}")
-    building.mkdir()
+    dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     try:
-        dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        names, lengths, digest = _write_tokens(building / "tokens.bin", documents, source=source, dtype=dtype)
-        if not names:
+        for left in folder.parent.glob(f".building-{folder.name}-*"):
+            shutil.rmtree(left)  # of a build that was killed: its lock is ours now
+        building.mkdir()
+        written = _write_tokens(building / "tokens.bin", documents, source=source, dtype=dtype)
+        if not written.names:
             raise UserError(f"data.sources['{source}'] must hold at least one document with text, got none.")
-        np.save(building / "offsets.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
-        (building / "names.json").write_text(json.dumps(names), "utf-8")
-        counts = {"documents": len(names), "tokens": int(sum(lengths))}
-        meta = {"fingerprint": expected, "dtype": dtype.name, **counts, "digest": digest}
+        offsets = np.concatenate([[0], np.cumsum(written.lengths, dtype=np.int64)]).astype(np.int64)
+        _save_array(building / "offsets.npy", offsets)
+        _save_array(building / "contents.npy", digest_table(bytes(written.contents)))
+        (building / "names.json").write_text(json.dumps(written.names), "utf-8")
+        counts = {"documents": len(written.names), "tokens": int(offsets[-1])}
+        meta = {"fingerprint": expected, "dtype": dtype.name, **counts, "digest": written.digest}
         (building / "meta.json").write_text(json.dumps(meta), "utf-8")
         for path in building.iterdir():
             _sync(path)
         os.rename(building, folder)
         _sync(folder.parent)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _save_array(path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes a .npy file. Not by np.save: where a disk is full it raises an OSError without a number."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -195,30 +244,42 @@ def _sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+@dataclasses.dataclass(kw_only=True)
+class _Written:
+    """What is known of the documents that were written, in their order."""
+
+    names: list[str] = dataclasses.field(default_factory=list)
+    lengths: list[int] = dataclasses.field(default_factory=list)
+    contents: bytearray = dataclasses.field(default_factory=bytearray)
+    digest: str = ""
+
+
 def _write_tokens(
     path: pathlib.Path, documents: Iterable[tuple[str, np.ndarray]], *, source: str, dtype: np.dtype
-) -> tuple[list[str], list[int], str]:
-    names: list[str] = []
-    lengths: list[int] = []
+) -> _Written:
+    written = _Written()
     started = shown = time.monotonic()
     total = 0
     digest = hashlib.blake2b(digest_size=16)
 
     def progress(end: str) -> None:
         speed = total / max(time.monotonic() - started, 1e-9) / 1e6
-        line = f"tokenising {source}: {len(names)} documents, {total / 1e6:.2f}M tokens, {speed:.2f}M tokens/s{end}"
+        count = len(written.names)
+        line = f"tokenising {source}: {count} documents, {total / 1e6:.2f}M tokens, {speed:.2f}M tokens/s{end}"
         print(line, file=sys.stderr, flush=True)
 
     with open(path, "wb") as file:
         for name, tokens in documents:
-            written = tokens.astype(dtype).tobytes()
-            file.write(written)
-            digest.update(written)
-            names.append(name)
-            lengths.append(len(tokens))
+            data = tokens.astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            written.contents += content_digest(data)
+            written.names.append(name)
+            written.lengths.append(len(tokens))
             total += len(tokens)
             if time.monotonic() - shown > PROGRESS_SECONDS:
                 shown = time.monotonic()
                 progress(" ...")
     progress("")
-    return names, lengths, digest.hexdigest()
+    written.digest = digest.hexdigest()
+    return written

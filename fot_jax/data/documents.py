@@ -1,7 +1,9 @@
 """All documents of a config as token ids: a mixture of components, split into train and held out."""
 
 import dataclasses
+import enum
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -10,10 +12,11 @@ import numpy as np
 
 from fot_jax.config import DataConfig, SourceConfig, UserError
 from fot_jax.data.cache import SourceCache, fingerprint, open_or_build
+from fot_jax.data.copies import first_copies, first_in
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import load_vocabulary
 
-SPLITS = ("train", "heldout")
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,29 +26,36 @@ class DocumentSet:
     Attributes:
       caches: one per component.
       local_ids: per component, int64 indices of its documents in its cache.
-      first_ids: per component, the global index of its cache's first document.
+      contents: per component, int64 [documents], what each holds: the index in the store of the first
+        document with the same tokens, which is its own unless it is a copy.
       rates: per component, its share of drawn documents.
       sources: per component, its name.
     """
 
     caches: tuple[SourceCache, ...]
     local_ids: tuple[np.ndarray, ...]
-    first_ids: tuple[int, ...]
+    contents: tuple[np.ndarray, ...]
     rates: tuple[float, ...]
     sources: tuple[str, ...]
     lengths: np.ndarray = dataclasses.field(init=False)  # int64 [documents], tokens with the final one
-    segment_ids: np.ndarray = dataclasses.field(init=False)  # int32 [documents], global index + 1
+    content_ids: np.ndarray = dataclasses.field(init=False)  # int64 [documents], equal for equal documents
+    segment_ids: np.ndarray = dataclasses.field(init=False)  # int32 [documents], content_ids + 1
 
     def __post_init__(self):
-        parts = list(zip(self.caches, self.local_ids, self.first_ids, strict=True))
-        object.__setattr__(self, "lengths", np.concatenate([cache.lengths[ids] for cache, ids, _ in parts]))
-        segments = np.concatenate([ids + first + 1 for _, ids, first in parts]).astype(np.int32)
-        object.__setattr__(self, "segment_ids", segments)
+        parts = zip(self.caches, self.local_ids, strict=True)
+        object.__setattr__(self, "lengths", np.concatenate([cache.lengths[ids] for cache, ids in parts]))
+        object.__setattr__(self, "content_ids", np.concatenate(self.contents))
+        object.__setattr__(self, "segment_ids", (self.content_ids + 1).astype(np.int32))
 
     @property
     def num_documents(self) -> int:
         """Documents of all components."""
         return len(self.lengths)
+
+    @functools.cached_property
+    def num_contents(self) -> int:
+        """Documents of all components, copies of others not counted."""
+        return int(np.count_nonzero(first_in(self.content_ids)))
 
     @property
     def digests(self) -> dict[str, str]:
@@ -84,9 +94,23 @@ class DocumentSet:
         return self.caches[component].names()[local]
 
 
+class Side(enum.IntEnum):
+    """Where a document belongs."""
+
+    UNDECIDED = 0  # too short in every source
+    TRAIN = 1
+    HELDOUT = 2
+
+
+SPLITS = {"train": Side.TRAIN, "heldout": Side.HELDOUT}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DocumentStore:
-    """Every source's tokens, and the seeded choice of whole documents held out for evaluation."""
+    """Every source's tokens, and the seeded choice of whole documents held out for evaluation.
+
+    Equal documents (the same tokens, in one source or in several) are all held out or all trained on.
+    """
 
     data: DataConfig
     seed: int
@@ -98,37 +122,78 @@ class DocumentStore:
         Raises UserError for another name, or when no document is left.
         """
         if name not in SPLITS:
-            raise UserError(f"split must be one of {SPLITS}, got {name!r}.")
-        chosen = [self._local_ids(index, name) for index in range(len(self.caches))]
+            raise UserError(f"split must be one of {tuple(SPLITS)}, got {name!r}.")
+        chosen = [ids[self._sides[contents] == SPLITS[name]] for ids, contents in self._parts()]
         kept = [index for index, ids in enumerate(chosen) if len(ids)]
         for index, source in enumerate(self.data.sources):
             if name == "train" and index not in kept:
                 raise UserError(
                     f"data.sources['{source.name}'] must hold a training document of at least"
-                    f" min_tokens={source.min_tokens} tokens, got none. Lower min_tokens or add documents."
+                    f" min_tokens={source.min_tokens} tokens, got none{self._all_held_out(index)}."
+                    " Lower min_tokens or add documents."
                 )
         if not kept:
             raise UserError(
                 "data.heldout_fraction must leave documents for evaluation, got none at"
-                f" {self.data.heldout_fraction}. Raise it, or add documents (two or more per source)."
+                f" {self.data.heldout_fraction}. Raise it, or add documents (two different ones or more per source)."
             )
-        first = np.concatenate([[0], np.cumsum([len(cache.offsets) - 1 for cache in self.caches])])
         return DocumentSet(
             caches=tuple(self.caches[i] for i in kept),
             local_ids=tuple(chosen[i] for i in kept),
-            first_ids=tuple(int(first[i]) for i in kept),
+            contents=tuple(self._contents[i][chosen[i]] for i in kept),
             rates=tuple(self.data.sources[i].rate for i in kept),
             sources=tuple(self.data.sources[i].name for i in kept),
         )
 
-    def _local_ids(self, index: int, split: str) -> np.ndarray:
-        """Held out: a seeded choice of round(fraction * n) of a source's n long enough documents, at least one."""
-        source = self.data.sources[index]
-        eligible = np.flatnonzero(self.caches[index].lengths >= source.min_tokens)
-        wanted = self.data.heldout_fraction * len(eligible)
-        count = min(max(1, round(wanted)), len(eligible) - 1) if wanted > 0 and len(eligible) > 1 else 0
-        order = generator(self.seed, "heldout", source.name).permutation(len(eligible))
-        return eligible[np.sort(order[:count] if split == "heldout" else order[count:])]
+    @functools.cached_property
+    def _contents(self) -> list[np.ndarray]:
+        """Per source, int64 [documents]: the index in the store of the first document with the same tokens."""
+        first = first_copies(np.concatenate([cache.contents for cache in self.caches]))
+        return np.split(first, np.cumsum([len(cache.contents) for cache in self.caches])[:-1])
+
+    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Per source: the indices of its documents that are long enough, and what they hold."""
+        for source, cache, contents in zip(self.data.sources, self.caches, self._contents, strict=True):
+            eligible = np.flatnonzero(cache.lengths >= source.min_tokens)
+            yield eligible, contents[eligible]
+
+    @functools.cached_property
+    def _sides(self) -> np.ndarray:
+        """The `Side` of each content, int8 [documents of the store].
+
+        Source by source, of the n contents that no earlier source has decided a seeded choice of
+        round(fraction * n) is held out, at least one and at most n - 1.
+        """
+        sides = np.full(sum(len(contents) for contents in self._contents), Side.UNDECIDED, np.int8)
+        for source, (_, contents) in zip(self.data.sources, self._parts(), strict=True):
+            new = contents[first_in(contents) & (sides[contents] == Side.UNDECIDED)]
+            wanted = self.data.heldout_fraction * len(new)
+            count = min(max(1, round(wanted)), len(new) - 1) if wanted > 0 and len(new) > 1 else 0
+            order = generator(self.seed, "heldout", source.name).permutation(len(new))
+            sides[new[order[:count]]], sides[new[order[count:]]] = Side.HELDOUT, Side.TRAIN
+        return sides
+
+    def _all_held_out(self, index: int) -> str:
+        """Why a source has no training document where all that are long enough are copies; else nothing."""
+        eligible, _ = list(self._parts())[index]
+        return f": all {len(eligible)} are copies of documents of other sources that are held out" * bool(len(eligible))
+
+    def notice_copies(self) -> None:
+        """Logs, once for each source, how many of its documents are copies of others."""
+        start = 0
+        for source, contents in zip(self.data.sources, self._contents, strict=True):
+            copies = int(np.count_nonzero(contents != np.arange(start, start + len(contents))))
+            start += len(contents)
+            if copies:
+                _log_once(
+                    f"data.sources['{source.name}']: {copies} of {len(contents)} documents are copies of others, token"
+                    " by token. Copies are held out together, and count as one document in a batch."
+                )
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    logger.info("%s", line)
 
 
 def build_store(data: DataConfig, *, seed: int) -> DocumentStore:
@@ -136,7 +201,9 @@ def build_store(data: DataConfig, *, seed: int) -> DocumentStore:
 
     Raises UserError where a source cannot be read or holds no document.
     """
-    return DocumentStore(data=data, seed=seed, caches=tuple(_caches(data, seed=seed)))
+    store = DocumentStore(data=data, seed=seed, caches=tuple(_caches(data, seed=seed)))
+    store.notice_copies()
+    return store
 
 
 def cache_folder(data: DataConfig) -> pathlib.Path:

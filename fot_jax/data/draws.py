@@ -70,9 +70,9 @@ class DrawOrder:
 class Timeline:
     """Which document covers which token of each stream, found by cumulative lengths.
 
-    Stream s reads draws s, s + R, s + 2R, ... one after another. A draw of the very document that
-    its stream has just read is passed over (only small corpora know it): its copy would see the
-    answers in the keys of the original. A corpus of one document is read again and again.
+    Stream s reads draws s, s + R, s + 2R, ... one after another. A draw of the document that its stream
+    has just read, or of a copy of it, is passed over: it would see its answers in the keys of the first
+    one. A corpus of one document, or of copies of one, is read again and again.
 
     PACK: a document takes its length. PAD: its length rounded up to whole chunks.
     The table grows when a later token is asked for; nothing is read from the documents.
@@ -85,6 +85,8 @@ class Timeline:
         if document_end is DocumentEnd.PAD:
             occupied = -(-occupied // length) * length
         self._occupied = occupied
+        self._contents = documents.content_ids
+        self._repeats = not (self._contents != self._contents[0]).any()
         self._drawn = np.empty((streams, 0), np.int64)  # [streams, draws]
         self._ends = np.empty((streams, 0), np.int64)  # [streams, draws], tokens
 
@@ -93,10 +95,11 @@ class Timeline:
         more = max(16, min(known, (1 << 20) // self._streams))
         order = self._order.documents(known * self._streams, (known + more) * self._streams)
         drawn = order.reshape(more, self._streams).T
-        before = self._drawn[:, -1:] if known else np.full((self._streams, 1), -1)
+        content = self._contents[drawn]
+        before = self._contents[self._drawn[:, -1:]] if known else np.full((self._streams, 1), -1)
         taken = self._occupied[drawn]
-        if len(self._occupied) > 1:
-            taken = np.where(drawn == np.concatenate([before, drawn[:, :-1]], axis=1), 0, taken)
+        if not self._repeats:
+            taken = np.where(content == np.concatenate([before, content[:, :-1]], axis=1), 0, taken)
         start = self._ends[:, -1:] if known else np.zeros((self._streams, 1), np.int64)
         self._drawn = np.concatenate([self._drawn, drawn], axis=1)
         self._ends = np.concatenate([self._ends, start + np.cumsum(taken, axis=1)], axis=1)

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from fot_jax.config import UserError
+from fot_jax.data.copies import first_in
 
 
 class Documents(Protocol):
@@ -13,6 +14,7 @@ class Documents(Protocol):
 
     num_documents: int
     lengths: np.ndarray
+    content_ids: np.ndarray  # equal for equal documents
 
     def tokens(self, i: int) -> np.ndarray:
         """All tokens of one document."""
@@ -36,7 +38,8 @@ def choose_targets(
 ) -> list[Target]:
     """Chunks with at least `history` chunks before them: the middles of equal parts of each document.
 
-    One target is a document's middle, not its beginning, where most of a text is still to come.
+    One target is a document's middle, not its beginning, where most of a text is still to come. Of equal
+    documents one is measured: a copy in a memory of several documents would hold its answers.
 
     Args:
       documents: the held-out documents.
@@ -53,8 +56,8 @@ def choose_targets(
       UserError: no document is long enough.
     """
     needed = (history + 1) * length + 1  # the last token of a chunk predicts one token beyond it
-    eligible = [i for i in range(documents.num_documents) if documents.lengths[i] >= needed]
-    if not eligible:
+    eligible = np.flatnonzero((np.asarray(documents.lengths) >= needed) & first_in(documents.content_ids))
+    if not len(eligible):
         longest = int(max(documents.lengths, default=0))
         raise UserError(
             f"documents must hold a chunk of {length} tokens after {history} others ({needed} tokens),"

@@ -15,20 +15,22 @@ from fot_jax.data.documents import DocumentSet
 
 @pytest.fixture
 def make_documents():
-    """Builds a DocumentSet from {source name: (rate, documents)}; global ids count on over the sources."""
+    """Builds a DocumentSet from {source name: (rate, documents)}; contents count on over the sources."""
 
     def make(sources: dict[str, tuple[float, list[list[int]]]]) -> DocumentSet:
-        caches, firsts = [], [0]
+        caches, contents, seen = [], [], []
         for _, documents in sources.values():
             lengths = [len(document) for document in documents]
             tokens = np.array([token for document in documents for token in document], np.uint16)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-            caches.append(SourceCache(tokens=tokens, offsets=offsets, folder=pathlib.Path("none")))
-            firsts.append(firsts[-1] + len(documents))
+            unused = np.zeros((0, 2), np.uint64)
+            caches.append(SourceCache(tokens=tokens, offsets=offsets, contents=unused, folder=pathlib.Path("none")))
+            seen += documents
+            contents.append(np.array([seen.index(document) for document in documents], np.int64))
         return DocumentSet(
             caches=tuple(caches),
             local_ids=tuple(np.arange(len(documents)) for _, documents in sources.values()),
-            first_ids=tuple(firsts[:-1]),
+            contents=tuple(contents),
             rates=tuple(rate for rate, _ in sources.values()),
             sources=tuple(sources),
         )

@@ -214,6 +214,44 @@ def test_a_document_live_in_two_streams_bears_no_loss(make_documents, monkeypatc
             assert batch.loss_mask[:, :-1][alone[:, :-1]].all()
 
 
+COPIED = [[10 * (i + 1) + j % 10 for j in range(n)] + [1] for i, n in enumerate((7, 3, 10, 5))]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one source", "two sources"])
+@pytest.mark.parametrize("end", list(DocumentEnd))
+@pytest.mark.parametrize("boundaries", list(Boundaries))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout["plan"].value)
+def test_equal_documents_count_as_one(make_documents, monkeypatch, layout, boundaries, end, apart):
+    """Tokens, targets, segments and loss are those of a corpus without copies that is drawn in the same order."""
+    copies = [*COPIED, COPIED[0], COPIED[2]]
+    sources = {"a": (1.0, copies[:4]), "b": (1.0, copies[4:])} if apart else {"a": (1.0, copies)}
+    order = np.random.default_rng(3).integers(6, size=100_000)
+
+    def batches(documents, drawn):
+        monkeypatch.setattr(DrawOrder, "documents", lambda self, start, stop: drawn[start:stop])
+        stream = make(documents, rows=8, end=end, boundaries=boundaries, **layout)
+        return np.stack([fields(stream.batch(step)) for step in range(40)])
+
+    copied = batches(make_documents(sources), order)
+    np.testing.assert_array_equal(
+        copied, batches(make_documents({"a": (1.0, COPIED)}), np.array([0, 1, 2, 3, 0, 2])[order])
+    )
+    if layout["plan"] is not PlanKind.OFF:
+        assert (copied[:, 3] == 0).mean() > 0.3, "copies in a batch bear no loss"
+
+
+def test_a_corpus_of_copies_of_one_is_read_again(make_documents):
+    """As a corpus of one document is; passing over every draw would never end."""
+    stream = make(make_documents({"a": (1.0, [A, A, A])}), rows=1, length=10)
+    np.testing.assert_array_equal(stream.batch(0).tokens, [A + A])
+
+
+def test_copies_do_not_count_as_documents_of_streams(make_documents):
+    """Two streams of one text would read their own document as another's."""
+    with pytest.raises(ConfigError, match=r"at least 2 documents, one a stream.*got 1 and 2 copies of them\."):
+        make(make_documents({"a": (1.0, [C, C, C])}), rows=4, plan=PlanKind.PACKED, packing=2)
+
+
 def test_fewer_documents_than_streams_are_refused(make_documents):
     with pytest.raises(ConfigError, match=r"the train split at least 2 documents, one a stream.*got 1"):
         make(make_documents({"a": (1.0, [C])}), rows=4, plan=PlanKind.PACKED, packing=2)

@@ -1,5 +1,7 @@
 """A cache is whole or absent; its fingerprint holds all that shapes tokens."""
 
+import errno
+import fcntl
 import os
 import pathlib
 import signal
@@ -89,13 +91,104 @@ def test_two_builds_at_once_build_once(tmp_path, capsys):
     assert "waiting for another process" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", ["tokens.bin", "offsets.npy", "meta.json"])
+def test_contents_tell_equal_documents(tmp_path):
+    """By tokens alone, whatever their names and places."""
+    documents = [("a", DOCUMENTS[0][1]), *DOCUMENTS, ("b", DOCUMENTS[1][1][:1])]
+    contents = build(tmp_path / "c", lambda: iter(documents)).contents
+    other = build(tmp_path / "d", lambda: iter(documents[1:])).contents
+    assert (contents.dtype, contents.shape) == (np.uint64, (4, 2))
+    np.testing.assert_array_equal(contents[1:], other)
+    np.testing.assert_array_equal((contents[:, None] == contents).all(-1).sum(1), [2, 2, 1, 1])
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def raise_full(*args, **kwargs):
+    raise FULL
+
+
+@pytest.mark.parametrize("place", ["tokens", "array", "text", "mkdir", "sync", "rename", "lock"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, place):
+    """Wherever it is met; the same call goes on where there is room again. /dev/full is full for real."""
+    write_tokens = cache._write_tokens
+    with monkeypatch.context() as patch:
+        if place == "tokens":
+            full = pathlib.Path("/dev/full")
+            patch.setattr(cache, "_write_tokens", lambda path, *args, **options: write_tokens(full, *args, **options))
+        elif place in ("array", "text", "mkdir"):
+            name = {"array": "write_bytes", "text": "write_text", "mkdir": "mkdir"}[place]
+            patch.setattr(pathlib.Path, name, raise_full)
+        else:
+            patch.setattr(
+                *{"sync": (os, "fsync"), "rename": (os, "rename"), "lock": (fcntl, "flock")}[place], raise_full
+            )
+        with pytest.raises(UserError, match=f"{tmp_path}: the disk is full .*give the same command again") as raised:
+            build(tmp_path / "c", lambda: iter(DOCUMENTS))
+        assert "\n" not in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} <= {"c.lock"}
+    assert build(tmp_path / "c", lambda: iter(DOCUMENTS)).names() == ["one", "two"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """A read-only disk under a lock file that is there; a whole cache in it is read all the same."""
+    build(tmp_path / "c", lambda: iter(DOCUMENTS))
+
+    def read_only(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", read_only)
+    assert build(tmp_path / "c", lambda: pytest.fail("built twice")).names() == ["one", "two"]
+    with pytest.raises(UserError, match=r"must be a folder that can be written, got '.*' \(.*Read-only file system"):
+        build(tmp_path / "d", lambda: iter(DOCUMENTS))
+
+
+@pytest.mark.parametrize("file", ["tokens.bin", "offsets.npy", "contents.npy", "meta.json"])
 def test_a_damaged_cache_is_refused(tmp_path, file):
     build(tmp_path / "c", lambda: iter(DOCUMENTS))
     path = tmp_path / "c" / file
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match=r"c' must be a whole token cache.*Delete it"):
         build(tmp_path / "c", lambda: iter(DOCUMENTS))
+
+
+def edit(path, *, old, new):
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("offsets.npy", b"(3,), }            ", b"(3000000000000,), }"),  # 24 TB would be asked for
+        ("offsets.npy", b"<i8", b"<f8"),
+        ("offsets.npy", (3).to_bytes(8, "little"), (7).to_bytes(8, "little")),  # the second document starts there
+        ("contents.npy", b"(2, 2)", b"(1, 4)"),
+        ("meta.json", b"uint32", b"float3"),
+        ("meta.json", b"uint32", b"uint16"),
+        ("meta.json", b'"documents": 2', b'"documents": "2"'),
+        ("meta.json", b"{", b"[{"),
+    ],
+)
+def test_a_changed_cache_is_refused(tmp_path, file, old, new):
+    """Bytes that are another's: sizes, types and places that do not fit one another."""
+    build(tmp_path / "c", lambda: iter(DOCUMENTS))
+    edit(tmp_path / "c" / file, old=old, new=new)
+    with pytest.raises(UserError, match=r"c' must be a whole token cache.*Delete it") as raised:
+        build(tmp_path / "c", lambda: iter(DOCUMENTS))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ['["one"', '["one"]', "7", None])
+def test_damaged_names_are_refused(tmp_path, text):
+    """They are read only where one is asked for."""
+    built = build(tmp_path / "c", lambda: iter(DOCUMENTS))
+    (tmp_path / "c/names.json").unlink()
+    if text is not None:
+        (tmp_path / "c/names.json").write_text(text)
+    with pytest.raises(UserError, match=r"must be a whole token cache.*names.json"):
+        built.names()
 
 
 def test_an_unwritable_cache_folder_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ from fot_jax.config import (
     VocabularyKind,
 )
 from fot_jax.data import DictionaryStream, build_store, make_stream
+from fot_jax.data.seeds import generator
 
 SIZES = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 8}
 
@@ -154,3 +156,67 @@ def test_dictionary_streams(two_sources):
         make_stream(experiment(DataConfig(sources=(lookup, *two_sources.sources), vocabulary=symbols)), "train")
     with pytest.raises(ConfigError, match="must be 'symbols' for a 'dictionary' source, got 'bytes'"):
         make_stream(experiment(DataConfig(sources=(lookup,))), "train")
+
+
+def copies_of(tmp_path, sources, **fields):
+    """A config of sources that hold these texts, the cache in the same folder."""
+    made = []
+    for name, found in sources.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in found))
+        made.append(SourceConfig(name=name, kind=SourceKind.JSONL, path=str(tmp_path / f"{name}.jsonl")))
+    return DataConfig(sources=tuple(made), cache_dir=str(tmp_path / "cache"), **fields)
+
+
+def texts_of(documents):
+    return [bytes((documents.tokens(i)[:-1] - 3).astype(np.uint8)).decode() for i in range(documents.num_documents)]
+
+
+def test_equal_documents_share_a_side_of_the_split(tmp_path, caplog):
+    """Within a source and across sources; the log says how many there are, once."""
+    a = [f"text {i % 20}" for i in range(40)]  # every document twice
+    b = [f"text {i}" for i in range(12, 44)]  # 8 of a's, 24 others
+    data = copies_of(tmp_path, {"a": a, "b": b}, heldout_fraction=0.2)
+    with caplog.at_level(logging.INFO, logger="fot_jax"):
+        store = build_store(data, seed=0)
+        build_store(data, seed=0)
+    train, heldout = store.split("train"), store.split("heldout")
+    assert not set(texts_of(train)) & set(texts_of(heldout))
+    assert sorted(texts_of(train) + texts_of(heldout)) == sorted(a + b)
+    mine = texts_of(heldout.of_source("a"))
+    assert len(mine) == 2 * len(set(mine)) == 8  # a fifth of 20 texts, twice each
+    assert set(texts_of(heldout)) - set(mine) <= set(b)
+    assert len(set(texts_of(heldout)) - set(mine)) == 5  # round(0.2 * 24) of the texts that b alone holds
+    for documents in (train, heldout):
+        found = texts_of(documents)
+        first = [(a + b).index(text) for text in found]
+        np.testing.assert_array_equal(documents.content_ids, first)
+        np.testing.assert_array_equal(documents.segment_ids, np.array(first) + 1)
+        assert documents.num_contents == len(set(found))
+    assert caplog.text.count("data.sources['a']: 20 of 40 documents are copies of others, token by token") == 1
+    assert caplog.text.count("data.sources['b']: 8 of 32 documents are copies of others, token by token") == 1
+
+
+def test_a_source_without_copies_is_split_as_ever(tmp_path, caplog):
+    """The rule of a store without copies, and copies in one source leave the choice in another as it was."""
+    b = [f"other {i}" for i in range(30)]
+    data = copies_of(tmp_path, {"a": ["one", "two", "one", "three"], "b": b}, heldout_fraction=0.3)
+    held = build_store(data, seed=5).split("heldout").of_source("b")
+    order = generator(5, "heldout", "b").permutation(30)
+    assert texts_of(held) == [b[i] for i in sorted(order[:9])]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="fot_jax"):
+        build_store(copies_of(tmp_path, {"b": b}), seed=5)
+    assert "copies" not in caplog.text
+
+
+def test_a_source_whose_copies_are_all_held_out_is_named(tmp_path):
+    """The fix is another than for a source whose documents are too short."""
+    a = [f"text {i}" for i in range(10)]
+    data = copies_of(tmp_path, {"a": a, "b": ["text 0"]}, heldout_fraction=0.5)
+    held = texts_of(build_store(data, seed=0).split("heldout"))
+    data = copies_of(tmp_path, {"a": a, "b": held[:1] * 3}, heldout_fraction=0.5)
+    with pytest.raises(UserError, match=r"'b'\] must hold a training document .*all 3 are copies of documents"):
+        build_store(data, seed=0).split("train")
+    one = copies_of(tmp_path, {"a": ["same"] * 4}, heldout_fraction=0.5)
+    with pytest.raises(UserError, match=r"got none at 0.5.*two different ones or more"):
+        build_store(one, seed=0).split("heldout")

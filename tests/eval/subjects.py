@@ -53,6 +53,7 @@ class RandomDocuments:
         self._tokens = [rng.integers(3, vocab_size, length) for length in lengths]
         self.lengths = np.asarray(lengths)
         self.num_documents = len(lengths)
+        self.content_ids = np.arange(len(lengths))
 
     def tokens(self, i: int) -> np.ndarray:
         """All tokens of one document."""

@@ -35,6 +35,14 @@ def test_a_uniform_model_has_perplexity_v():
     assert sweep.change(1).estimate == pytest.approx(0, abs=1e-6)
 
 
+def test_choose_targets_takes_one_of_equal_documents():
+    """A copy among the documents of a memory would hold the answers."""
+    documents = RandomDocuments([50] * 4)
+    options = {"length": LENGTH, "history": 2, "most": 4, "per_document": 1, "seed": 0}
+    documents.content_ids = np.array([0, 1, 0, 1])
+    assert [target.document for target in choose_targets(documents, **options)] == [0, 1]
+
+
 def test_targets_are_shared_spread_and_have_their_history():
     targets = choose_targets(DOCUMENTS, length=LENGTH, history=4, most=4, per_document=2, seed=0)
     assert [(t.document, t.chunk) for t in targets] == [(0, 5), (1, 4), (3, 4), (0, 9), (3, 6)]
