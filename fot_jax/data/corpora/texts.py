@@ -24,13 +24,21 @@ logger = logging.getLogger(__name__)
 def read_texts(name: str, data: bytes) -> Texts:
     """Yields (path, text) of one package file. Raises UserError where it is broken."""
     reader = {".gz": _gzipped, ".rdb": _novels, ".db": _bible}.get(pathlib.PurePosixPath(name).suffix, _plain)
-    yield from reader(name, data)
+    try:
+        yield from reader(name, data)
+    except (gzip.BadGzipFile, EOFError, zlib.error, struct.error, sqlite3.Error) as error:
+        raise UserError(
+            f"'{name}' must be a whole file, got a broken one ({error}). Fetch its package again."
+        ) from error
 
 
 def _plain(name: str, data: bytes) -> Texts:
-    """The file, unless it is empty or a table that a program wrote; files that are not UTF-8 count as Latin-1."""
+    """The file without its byte order mark, unless it is empty or a table that a program wrote.
+
+    Files that are not UTF-8 count as Latin-1.
+    """
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         logger.info("Read %s as Latin-1: not UTF-8 (%s).", name, error.reason)
         text = data.decode("latin-1")
