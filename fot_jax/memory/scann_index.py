@@ -99,8 +99,8 @@ def _check_keys(keys: np.ndarray, first: int) -> None:
     longest = int(norms.argmax())
     if norms[longest] > LONGEST:
         raise UserError(
-            f"memory keys must have norms of at most {LONGEST:g} for memory.retrieval='scann', whose sums overflow above,"
-            f" got {norms[longest]:g} in entry {first + longest}. Choose 'exact', and check the model."
+            f"memory keys must have norms of at most {LONGEST:g} for memory.retrieval='scann', whose sums overflow"
+            f" above, got {norms[longest]:g} in entry {first + longest}. Choose 'exact', and check the model."
         )
 
 
