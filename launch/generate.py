@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fot_jax.config import ExperimentConfig, MemoryConfig, Retrieval, UserError, check
+from fot_jax.config import ExperimentConfig, LastContext, MemoryConfig, Retrieval, UserError, check
 from launch import cli
 
 
@@ -46,7 +46,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     memory = parser.add_argument_group("memory (defaults: `memory` of the run's config)")
     memory.add_argument("--memory", choices=[kind.value for kind in Retrieval], help="how it is read")
     memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (all but dense)")
-    memory.add_argument("--last-context-length", type=int, metavar="N", help="least tokens of local context")
+    memory.add_argument("--last-context-length", type=int, metavar="N", help="tokens of the last window, kept local")
+    kinds = [kind.value for kind in LastContext]
+    memory.add_argument("--last-context", choices=kinds, help="whether it holds at least or exactly as many")
     overlap_help = "newest tokens of a window that the next one but the last reads again, to have them in sight"
     memory.add_argument("--overlap", type=int, metavar="N", help=overlap_help)
     logn_help = "scale queries by log n / log N where n > N entries are in sight; 0: never"
@@ -61,6 +63,7 @@ def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> Memory
     given = {
         "retrieval": Retrieval(flags.memory) if flags.memory else None,
         "top_k": flags.top_k_memory,
+        "last_context": LastContext(flags.last_context) if flags.last_context else None,
         "last_context_length": flags.last_context_length,
         "overlap": flags.overlap,
         "logn_from": flags.logn_from,
@@ -183,8 +186,8 @@ def main(flags: argparse.Namespace) -> None:
 
     from fot_jax import checkpoint
     from fot_jax.data.vocabulary import load_vocabulary
-    from fot_jax.infer.generate import generate, push_local
-    from fot_jax.infer.windows import read
+    from fot_jax.infer.generate import generate
+    from fot_jax.infer.windows import push_local, read
     from fot_jax.memory import files
     from fot_jax.memory.fingerprint import fingerprint
     from fot_jax.workdir import read_config
