@@ -90,6 +90,8 @@ class EvaluationConfig:
         ):
             values = getattr(self, name)
             check(min(values, default=-1) >= least, f"{path}.{name}", f"be integers >= {least}", values)
+            once = name == "passkey_trials" or len(values) == len(set(values))
+            check(once, f"{path}.{name}", "name no number twice", values)
         kinds = [kind.value for kind in self.needle_kinds]
         distinct = 0 < len(kinds) == len(set(kinds))
         check(distinct, f"{path}.needle_kinds", "name at least one kind and none twice", kinds)

@@ -90,7 +90,7 @@ def _table(source: str, sweeps: list[tuple[Run, Sweep]]) -> Table:
         cells: list[Cell] = []
         for index in range(len(sweep.sizes)):
             change = sweep.change(index)
-            interval = f" ({change.estimate:+.1%} [{change.low:+.1%}, {change.high:+.1%}])" if index else ""
+            interval = f" ({change.percent(1)})" if index else ""
             cells.append(f"{sweep.score(index).perplexity:.2f}{interval}")
         rows.append((run.subject.label, run.config.evaluation.reading.value, *cells))
     header = ("model", "reading", *(f"{n}×" for n in sweeps[0][1].sizes))
@@ -125,12 +125,12 @@ def _plot(path: pathlib.Path, *, source: str, sweeps: list[tuple[Run, Sweep]]) -
         Curve(
             label=f"{run.subject.label} ({run.config.evaluation.reading.value})",
             x=[size * W for size in sweep.sizes],
-            y=[sweep.score(index).perplexity for index in range(len(sweep.sizes))],
+            **sweep.curve(lambda score: score.perplexity),
         )
         for run, sweep in sweeps
     ]
     first = sweeps[0][1]
-    subtitle = f"{len(first.targets)} windows of {W} tokens, the same at every context"
+    subtitle = f"{len(first.targets)} windows of {W} tokens, 95 % intervals of the change against one window"
     panel = Panel(
         title=f"Perplexity against context: {source}",
         subtitle=subtitle,

@@ -102,7 +102,7 @@ def _table(sweeps: Sweeps, *, title: str, column: str) -> Table:
     for run, sweep in sweeps:
         for index, size in enumerate(sweep.sizes):
             score, change = sweep.score(index), sweep.change(index)
-            interval = f"{change.estimate:+.2%} [{change.low:+.2%}, {change.high:+.2%}]" if index else "–"
+            interval = change.percent(2) if index else "–"
             figures = (score.nats_per_token, score.perplexity, score.bits_per_byte)
             rows.append((run.subject.label, size, *figures, interval))
     header = ("model", column, "nats/token", "perplexity", "bits/byte", "change [95 % interval]")
@@ -139,11 +139,12 @@ def _plot(path: pathlib.Path, sweeps: Sweeps, *, title: str, x_label: str) -> No
         Curve(
             label=run.subject.label,
             x=sweep.sizes,
-            y=[sweep.score(index).bits_per_byte for index in range(len(sweep.sizes))],
+            **sweep.curve(lambda score: score.bits_per_byte),
         )
         for run, sweep in sweeps
     ]
     first = sweeps[0][1]
-    subtitle = f"{len(first.targets)} chunks of {len({target.document for target in first.targets})} documents"
+    count = len({target.document for target in first.targets})
+    subtitle = f"{len(first.targets)} chunks of {count} documents, 95 % intervals of the change against the first"
     panel = Panel(title=title, subtitle=subtitle, x_label=x_label, y_label="bits per byte")
     plot_curves(path, curves=curves, panel=panel)
