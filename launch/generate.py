@@ -8,7 +8,8 @@ python -m launch.generate --workdir=DIR --prompt-file=book.txt --memory=approx -
 
 The text streams to stdout; progress goes to stderr. With several --prompt-file the prompts are read as
 one batch and each text is printed when all are done. --save-memory keeps all that was read and written,
-the local context included.
+the local context included. Ctrl-C (exit code 130) and SIGTERM (143) end it after the window or token at hand and save
+what is read by then: to DIR, or to DIR.interrupted where DIR holds a memory. The second one ends it at once.
 
 --question goes behind each prompt after a blank line, or is the prompt where no file is named. With --chat each
 prompt becomes the user's message in the checkpoint's own chat template. Without it names of special tokens in a
@@ -16,15 +17,15 @@ prompt stand for them; with it they are text.
 """
 
 import argparse
+import contextlib
 import dataclasses
-import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fot_jax.config import ExperimentConfig, LastContext, MemoryConfig, Retrieval, UserError, check
-from launch import cli
+from launch import cli, interrupts
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -190,6 +191,7 @@ def main(flags: argparse.Namespace) -> None:
     from fot_jax.infer.windows import push_local, read
     from fot_jax.memory import files
     from fot_jax.memory.fingerprint import fingerprint
+    from fot_jax.memory.store import MemoryStore
     from fot_jax.workdir import read_config
 
     config = read_config(flags.workdir)
@@ -199,6 +201,8 @@ def main(flags: argparse.Namespace) -> None:
         raise UserError(f"--load-memory and --save-memory need a model with memory layers; {flags.workdir} has none.")
     if flags.save_memory:
         files.check_writable(flags.save_memory)
+        if files.is_memory(flags.save_memory):
+            print(f"the memory in {flags.save_memory} is replaced once the new one is whole", file=sys.stderr)
     vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
     prompts = encode_prompts(vocabulary, texts, flags)
     config, params, _ = checkpoint.load_params(flags.workdir, step=flags.step)
@@ -206,29 +210,53 @@ def main(flags: argparse.Namespace) -> None:
     store = None
     if flags.load_memory:
         store = files.load(flags.load_memory, fingerprint=identity, logn_from=memory.logn_from, budget=memory.budget)
+    elif config.model.memory_layers:
+        store = MemoryStore.for_model(config.model, streams=len(prompts), budget=memory.budget)
+    before = 0 if store is None else int(store.appended.sum())
     params, mesh = over_devices(params, config, flags)
-    reading = read(
-        params,
-        config.model,
-        prompts,
-        memory=memory,
-        store=store,
-        mesh=mesh,
-        progress=functools.partial(show_progress, shown=[0.0]),
-    )
-    steps = generate(
-        params,
-        config.model,
-        reading,
-        sampling=dataclasses.replace(sampling, vocab_limit=vocabulary.size),
-        max_new_tokens=flags.max_new_tokens,
-        eos_id=vocabulary.eos_id,
-    )
-    write_texts(steps, vocabulary, names)
-    if flags.save_memory and reading.store is not None:
-        push_local(config.model, reading)
-        files.save(reading.store, flags.save_memory, fingerprint=identity, logn_from=memory.logn_from)
-        print(f"memory of {reading.store.bytes() / 2**20:,.1f} MiB saved to {flags.save_memory}", file=sys.stderr)
+    stop, shown = interrupts.Stop(), [0.0]
+
+    def progress(so_far: Any) -> None:
+        show_progress(so_far, shown=shown)
+        stop.check()
+
+    with stop.caught() if flags.save_memory else contextlib.nullcontext():
+        try:
+            reading = read(params, config.model, prompts, memory=memory, store=store, mesh=mesh, progress=progress)
+            steps = generate(
+                params,
+                config.model,
+                reading,
+                sampling=dataclasses.replace(sampling, vocab_limit=vocabulary.size),
+                max_new_tokens=flags.max_new_tokens,
+                eos_id=vocabulary.eos_id,
+            )
+            write_texts(stop.until(steps), vocabulary, names)
+            if flags.save_memory:
+                push_local(config.model, reading)
+        except interrupts.Stopped:
+            pass  # between two windows: the store holds those before
+        if flags.save_memory and store is not None:
+            save_memory(store, flags, fingerprint=identity, logn_from=memory.logn_from, before=before, stop=stop)
+
+
+def save_memory(
+    store: Any, flags: argparse.Namespace, *, fingerprint: str, logn_from: int, before: int, stop: interrupts.Stop
+) -> None:
+    """Writes what was read, `before` entries of it already there at the start; after a signal it says so and ends."""
+    from fot_jax.memory import files
+
+    new = int(store.appended.sum()) - before
+    if stop.number and not new:
+        interrupts.leave(stop.number, "nothing was read, no memory is saved.")
+    place = flags.save_memory
+    if stop.number and files.is_memory(place):
+        place += ".interrupted"
+    files.save(store, place, fingerprint=fingerprint, logn_from=logn_from)
+    saved = f"memory of {store.bytes() / 2**20:,.1f} MiB saved to {place}"
+    if stop.number:
+        interrupts.leave(stop.number, f"{saved}, {new:,} tokens read or written; --load-memory={place} reads on.")
+    print(saved, file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

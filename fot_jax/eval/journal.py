@@ -75,12 +75,20 @@ class Journal:
         def found(key: Key, compute: Callable[[], Any]) -> Any:
             whole = (*prefix, *key)
             if whole not in self._found:
-                self._found[whole] = compute()
+                self._found[whole] = self._computed(compute)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(_line(whole, self._found[whole]) + "\n")
             return self._found[whole]
 
         return found
+
+    def _computed(self, compute: Callable[[], Any]) -> Any:
+        """compute(); an interrupt in it carries a note that says what is kept."""
+        try:
+            return compute()
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"{len(self._found)} finished pieces are kept in {self.path}")
+            raise
 
     def remove(self) -> None:
         """Removes the file: its report is written."""
