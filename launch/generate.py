@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fot_jax.config import ExperimentConfig, LastContext, MemoryConfig, Retrieval, UserError, check
+from fot_jax.config import ExperimentConfig, LastContext, MemoryConfig, ModelConfig, Retrieval, UserError, check
 from launch import cli, interrupts
 
 
@@ -213,6 +213,8 @@ def main(flags: argparse.Namespace) -> None:
     elif config.model.memory_layers:
         store = MemoryStore.for_model(config.model, streams=len(prompts), budget=memory.budget)
     before = 0 if store is None else int(store.appended.sum())
+    if (flags.memory or flags.top_k_memory) and not before:
+        say_if_unread(config.model, memory, prompts)
     params, mesh = over_devices(params, config, flags)
     stop, shown = interrupts.Stop(), [0.0]
 
@@ -238,6 +240,21 @@ def main(flags: argparse.Namespace) -> None:
             pass  # between two windows: the store holds those before
         if flags.save_memory and store is not None:
             save_memory(store, flags, fingerprint=identity, logn_from=memory.logn_from, before=before, stop=stop)
+
+
+def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
+    """Says once that the memory that was asked for is not read: there is no memory layer, or nothing in it."""
+    from fot_jax.infer.windows import reads_memory
+
+    longest, W = max(map(len, prompts)), model.local_context
+    if not model.memory_layers:
+        print("memory: not read, as model.memory_layers names no layer", file=sys.stderr)
+    elif not any(reads_memory(len(ids), model, memory) for ids in prompts):
+        line = f"memory: not read before the local context of {W} overflows, as the prompts ({longest} tokens) fit it"
+        print(line, file=sys.stderr)
+    elif memory.retrieval is not Retrieval.DENSE and memory.top_k >= longest:
+        line = f"memory: read whole, as by 'dense': memory.top_k={memory.top_k} is not below its entries"
+        print(f"{line}, {longest} at most", file=sys.stderr)
 
 
 def save_memory(

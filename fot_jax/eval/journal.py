@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fot_jax.config.errors import explained_disk_full
 from fot_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Journal:
             whole = (*prefix, *key)
             if whole not in self._found:
                 self._found[whole] = self._computed(compute)
-                with self.path.open("a", encoding="utf-8") as file:
+                with explained_disk_full(self.path.parent), self.path.open("a", encoding="utf-8") as file:
                     file.write(_line(whole, self._found[whole]) + "\n")
             return self._found[whole]
 

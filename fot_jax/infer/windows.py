@@ -154,6 +154,11 @@ def cuts_of(length: int, config: ModelConfig, memory: MemoryConfig) -> list[int]
     return {LastContext.AT_LEAST: cut_windows, LastContext.EXACT: cut_exactly}[memory.last_context](length, **how)
 
 
+def reads_memory(length: int, config: ModelConfig, memory: MemoryConfig) -> bool:
+    """True if an input of this length is cut, so that its last window reads a memory of the windows before it."""
+    return bool(config.memory_layers) and len(cuts_of(length, config, memory)) > 1
+
+
 def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
     """`memory.last_context_length`; where windows hold at least as much and it is 0, half of the local context."""
     half = max(1, config.local_context // 2) if memory.last_context is LastContext.AT_LEAST else 0

@@ -1,5 +1,6 @@
 """`python -m launch.generate` in process: a run folder, streaming, memories on disk, one line an error."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from fot_jax.checkpoint import Checkpointer
-from fot_jax.config import ExperimentConfig, UserError
+from fot_jax.config import ExperimentConfig, MemoryConfig, UserError
 from fot_jax.config.build import build, to_dict
 from fot_jax.data.vocabulary import ByteVocabulary
 from fot_jax.infer.generate import FINISHED
@@ -137,6 +138,19 @@ def test_an_interrupted_generation_saves_what_it_wrote(tmp_path, capfd, monkeypa
     assert got == 130 and len(text) >= 1
     assert "4 tokens read or written" in errors.splitlines()[-1]
     assert json.loads((memory / "meta.json").read_text())["lengths"] == [4]
+
+
+def test_a_memory_that_is_not_read_is_said_by_name(capsys):
+    """Asked for by a flag: no memory layer, a prompt that fits the window, a top_k beyond all entries."""
+    model, memory = build(ExperimentConfig, RUN).model, MemoryConfig(top_k=99)
+    plain = dataclasses.replace(model, memory_layers=())
+    for case, length in ((plain, 40), (model, 16), (model, 40), (model, 200)):
+        generate.say_if_unread(case, memory, [np.zeros(length, np.int32)])
+    assert capsys.readouterr().err.splitlines() == [
+        "memory: not read, as model.memory_layers names no layer",
+        "memory: not read before the local context of 16 overflows, as the prompts (16 tokens) fit it",
+        "memory: read whole, as by 'dense': memory.top_k=99 is not below its entries, 40 at most",
+    ]
 
 
 def test_a_second_signal_ends_at_once(tmp_path, capfd, monkeypatch):

@@ -81,6 +81,15 @@ def test_exact_cuts_are_the_authors(length, window, data):
     assert cuts == (expected if expected[-1] else expected[:-1])
 
 
+def test_reads_memory_tells_inputs_that_are_cut():
+    exact = dataclasses.replace(DENSE, last_context=LastContext.EXACT, last_context_length=5)
+    lengths = (5, 6, 8, 9)
+    assert [windows.reads_memory(n, MODEL, DENSE) for n in lengths] == [False, False, False, True]
+    assert [windows.reads_memory(n, MODEL, exact) for n in lengths] == [False, True, True, True]
+    plain = dataclasses.replace(MODEL, memory_layers=())
+    assert not windows.reads_memory(99, plain, DENSE)
+
+
 def test_exact_cuts_are_drawn_as_documented():
     assert {n: cut_exactly(n, window=8, last=4) for n in (3, 8, 13)} == {3: [3], 8: [4, 4], 13: [8, 1, 4]}
     assert {n: cut_exactly(n, window=8, last=0) for n in (3, 8, 13)} == {3: [3], 8: [8], 13: [8, 5]}
