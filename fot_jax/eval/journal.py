@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fot_jax.config.errors import explained_disk_full
-from fot_jax.workdir import write_atomically
+from fot_jax.workdir import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Journal:
             logger.warning("%s: %d pieces measured before it was interrupted are taken up.", self.path, self.taken_up)
         whole = "".join(line + "\n" for line in (head, *(_line(key, found) for key, found in self._found.items())))
         if text != whole:  # new, or an interruption has cut a line off
-            write_atomically(self.path, whole)
+            write_whole(self.path, whole)
 
     def once(self, *prefix: str | int) -> Once:
         """A `Once` whose keys stand behind a prefix."""
