@@ -31,5 +31,6 @@ From the paper (arXiv 2307.03170) to the code and its test:
     fig. 5, multi-doc    eval.perplexity.measure_documents           tests/eval/test_perplexity.py
     fig. 1, passkey      eval.passkey.measure                        tests/eval/test_passkey.py
 
+docs/differences.md lists the conventions in which the authors' code differs.
 Importing this package imports nothing else; JAX comes with the first part that computes.
 """

@@ -19,6 +19,7 @@ import jax
 
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import build, difference, to_dict
+from fot_jax.config.errors import explained_disk_full
 
 DOCUMENTS = "data.documents"  # the name under which changed tokens are allowed
 SOURCE_CONFIG = "source_config.json"
@@ -54,6 +55,24 @@ def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
             )
             raise UserError(message) from error
         yield
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a result so that the file is the old one or the new one; a full disk is one line and leaves the old one.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with explained_disk_full(path.parent, needed=len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:

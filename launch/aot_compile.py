@@ -151,6 +151,7 @@ def main(flags: argparse.Namespace) -> None:
         from fot_jax.aot.compiling import compile_program
         from fot_jax.aot.report import lines
         from fot_jax.sharding import make_mesh
+        from fot_jax.workdir import write_whole
 
         todo = jobs(flags, config)
         devices = pod_devices(pod)
@@ -159,9 +160,7 @@ def main(flags: argparse.Namespace) -> None:
             reports.append(report)
             print(*lines(report), sep="\n", flush=True)
             if flags.hlo:
-                folder = Path(flags.hlo)
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{number}_{config.name}_{job.kind.value}.txt").write_text(text)
+                write_whole(Path(flags.hlo) / f"{number}_{config.name}_{job.kind.value}.txt", text)
             if flags.out:
                 write(Path(flags.out), reports)
     if len(reports) > 1:
@@ -173,8 +172,9 @@ def main(flags: argparse.Namespace) -> None:
 
 def write(path: Path, reports: "list[Report]") -> None:
     """The reports so far, as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([report.record() for report in reports], indent=1) + "\n")
+    from fot_jax.workdir import write_whole
+
+    write_whole(path, json.dumps([report.record() for report in reports], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ a share of their median. Parameters are random; temporary memory is the compiler
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -175,10 +174,12 @@ def plot(path: Path, records: list[dict[str, Any]], *, title: str) -> bool:
 def _write(folder: Path, config: ExperimentConfig, records: list[dict[str, Any]], *, repeats: int) -> None:
     import jax
 
-    folder.mkdir(parents=True, exist_ok=True)
+    from fot_jax.eval.report import to_json
+    from fot_jax.workdir import write_whole
+
     device = jax.devices()[0].device_kind
     about = {"config": config.name, "device": device, "devices": jax.device_count(), "repeats": repeats}
-    (folder / "bench.json").write_text(json.dumps({**about, "rows": records}, indent=2) + "\n")
+    write_whole(folder / "bench.json", to_json({**about, "rows": records}, indent=2) + "\n")
     drawn = plot(folder / "bench.png", records, title=f"{config.name}, {device}")
     print(f"written to {folder}: bench.json{', bench.png' if drawn else ''}", file=sys.stderr)
 

@@ -11,16 +11,18 @@ Tasks: perplexity   loss of held-out documents against memory size, of one docum
 What is measured stands in the run's config; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
 Documents are those that the run held out, or --documents=NAME=FILES (JSON lines), which may be repeated.
 Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl; with --documents in DIR/eval/NAME-NAME.
-Interrupted, passkey, needle and context go on where they stood when the same command is given again.
+Interrupted (Ctrl-C, exit code 130; SIGTERM, 143), passkey, needle and context go on where they stood when the same
+command is given again.
 """
 
 import argparse
+import signal
 from pathlib import Path
 
 from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig, SourceConfig, SourceKind, UserError
 from fot_jax.config.build import construct, field_types
 from fot_jax.config.override import parse
-from launch import cli
+from launch import cli, interrupts
 
 DOCUMENT_TASKS = ("perplexity", "context", "distraction")
 SECTIONS = {"memory": MemoryConfig, "evaluation": EvaluationConfig}
@@ -91,6 +93,12 @@ def _check_lines(path: Path) -> None:
         )
 
 
+def kept_of(task: str, directory: Path) -> str:
+    """What an interrupt outside of a piece's measurement leaves of a task."""
+    journals = sorted(str(path) for path in directory.glob(f"{task}.*.partial.jsonl"))
+    return f"finished pieces are kept in {', '.join(journals)}" if journals else f"nothing is kept of {task} so far"
+
+
 def main(flags: argparse.Namespace) -> None:
     """Runs the task that the flags name and writes its report."""
     if len(flags.workdir) > 1 and flags.task != "dictionary":
@@ -110,8 +118,14 @@ def main(flags: argparse.Namespace) -> None:
         sources=documents,
     )
     directory = Path(flags.out or Path(flags.workdir[0], "eval", "-".join(source.name for source in documents)))
-    report = TASKS[flags.task](comparison, directory=directory)
-    write_report(report, directory=directory)
+    try:
+        with interrupts.raised():
+            report = TASKS[flags.task](comparison, directory=directory)
+            write_report(report, directory=directory)
+    except KeyboardInterrupt as interrupt:
+        kept = " ".join(getattr(interrupt, "__notes__", [])) or kept_of(flags.task, directory)
+        number = getattr(interrupt, "number", signal.SIGINT)
+        interrupts.leave(number, f"{kept}. The same command goes on from there.")
     print("\n\n".join(render_terminal(table) for table in report.tables))
     print(f"\nwritten to {directory}: {report.task}.md, .json, .png and examples")
 

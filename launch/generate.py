@@ -8,7 +8,8 @@ python -m launch.generate --workdir=DIR --prompt-file=book.txt --memory=approx -
 
 The text streams to stdout; progress goes to stderr. With several --prompt-file the prompts are read as
 one batch and each text is printed when all are done. --save-memory keeps all that was read and written,
-the local context included.
+the local context included. Ctrl-C (exit code 130) and SIGTERM (143) end it after the window or token at hand and save
+what is read by then: to DIR, or to DIR.interrupted where DIR holds a memory. The second one ends it at once.
 
 --question goes behind each prompt after a blank line, or is the prompt where no file is named. With --chat each
 prompt becomes the user's message in the checkpoint's own chat template. Without it names of special tokens in a
@@ -16,15 +17,15 @@ prompt stand for them; with it they are text.
 """
 
 import argparse
+import contextlib
 import dataclasses
-import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fot_jax.config import ExperimentConfig, MemoryConfig, Retrieval, UserError, check
-from launch import cli
+from fot_jax.config import ExperimentConfig, LastContext, MemoryConfig, ModelConfig, Retrieval, UserError, check
+from launch import cli, interrupts
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     memory = parser.add_argument_group("memory (defaults: `memory` of the run's config)")
     memory.add_argument("--memory", choices=[kind.value for kind in Retrieval], help="how it is read")
     memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (all but dense)")
-    memory.add_argument("--last-context-length", type=int, metavar="N", help="least tokens of local context")
+    memory.add_argument("--last-context-length", type=int, metavar="N", help="tokens of the last window, kept local")
+    kinds = [kind.value for kind in LastContext]
+    memory.add_argument("--last-context", choices=kinds, help="whether it holds at least or exactly as many")
     overlap_help = "newest tokens of a window that the next one but the last reads again, to have them in sight"
     memory.add_argument("--overlap", type=int, metavar="N", help=overlap_help)
     logn_help = "scale queries by log n / log N where n > N entries are in sight; 0: never"
@@ -61,6 +64,7 @@ def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> Memory
     given = {
         "retrieval": Retrieval(flags.memory) if flags.memory else None,
         "top_k": flags.top_k_memory,
+        "last_context": LastContext(flags.last_context) if flags.last_context else None,
         "last_context_length": flags.last_context_length,
         "overlap": flags.overlap,
         "logn_from": flags.logn_from,
@@ -183,10 +187,11 @@ def main(flags: argparse.Namespace) -> None:
 
     from fot_jax import checkpoint
     from fot_jax.data.vocabulary import load_vocabulary
-    from fot_jax.infer.generate import generate, push_local
-    from fot_jax.infer.windows import read
+    from fot_jax.infer.generate import generate
+    from fot_jax.infer.windows import push_local, read
     from fot_jax.memory import files
     from fot_jax.memory.fingerprint import fingerprint
+    from fot_jax.memory.store import MemoryStore
     from fot_jax.workdir import read_config
 
     config = read_config(flags.workdir)
@@ -196,6 +201,8 @@ def main(flags: argparse.Namespace) -> None:
         raise UserError(f"--load-memory and --save-memory need a model with memory layers; {flags.workdir} has none.")
     if flags.save_memory:
         files.check_writable(flags.save_memory)
+        if files.is_memory(flags.save_memory):
+            print(f"the memory in {flags.save_memory} is replaced once the new one is whole", file=sys.stderr)
     vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
     prompts = encode_prompts(vocabulary, texts, flags)
     config, params, _ = checkpoint.load_params(flags.workdir, step=flags.step)
@@ -203,29 +210,70 @@ def main(flags: argparse.Namespace) -> None:
     store = None
     if flags.load_memory:
         store = files.load(flags.load_memory, fingerprint=identity, logn_from=memory.logn_from, budget=memory.budget)
+    elif config.model.memory_layers:
+        store = MemoryStore.for_model(config.model, streams=len(prompts), budget=memory.budget)
+    before = 0 if store is None else int(store.appended.sum())
+    if (flags.memory or flags.top_k_memory) and not before:
+        say_if_unread(config.model, memory, prompts)
     params, mesh = over_devices(params, config, flags)
-    reading = read(
-        params,
-        config.model,
-        prompts,
-        memory=memory,
-        store=store,
-        mesh=mesh,
-        progress=functools.partial(show_progress, shown=[0.0]),
-    )
-    steps = generate(
-        params,
-        config.model,
-        reading,
-        sampling=dataclasses.replace(sampling, vocab_limit=vocabulary.size),
-        max_new_tokens=flags.max_new_tokens,
-        eos_id=vocabulary.eos_id,
-    )
-    write_texts(steps, vocabulary, names)
-    if flags.save_memory and reading.store is not None:
-        push_local(config.model, reading)
-        files.save(reading.store, flags.save_memory, fingerprint=identity, logn_from=memory.logn_from)
-        print(f"memory of {reading.store.bytes() / 2**20:,.1f} MiB saved to {flags.save_memory}", file=sys.stderr)
+    stop, shown = interrupts.Stop(), [0.0]
+
+    def progress(so_far: Any) -> None:
+        show_progress(so_far, shown=shown)
+        stop.check()
+
+    with stop.caught() if flags.save_memory else contextlib.nullcontext():
+        try:
+            reading = read(params, config.model, prompts, memory=memory, store=store, mesh=mesh, progress=progress)
+            steps = generate(
+                params,
+                config.model,
+                reading,
+                sampling=dataclasses.replace(sampling, vocab_limit=vocabulary.size),
+                max_new_tokens=flags.max_new_tokens,
+                eos_id=vocabulary.eos_id,
+            )
+            write_texts(stop.until(steps), vocabulary, names)
+            if flags.save_memory:
+                push_local(config.model, reading)
+        except interrupts.Stopped:
+            pass  # between two windows: the store holds those before
+        if flags.save_memory and store is not None:
+            save_memory(store, flags, fingerprint=identity, logn_from=memory.logn_from, before=before, stop=stop)
+
+
+def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
+    """Says once that the memory that was asked for is not read: there is no memory layer, or nothing in it."""
+    from fot_jax.infer.windows import reads_memory
+
+    longest, W = max(map(len, prompts)), model.local_context
+    if not model.memory_layers:
+        print("memory: not read, as model.memory_layers names no layer", file=sys.stderr)
+    elif not any(reads_memory(len(ids), model, memory) for ids in prompts):
+        line = f"memory: not read before the local context of {W} overflows, as the prompts ({longest} tokens) fit it"
+        print(line, file=sys.stderr)
+    elif memory.retrieval is not Retrieval.DENSE and memory.top_k >= longest:
+        line = f"memory: read whole, as by 'dense': memory.top_k={memory.top_k} is not below its entries"
+        print(f"{line}, {longest} at most", file=sys.stderr)
+
+
+def save_memory(
+    store: Any, flags: argparse.Namespace, *, fingerprint: str, logn_from: int, before: int, stop: interrupts.Stop
+) -> None:
+    """Writes what was read, `before` entries of it already there at the start; after a signal it says so and ends."""
+    from fot_jax.memory import files
+
+    new = int(store.appended.sum()) - before
+    if stop.number and not new:
+        interrupts.leave(stop.number, "nothing was read, no memory is saved.")
+    place = flags.save_memory
+    if stop.number and files.is_memory(place):
+        place += ".interrupted"
+    files.save(store, place, fingerprint=fingerprint, logn_from=logn_from)
+    saved = f"memory of {store.bytes() / 2**20:,.1f} MiB saved to {place}"
+    if stop.number:
+        interrupts.leave(stop.number, f"{saved}, {new:,} tokens read or written; --load-memory={place} reads on.")
+    print(saved, file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -34,6 +34,8 @@ def main(flags: argparse.Namespace) -> None:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
+    from fot_jax.workdir import write_whole
+
     if not flags.size.isdecimal() or int(flags.size) < SMALLEST:
         raise ConfigError(f"--size must be an integer >= {SMALLEST} (the bytes and special ids), got {flags.size!r}.")
     config = cli.load_experiment(flags)
@@ -49,8 +51,7 @@ def main(flags: argparse.Namespace) -> None:
     )
     tokenizer.train_from_iterator(texts(config), trainer)
     out = Path(flags.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(out))
+    write_whole(out, tokenizer.to_str(pretty=True))
     sample = next(texts(config))
     tokens = len(tokenizer.encode(sample).ids)
     print(f"{out}: {tokenizer.get_vocab_size()} tokens, {len(sample.encode()) / tokens:.2f} bytes a token")

@@ -163,6 +163,17 @@ class Retrieval(enum.Enum):
     SCANN = "scann"
 
 
+class LastContext(enum.Enum):
+    """Tokens of an input's last window, which stays in the local cache (fot_jax/infer/windows.py).
+
+    AT_LEAST: `last_context_length` or more, so that an input is cut into the fewest windows. EXACT: that many, as
+    LongLLaMA's code has it; with 0 no token stays.
+    """
+
+    AT_LEAST = "at_least"
+    EXACT = "exact"
+
+
 class PastReading(enum.Enum):
     """How a model reads what lies before a scored window, while perplexity is measured against context.
 

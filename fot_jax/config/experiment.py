@@ -5,7 +5,7 @@ import re
 
 from fot_jax.config.crossbatch import CrossbatchConfig
 from fot_jax.config.data import DataConfig
-from fot_jax.config.enums import NeedleKind, PastReading, PlanKind, Retrieval, Trainable
+from fot_jax.config.enums import LastContext, NeedleKind, PastReading, PlanKind, Retrieval, Trainable
 from fot_jax.config.errors import check
 from fot_jax.config.model import ModelConfig
 from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
@@ -19,7 +19,8 @@ class MemoryConfig:
     top_k: int = 128
     approx_recall: float = 0.95  # share of the top_k that `approx` is to find, on TPUs; elsewhere it finds all
     budget: int = 0  # 0: unbounded
-    last_context_length: int = 0  # tokens kept in the local cache at least; 0: half of local_context
+    last_context: LastContext = LastContext.AT_LEAST  # whether the last window may hold more than the next line says
+    last_context_length: int = 0  # tokens of the last window, which stays local; 0: at_least half a window, exact none
     overlap: int = 0  # newest tokens of a window that the next one but the last reads again; 0: none
     logn_from: int = 0  # queries grow as log n beyond so many entries in sight, see ops.logn_scale; 0: never
     scann_brute_force_below: int = 262144
@@ -89,6 +90,8 @@ class EvaluationConfig:
         ):
             values = getattr(self, name)
             check(min(values, default=-1) >= least, f"{path}.{name}", f"be integers >= {least}", values)
+            once = name == "passkey_trials" or len(values) == len(set(values))
+            check(once, f"{path}.{name}", "name no number twice", values)
         kinds = [kind.value for kind in self.needle_kinds]
         distinct = 0 < len(kinds) == len(set(kinds))
         check(distinct, f"{path}.needle_kinds", "name at least one kind and none twice", kinds)

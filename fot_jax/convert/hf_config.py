@@ -14,6 +14,7 @@ from fot_jax.config import (
     Dtype,
     ExperimentConfig,
     Family,
+    LastContext,
     MemoryConfig,
     MemoryPositions,
     ModelConfig,
@@ -131,6 +132,7 @@ def read_config(
         still = read.get("mem_positionals", (bool,), True) is False
         fields["memory_positions"] = (MemoryPositions.NOPE if still else MemoryPositions.ROPE0).value
         memory["retrieval"] = Retrieval.DENSE.value
+        memory["last_context"] = LastContext.EXACT.value
         memory["last_context_length"] = read.integer("last_context_length", 1024)
     else:
         ours = read.get(OURS, (dict,), {})

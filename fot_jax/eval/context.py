@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from fot_jax.config import ModelConfig, PastReading
 from fot_jax.eval.journal import Once, digest, unkept
 from fot_jax.eval.perplexity import Sweep, bytes_of, chunk_nats
-from fot_jax.eval.reading import Subject, read_past, score_window
+from fot_jax.eval.reading import Subject, check_losses, read_past, score_window
 from fot_jax.eval.targets import Documents, choose_targets, gather
 from fot_jax.infer.steps import absorb
 from fot_jax.models.cache import init_cache
@@ -122,8 +122,9 @@ def _full(subject: Subject, past: Tokens, window: Tokens) -> Nats:
     counts = np.full(len(window), W, np.int32)
     for start in range(0, past.shape[1], W):
         cache = absorb(subject.params, model, past[:, start : start + W], counts, cache, None)
-    nats = _score_after(subject.params, window[:, :-1], window[:, 1:], cache, config=model)
-    return np.asarray(nats).astype(np.float64).sum(axis=1)
+    nats = np.asarray(_score_after(subject.params, window[:, :-1], window[:, 1:], cache, config=model))
+    check_losses(subject, nats)
+    return nats.astype(np.float64).sum(axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

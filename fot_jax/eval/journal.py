@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fot_jax.workdir import write_atomically
+from fot_jax.config.errors import explained_disk_full
+from fot_jax.workdir import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Journal:
             logger.warning("%s: %d pieces measured before it was interrupted are taken up.", self.path, self.taken_up)
         whole = "".join(line + "\n" for line in (head, *(_line(key, found) for key, found in self._found.items())))
         if text != whole:  # new, or an interruption has cut a line off
-            write_atomically(self.path, whole)
+            write_whole(self.path, whole)
 
     def once(self, *prefix: str | int) -> Once:
         """A `Once` whose keys stand behind a prefix."""
@@ -75,12 +76,20 @@ class Journal:
         def found(key: Key, compute: Callable[[], Any]) -> Any:
             whole = (*prefix, *key)
             if whole not in self._found:
-                self._found[whole] = compute()
-                with self.path.open("a", encoding="utf-8") as file:
+                self._found[whole] = self._computed(compute)
+                with explained_disk_full(self.path.parent), self.path.open("a", encoding="utf-8") as file:
                     file.write(_line(whole, self._found[whole]) + "\n")
             return self._found[whole]
 
         return found
+
+    def _computed(self, compute: Callable[[], Any]) -> Any:
+        """compute(); an interrupt in it carries a note that says what is kept."""
+        try:
+            return compute()
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"{len(self._found)} finished pieces are kept in {self.path}")
+            raise
 
     def remove(self) -> None:
         """Removes the file: its report is written."""

@@ -23,6 +23,8 @@ Source: FoT sec. 3.1, 5.2, 5.4.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -57,6 +59,21 @@ class Sweep:
             tokens=self.tokens * len(self.targets),
             num_bytes=int(self.num_bytes.sum()),
         )
+
+    def curve(self, quantity: Callable[[Score], float]) -> dict[str, list[float]]:
+        """A quantity of the scores at each size (y), with the ends (low, high) that the change's interval gives it.
+
+        The first size, which the others are compared with, has none.
+        """
+        first = self.score(0)
+        y = [quantity(self.score(index)) for index in range(len(self.sizes))]
+        changes = [self.change(index) for index in range(1, len(self.sizes))]
+        ends = [
+            [quantity(dataclasses.replace(first, nats=first.nats * (1 + end))) for end in (c.low, c.high)]
+            for c in changes
+        ]
+        low, high = ([math.nan, *(pair[side] for pair in ends)] for side in (0, 1))
+        return {"y": y, "low": low, "high": high}
 
     def figures(self, index: int) -> dict[str, float]:
         """Perplexity, bits per byte and the change against the first size, for reports."""

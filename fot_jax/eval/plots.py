@@ -1,6 +1,8 @@
 """Every plot of the project, as PNG files; the only importer of matplotlib."""
 
 import dataclasses
+import io
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -10,18 +12,23 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from fot_jax.workdir import write_whole
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
+LEAST_SPAN = 0.1  # a y axis spans at least this share of its middle, so that noise does not fill the picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line of a plot; `low` and `high` (same length as `y`) draw bars around it.
+    """One line of a plot; `low` and `high` (same length as `y`) are its intervals, a whisker a point (NaN: none there).
 
-    `reference` curves (1/d, chance) are drawn thin, grey and dashed, without markers.
+    Many points (more than 30) have a band instead. `reference` curves (1/d, chance) are drawn thin, grey and dashed,
+    without markers.
     """
 
     label: str
@@ -76,9 +83,7 @@ def plot_panels(path: pathlib.Path, *, panels: Sequence[tuple[Panel, Sequence[Cu
         _dress(axes, curves=curves, panel=panel)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def plot_map(path: pathlib.Path, *, values: np.ndarray, panel: Panel) -> None:
@@ -94,13 +99,19 @@ def plot_map(path: pathlib.Path, *, values: np.ndarray, panel: Panel) -> None:
     axes.set_ylabel(panel.y_label)
     axes.set_xticks(range(0, columns, max(1, columns // 16)))
     axes.set_yticks(range(0, rows, max(1, rows // 32)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a figure as PNG, whole or not at all, and forgets it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
     plt.close(figure)
+    write_whole(path, picture.getvalue())
 
 
 def _draw(axes: Axes, *, curve: Curve, index: int) -> None:
-    """One measured line, with a band of bars where it has them."""
+    """One measured line, with the intervals that it has."""
     colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
     few = len(curve.x) <= 30
     axes.plot(
@@ -113,7 +124,15 @@ def _draw(axes: Axes, *, curve: Curve, index: int) -> None:
         label=curve.label,
         zorder=3,
     )
-    if curve.low is not None and curve.high is not None:
+    if curve.low is None or curve.high is None:
+        return
+    if few:
+        y, low, high = (np.asarray(values, float) for values in (curve.y, curve.low, curve.high))
+        whiskers = np.maximum(np.stack([y - low, high - y]), 0)  # rounding may put an end beyond its point
+        axes.errorbar(
+            curve.x, y, yerr=whiskers, fmt="none", ecolor=colour, elinewidth=1.0, capsize=3, alpha=0.6, zorder=2
+        )
+    else:
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0, zorder=2)
 
 
@@ -140,12 +159,20 @@ def _dress(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    if panel.y_range is not None:
-        axes.set_ylim(*panel.y_range)
+    axes.set_ylim(*(panel.y_range or widened(*axes.get_ylim(), log=panel.y_log)))
     axes.grid(True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
+
+
+def widened(low: float, high: float, *, log: bool) -> tuple[float, float]:
+    """The ends of a y axis, moved apart evenly where it spans less than LEAST_SPAN of its middle."""
+    if log:
+        short = math.sqrt((1 + LEAST_SPAN) * low / high)
+        return (low / short, high * short) if short > 1 else (low, high)
+    short = (LEAST_SPAN * abs(low + high) / 2 - (high - low)) / 2
+    return (low - short, high + short) if short > 0 else (low, high)
 
 
 def _short(value: float) -> str:

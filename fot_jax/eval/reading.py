@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from fot_jax.config import MemoryConfig, MemoryPositions, ModelConfig, UserError
 from fot_jax.memory.notices import notice_once
@@ -134,11 +134,27 @@ def score_window(
       tokens: the window.
       targets: the token that follows at each position.
       padding: True where a token is padding, which no other token sees.
+
+    Raises:
+      UserError: a loss is NaN or infinite.
     """
     segments = np.ones_like(tokens) if padding is None else (~padding).astype(tokens.dtype)
     view = None if store is None else make_view(store, subject.memory)
     nats, predicted = _score(subject.params, tokens, targets, segments, view, config=subject.model)
-    return TokenScores(nats=np.asarray(nats), predicted=np.asarray(predicted))
+    nats = np.asarray(nats)
+    check_losses(subject, np.where(segments > 0, nats, 0))
+    return TokenScores(nats=nats, predicted=np.asarray(predicted))
+
+
+def check_losses(subject: Subject, nats: Float[np.ndarray, "B L"]) -> None:
+    """Raises UserError where a loss is NaN or infinite: no mean of it stands for anything."""
+    bad = np.argwhere(~np.isfinite(nats))
+    if len(bad):
+        row, place = bad[0]
+        raise UserError(
+            f"losses of {subject.label} must be finite, got {nats[row, place]} at token {place} of row {row}."
+            " Check the model's parameters."
+        )
 
 
 def join_rows(subject: Subject, *, store: MemoryStore, shifts: Iterable[int]) -> MemoryStore | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
@@ -11,8 +12,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from fot_jax.eval.journal import Journal
+from fot_jax.workdir import write_whole
 
 Cell = str | int | float
+NO_NUMBER = "–"  # in a table where there is none; null in JSON
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,9 @@ class Table:
         return [list(self.columns), *([self._shown(cell) for cell in row] for row in self.rows)]
 
     def _shown(self, cell: Cell) -> str:
-        return f"{cell:.{self.digits}f}" if isinstance(cell, float) else str(cell)
+        if isinstance(cell, float):
+            return f"{cell:.{self.digits}f}" if math.isfinite(cell) else NO_NUMBER
+        return str(cell)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,7 @@ def render_terminal(table: Table) -> str:
     cells = table.text()
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
     numeric = [
-        bool(table.rows) and all(not isinstance(row[c], str) or row[c] in ("", "–") for row in table.rows)
+        bool(table.rows) and all(not isinstance(row[c], str) or row[c] in ("", NO_NUMBER) for row in table.rows)
         for c in range(len(table.columns))
     ]
 
@@ -112,22 +117,36 @@ def render_page(report: Report, *, origin: Mapping[str, str]) -> str:
 
 
 def write_report(report: Report, *, directory: pathlib.Path) -> None:
-    """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`; removes its journal."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`; removes its journal.
+
+    Raises:
+      UserError: the disk is full; files that are there are whole, and the journal is kept.
+    """
     origin = provenance()
     if report.journal is not None and report.journal.taken_up:
         origin["taken up"] = f"{report.journal.taken_up} pieces of an earlier, interrupted run of this command"
     document = {"task": report.task, **origin, "method": report.method, "results": report.results}
-    (directory / f"{report.task}.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    (directory / f"{report.task}.md").write_text(render_page(report, origin=origin), encoding="utf-8")
     if report.examples:
         write_jsonl(directory / f"{report.task}_examples.jsonl", rows=report.examples)
+    write_whole(directory / f"{report.task}.json", to_json(document, indent=2) + "\n")
+    write_whole(directory / f"{report.task}.md", render_page(report, origin=origin))
     if report.journal is not None:
         report.journal.remove()
 
 
 def write_jsonl(path: pathlib.Path, *, rows: Iterable[Mapping[str, object]]) -> None:
     """One JSON object a line."""
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
+    write_whole(path, "".join(to_json(row) + "\n" for row in rows))
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """JSON text; a number that is none (NaN, infinity) is null, as JSON has no other word for it."""
+    return json.dumps(_numbers(value), indent=indent, allow_nan=False)
+
+
+def _numbers(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    return [_numbers(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import jax
@@ -25,6 +25,8 @@ from fot_jax.data.cache import vocabulary_identity
 from fot_jax.data.documents import DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval.reading import Subject, lend_memory_layers
+from fot_jax.infer.windows import reads_memory
+from fot_jax.memory.notices import notice_once
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +124,15 @@ class Comparison:
             window = dataclasses.replace(subject.model, memory_layers=())
             ways[f"{subject.label}, last window"] = dataclasses.replace(subject, model=window)
         return ways
+
+
+def say_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
+    """Says once for each prompt length that no model reads a memory, as the prompt fits one window."""
+    for length in lengths:
+        subjects = [run.subject for run in comparison.all_runs]
+        if not any(reads_memory(length, subject.model, subject.memory) for subject in subjects):
+            window = max(subject.model.local_context for subject in subjects)
+            notice_once("memory", f"not read by prompts of {length} tokens, which fit one window of {window}")
 
 
 def load_comparison(

@@ -30,8 +30,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats per token)."""
-        return math.exp(self.nats_per_token)
+        """exp(nats per token); infinite where that overflows."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -41,11 +41,16 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate with the ends of its confidence interval."""
+    """An estimate with the ends of its confidence interval; NaN where there is none."""
 
     estimate: float
     low: float
     high: float
+
+    def percent(self, digits: int) -> str:
+        """'+1.2% [+0.8%, +1.6%]'; without an interval '+1.2% [–]'."""
+        ends = f"{self.low:+.{digits}%}, {self.high:+.{digits}%}" if math.isfinite(self.low) else "–"
+        return f"{self.estimate:+.{digits}%} [{ends}]"
 
 
 def paired_bootstrap(
@@ -63,7 +68,8 @@ def paired_bootstrap(
 
     Each resample draws targets with replacement and keeps the pair (treated_t, control_t) together,
     so what is hard for both cancels. With `groups` whole groups are drawn (all targets of one
-    document), which is wider, and honest where targets of one document resemble each other.
+    document), which is wider, and honest where targets of one document resemble each other. One group alone has no
+    interval: all resamples of it are the same.
 
     Args:
       treated: losses (nats) per target with the treatment, e.g. with memory.
@@ -83,12 +89,15 @@ def paired_bootstrap(
     labels = np.arange(treated.size) if groups is None else np.unique(groups, return_inverse=True)[1]
     sums = np.stack([np.bincount(labels, weights=losses) for losses in (treated, control)])  # [2, groups]
     count = sums.shape[1]
+    estimate = float(treated.sum() / control.sum() - 1.0)
+    if count == 1:
+        return Interval(estimate=estimate, low=math.nan, high=math.nan)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=samples)
     with_treatment, without = (draws @ sums.T).T
     differences = with_treatment / without - 1.0
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(differences, [tail, 100.0 - tail])
-    return Interval(estimate=float(treated.sum() / control.sum() - 1.0), low=float(low), high=float(high))
+    return Interval(estimate=estimate, low=float(low), high=float(high))
 
 
 def wilson(successes: int, *, trials: int, confidence: float = 0.95) -> Interval:

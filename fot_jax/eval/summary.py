@@ -1,6 +1,7 @@
 """The demo's summary: what memory and crossbatch bought, from the files that evaluation wrote."""
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from fot_jax.config import UserError
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
+from fot_jax.eval.statistics import Interval
 from fot_jax.train.metrics import read_rows
 
 MEMORY_CONTEXTS = 16  # local contexts of memory that the demo is judged at
@@ -48,8 +50,9 @@ def memory_table(results: dict[str, Any]) -> tuple[Table, float]:
         none = _point(model["points"], 0, path="perplexity.json")
         some = _point(model["points"], MEMORY_CONTEXTS, path="perplexity.json")
         savings.append(1 - some["bits_per_byte"] / none["bits_per_byte"])
-        interval = f"{some['change']:+.2%} [{some['change_low']:+.2%}, {some['change_high']:+.2%}]"
-        rows.append((model["model"], none["bits_per_byte"], some["bits_per_byte"], interval))
+        ends = [math.nan if some[name] is None else some[name] for name in ("change_low", "change_high")]
+        interval = Interval(estimate=some["change"], low=ends[0], high=ends[1])
+        rows.append((model["model"], none["bits_per_byte"], some["bits_per_byte"], interval.percent(2)))
     columns = ("model", "no memory", f"{MEMORY_CONTEXTS} contexts", "change [95 % interval]")
     return Table(title="Held-out bits per byte", columns=columns, rows=tuple(rows), digits=4), savings[0]
 

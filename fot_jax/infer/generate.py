@@ -6,10 +6,10 @@
 When a row's cache is full its oldest W − c entries leave: those of the memory layers go to memory,
 the other layers forget them. What remains moves to the front, in every layer.
 
-Differs: LongLLaMA moves the whole cache at once and leaves the other layers without any context.
+Differs: LongLLaMA moves the whole cache at once and leaves the other layers without any context; so does this one
+where `memory.last_context = "exact"` and `memory.last_context_length = 0`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 
 from fot_jax.config import ModelConfig, UserError, check
 from fot_jax.infer.sampling import SamplingConfig, sample
-from fot_jax.infer.steps import advance, memory_entries
+from fot_jax.infer.steps import advance
 from fot_jax.infer.windows import Reading
 from fot_jax.models import cache as local_cache
 
@@ -42,14 +42,6 @@ def make_room(config: ModelConfig, reading: Reading, wanted: np.ndarray) -> bool
     reading.lengths = reading.lengths - counts
     reading.remember(leaving, counts)
     return True
-
-
-def push_local(config: ModelConfig, reading: Reading) -> None:
-    """Pushes what is left in the local cache to memory too, at the end of a text; the cache is empty then."""
-    reading.remember(memory_entries(config, reading.cache), reading.lengths)
-    cache = reading.cache
-    reading.cache = dataclasses.replace(cache, lengths=jnp.zeros_like(cache.lengths))
-    reading.lengths = np.zeros_like(reading.lengths)
 
 
 def generate(

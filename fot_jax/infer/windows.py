@@ -7,7 +7,8 @@ Every window but the last is pushed to memory once it is processed; while it is 
 layers read the windows before it. Other layers see their own window only. So the result depends on
 where the cuts fall: a token near the start of a window has little local context, and what it knows
 of the past comes through the memory layers. The cuts are a function of the input's length, W
-(`model.local_context`), c (`memory.last_context_length`) and o (`memory.overlap`) alone: `cut_windows`.
+(`model.local_context`), c (`memory.last_context_length`), `memory.last_context` (at least c tokens, or exactly c, as
+in LongLLaMA) and o (`memory.overlap`) alone: `cut_windows`, `cut_exactly`.
 Neither the batch an input is read in nor the piece length changes them, or the result beyond rounding;
 another c does, as does reading a text in two halves.
 
@@ -25,8 +26,9 @@ Windows that go to memory are processed up to the last memory layer, as nothing 
 memory, and once for all rows that have read the same so far (shared_past.py).
 
 Source: FoT sec. 3.1, LongLLaMA's inference code.
-Differs: LongLLaMA has no overlap; it runs every layer on every token of the input and computes its logits, here
-only on the last window's, with logits of its last token.
+Differs: LongLLaMA has no overlap; its last window holds exactly c tokens (`memory.last_context = "exact"`); it runs
+every layer on every token of the input and computes its logits, here only on the last window's, with logits of its
+last token.
 """
 
 import dataclasses
@@ -40,7 +42,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from fot_jax.config import MemoryConfig, ModelConfig, UserError, check
+from fot_jax.config import LastContext, MemoryConfig, ModelConfig, UserError, check
 from fot_jax.infer.shared_past import readers, split
 from fot_jax.infer.steps import absorb, advance, memory_entries, placed
 from fot_jax.memory.device_copy import power_of_two
@@ -128,9 +130,39 @@ def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> lis
     return [first, *[step] * full, *[rest] * (rest > 0), final]
 
 
+def cut_exactly(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
+    """Tokens that each window brings anew: full ones, a rest, and a last one of exactly `last` tokens, as LongLLaMA's.
+
+    With window 8, last 4:   3 -> [3]   8 -> [4, 4]   13 -> [8, 1, 4]
+                   last 0:   3 -> [3]   8 -> [8]      13 -> [8, 5]      the last one goes to memory too
+    and overlap 3, last 4:   8 -> [4, 4]   18 -> [8, 5, 1, 4]
+
+    Args are those of `cut_windows`, but for `last`: 0..W.
+
+    Source: `_handle_long_input` in LongLLaMA's modeling_longllama.py.
+    """
+    past = length - min(length, last)
+    first, step = min(past, window), window - overlap
+    full, rest = divmod(past - first, step)
+    cuts = [first, *[step] * full, rest, length - past]
+    return [cut for cut in cuts if cut]
+
+
+def cuts_of(length: int, config: ModelConfig, memory: MemoryConfig) -> list[int]:
+    """The cuts that `memory.last_context` asks for."""
+    how = {"window": config.local_context, "last": last_context(config, memory), "overlap": memory.overlap}
+    return {LastContext.AT_LEAST: cut_windows, LastContext.EXACT: cut_exactly}[memory.last_context](length, **how)
+
+
+def reads_memory(length: int, config: ModelConfig, memory: MemoryConfig) -> bool:
+    """True if an input of this length is cut, so that its last window reads a memory of the windows before it."""
+    return bool(config.memory_layers) and len(cuts_of(length, config, memory)) > 1
+
+
 def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
-    """`memory.last_context_length`, or half of the local context."""
-    return memory.last_context_length or max(1, config.local_context // 2)
+    """`memory.last_context_length`; where windows hold at least as much and it is 0, half of the local context."""
+    half = max(1, config.local_context // 2) if memory.last_context is LastContext.AT_LEAST else 0
+    return memory.last_context_length or half
 
 
 def _check_inputs(config: ModelConfig, tokens: Sequence[np.ndarray]) -> None:
@@ -202,8 +234,7 @@ def read(
     tokens = [np.asarray(ids, np.int32) for ids in tokens]
     keep = last_context(config, memory)
     reading = _start(config, memory, store, len(tokens), keep, mesh)
-    W, overlap = config.local_context, memory.overlap
-    cuts = [cut_windows(len(ids), window=W, last=keep, overlap=overlap) for ids in tokens]
+    cuts = [cuts_of(len(ids), config, memory) for ids in tokens]
     if not config.memory_layers and max(map(len, cuts)) > 1:
         notice_once("model.memory_layers", "none, so only the last window of a long input counts")
     started, total = time.monotonic(), sum(map(len, tokens))
@@ -212,11 +243,21 @@ def read(
         held, seconds = 0 if reading.store is None else reading.store.bytes(), time.monotonic() - started
         progress(ReadProgress(tokens_read=done, tokens_total=total, seconds=seconds, memory_bytes=held))
 
-    _read_past(params, config, tokens, cuts, reading, overlap=overlap, piece=piece, report=report)
+    _read_past(params, config, tokens, cuts, reading, overlap=memory.overlap, piece=piece, report=report)
     last = [ids[len(ids) - cut[-1] :] for ids, cut in zip(tokens, cuts, strict=True)]
     _read_last(params, config, last, reading, piece=piece)
+    if keep == 0 and config.memory_layers:
+        push_local(config, reading)
     report(total)
     return reading
+
+
+def push_local(config: ModelConfig, reading: Reading) -> None:
+    """Pushes what is left in the local cache to memory too, at the end of a text; the cache is empty then."""
+    reading.remember(memory_entries(config, reading.cache), reading.lengths)
+    cache = reading.cache
+    reading.cache = dataclasses.replace(cache, lengths=jnp.zeros_like(cache.lengths))
+    reading.lengths = np.zeros_like(reading.lengths)
 
 
 def _read_past(

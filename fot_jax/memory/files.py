@@ -1,36 +1,71 @@
 """Memories on disk: a folder with `meta.json` and one TensorStore (zarr3) array pair per stream.
 
-    DIR/meta.json             format, model fingerprint, shapes, checksums
+    DIR/meta.json             format, model fingerprint, shapes, checksums of the arrays and of meta.json itself
     DIR/stream_0/keys         [P, G, M, D], oldest entry first
     DIR/stream_0/values
 
 An empty stream has no arrays.
 """
 
+import contextlib
 import json
+import logging
+import math
 import os
 import pathlib
 import shutil
 import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from fot_jax.config import UserError
+from fot_jax.config.errors import explained_disk_full
 from fot_jax.memory.store import MemoryStore
 from fot_jax.types import KeyValue
 
+logger = logging.getLogger(__name__)
+
 FORMAT = "fot_jax memory 1"
 CHUNK_ENTRIES = 65536  # entries per zarr chunk
+MOST_WIDE = 1 << 20  # layers, heads or components of a head, in any memory
+META_BYTES = 1 << 24  # most that a meta.json may have: about 200,000 streams
+READ_UNSEEN = (
+    1 << 26
+)  # bytes of an array that are read whatever its chunks hold; more must be there before room is made
 
 
-def _spec(path: pathlib.Path) -> dict[str, Any]:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+def _spec(path: pathlib.Path, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+    """TensorStore's description of an array; one on disk that differs from it is not opened."""
+    chunk = [1, 1, min(shape[2], CHUNK_ENTRIES), shape[3]]
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path)},
+        "metadata": {
+            "shape": list(shape),
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        },
+        "store_data_equal_to_fill_value": True,  # chunks of zeros are written too
+    }
 
 
 def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def _meta_checksum(meta: Mapping[str, Any]) -> int:
+    """Checksum of all fields but its own."""
+    fields = {name: value for name, value in meta.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
+
+
+def is_memory(directory: str | os.PathLike[str]) -> bool:
+    """True if a folder holds a memory that `save` would replace."""
+    return (pathlib.Path(directory) / "meta.json").is_file()
 
 
 def check_writable(directory: str | os.PathLike[str]) -> None:
@@ -54,46 +89,52 @@ def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: 
     """
     check_writable(directory)
     path = pathlib.Path(directory)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    checksums = []
-    for stream in range(store.streams):
-        arrays = dict(zip(("keys", "values"), store.take(stream, store.live(stream)), strict=True))
-        checksums.append({name: _checksum(array) for name, array in arrays.items()})
-        for name, array in arrays.items():
-            if array.size:
-                _write(fresh / f"stream_{stream}" / name, array)
-    meta = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "logn_from": logn_from,
-        "memory_layers": list(store.memory_layers),
-        "kv_heads": store.kv_heads,
-        "head_dim": store.head_dim,
-        "dtype": store.dtype.name,
-        "lengths": store.lengths.tolist(),
-        "checksums": checksums,
-    }
-    (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    if path.exists():
-        path.rename(old)
-    fresh.rename(path)
+    with _replaced_whole(path) as fresh, explained_disk_full(path, needed=store.bytes()):
+        checksums = []
+        for stream in range(store.streams):
+            arrays = dict(zip(("keys", "values"), store.take(stream, store.live(stream)), strict=True))
+            checksums.append({name: _checksum(array) for name, array in arrays.items()})
+            for name, array in arrays.items():
+                if array.size:
+                    _write(fresh / f"stream_{stream}" / name, array)
+        meta = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "logn_from": logn_from,
+            "memory_layers": list(store.memory_layers),
+            "kv_heads": store.kv_heads,
+            "head_dim": store.head_dim,
+            "dtype": store.dtype.name,
+            "lengths": store.lengths.tolist(),
+            "checksums": checksums,
+        }
+        meta["checksum"] = _meta_checksum(meta)
+        (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replaced_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a new folder that takes the place of `path` at the end; after an error it is gone and `path` as it was."""
+    with explained_disk_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+    try:
+        yield fresh
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(path: pathlib.Path, array: np.ndarray) -> None:
-    chunk = [1, 1, min(array.shape[2], CHUNK_ENTRIES), array.shape[3]]
-    target = ts.open(
-        _spec(path),
-        create=True,
-        dtype=ts.dtype(array.dtype.name),
-        shape=array.shape,
-        chunk_layout=ts.ChunkLayout(chunk_shape=chunk),
-    ).result()
-    target.write(array).result()
+    ts.open(_spec(path, array.shape, array.dtype.name), create=True).result().write(array).result()
 
 
 def load(directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int = 0, budget: int = 0) -> MemoryStore:
@@ -106,7 +147,8 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int 
       budget: as in MemoryStore; of a longer stream the newest entries are kept.
 
     Raises:
-      UserError: the folder is missing, not a memory, another model's, read with another scale, or damaged.
+      UserError: the folder is missing, not a memory, another model's, read with another scale, or damaged; the
+        entries do not fit into memory.
     """
     path = pathlib.Path(directory)
     meta = _read_meta(path)
@@ -120,6 +162,10 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int 
             f"memory '{path}' was written with memory.logn_from={meta['logn_from']}, got {logn_from}. Read on with"
             f" --logn-from={meta['logn_from']}, or read the text again."
         )
+    for stream, length in enumerate(meta["lengths"]):
+        if length:
+            for name in ("keys", "values"):
+                _open(path, stream, name, meta)
     store = MemoryStore(
         memory_layers=meta["memory_layers"],
         streams=len(meta["lengths"]),
@@ -137,24 +183,28 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int 
 
 
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:
-    if not (path / "meta.json").is_file():
+    file = path / "meta.json"
+    if not file.is_file():
         raise UserError(f"memory folder must hold meta.json, got '{path}', which has none. Save a memory there first.")
+    damaged = f"memory '{path}' is damaged: meta.json cannot be read. Write it again."
+    if file.stat().st_size > META_BYTES:
+        raise UserError(damaged)
     try:
-        meta = json.loads((path / "meta.json").read_text("utf-8"))
+        meta = json.loads(file.read_text("utf-8"))
         known = meta["format"] == FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"memory '{path}' is damaged: meta.json cannot be read. Write it again.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(damaged) from error
     if not known:
-        raise UserError(f"memory '{path}' must have format {FORMAT!r}, got {meta['format']!r}. Write it again.")
+        raise UserError(f"memory '{path}' must have format {FORMAT!r}, got {meta['format']!r:.60}. Write it again.")
     _check_meta(path, meta)
     return meta
 
 
 def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
-    """Raises UserError where a field that `save` writes is missing or of another kind."""
+    """Raises UserError where a field that `save` writes is missing or of another kind, or any was changed."""
 
-    def whole(value: Any, least: int = 0) -> bool:
-        return isinstance(value, int) and value >= least
+    def whole(value: Any, least: int = 0, most: int = 1 << 40) -> bool:
+        return type(value) is int and least <= value <= most
 
     def wholes(value: Any) -> bool:
         return isinstance(value, list) and all(map(whole, value))
@@ -167,27 +217,51 @@ def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
     rules = {
         "fingerprint": lambda value: isinstance(value, str),
         "logn_from": whole,
-        "memory_layers": wholes,
-        "kv_heads": lambda value: whole(value, 1),
-        "head_dim": lambda value: whole(value, 1),
+        "memory_layers": lambda value: wholes(value) and 0 < len(value) == len(set(value)) < MOST_WIDE,
+        "kv_heads": lambda value: whole(value, 1, MOST_WIDE),
+        "head_dim": lambda value: whole(value, 1, MOST_WIDE),
         "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
-        "lengths": wholes,
+        "lengths": lambda value: wholes(value) and len(value) > 0,
         "checksums": lambda value: sums(value) and wholes(meta.get("lengths")) and len(value) == len(meta["lengths"]),
     }
     wrong = [name for name, rule in rules.items() if name not in meta or not rule(meta[name])]
     if wrong:
         raise UserError(f"memory '{path}' is damaged: meta.json lacks a valid {', '.join(wrong)}. Write it again.")
+    if "checksum" not in meta:
+        logger.info("memory '%s' was written before meta.json had a checksum: only its arrays are checked.", path)
+    elif meta["checksum"] != _meta_checksum(meta):
+        raise UserError(f"memory '{path}' is damaged: meta.json was changed. Write it again.")
+
+
+def _damaged(path: pathlib.Path, place: str) -> UserError:
+    return UserError(f"memory '{path}' is damaged: {place} is truncated, changed or missing. Write it again.")
+
+
+def _open(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> Any:
+    """The TensorStore of one array, of the shape that meta.json states; where it is large, its bytes are there.
+
+    So no room is made for what a damaged file declares.
+    """
+    place = f"stream_{stream}/{name}"
+    shape = (len(meta["memory_layers"]), meta["kv_heads"], meta["lengths"][stream], meta["head_dim"])
+    try:
+        array = ts.open(_spec(path / place, shape, meta["dtype"]), open=True).result()
+        there = sum(file.stat().st_size for file in (path / place).rglob("*") if file.is_file())
+    except (ValueError, OSError) as error:  # what TensorStore raises for missing or unreadable files
+        raise _damaged(path, place) from error
+    if math.prod(shape) * array.dtype.numpy_dtype.itemsize > max(there, READ_UNSEEN):
+        raise _damaged(path, place)
+    return array
 
 
 def _read(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> np.ndarray:
     """One array, whole and unharmed: a missing chunk reads as zeros, so only the checksum tells."""
     place = f"stream_{stream}/{name}"
-    damaged = f"memory '{path}' is damaged: {place} is truncated, changed or missing. Write it again."
-    shape = (len(meta["memory_layers"]), meta["kv_heads"], meta["lengths"][stream], meta["head_dim"])
+    stored = _open(path, stream, name, meta)
     try:
-        array = ts.open(_spec(path / place), open=True).result().read().result()
-    except (ValueError, OSError) as error:  # what TensorStore raises for missing or unreadable files
-        raise UserError(damaged) from error
-    if array.shape != shape or array.dtype.name != meta["dtype"] or _checksum(array) != meta["checksums"][stream][name]:
-        raise UserError(damaged)
+        array = stored.read().result()
+    except (ValueError, OSError) as error:
+        raise _damaged(path, place) from error
+    if _checksum(array) != meta["checksums"][stream][name]:
+        raise _damaged(path, place)
     return np.asarray(array)

@@ -26,6 +26,9 @@ SMALLEST_TREE = 64  # ScaNN's tree needs at least 16 entries
 TRAINING_SAMPLE = 250_000  # entries a tree's partition is learnt from
 REORDER = 4  # exact scores are computed for so many times k candidates, at least REORDER_AT_LEAST
 REORDER_AT_LEAST = 256
+# Longest key and query that ScaNN is given. A tree's k-means adds squared distances in float32; where they overflow
+# (seen from norms of 2e19 on), the process ends in native code. 1e15² times 1e8 entries is finite still.
+LONGEST = 1e15
 
 
 def _scann() -> Any:
@@ -56,7 +59,7 @@ class Segment:
 
 
 def build_segment(keys: np.ndarray, *, first: int, top_k: int, tree_leaves: float | None, rank: int = 0) -> Segment:
-    """Indexes keys [n, D]; checks them first, since ScaNN aborts the process on NaN and infinity.
+    """Indexes keys [n, D]; checks them first, since ScaNN ends the process on NaN, infinity and very long keys.
 
     Args:
       keys: the keys, n >= 1.
@@ -66,12 +69,10 @@ def build_segment(keys: np.ndarray, *, first: int, top_k: int, tree_leaves: floa
       rank: see Segment.
 
     Raises:
-      UserError: a key is not finite.
+      UserError: a key is not finite, or its norm is above LONGEST.
     """
     keys = np.ascontiguousarray(keys, np.float32)
-    bad = np.flatnonzero(~np.isfinite(keys).all(axis=1))
-    if len(bad):
-        raise UserError(f"memory keys must be finite, got NaN or infinity in entry {first + bad[0]}. Check the model.")
+    _check_keys(keys, first)
     n = len(keys)
     k = min(top_k, n)
     builder = _scann().builder(keys, k, "dot_product")
@@ -82,6 +83,40 @@ def build_segment(keys: np.ndarray, *, first: int, top_k: int, tree_leaves: floa
     builder = builder.tree(leaves, searched, training_sample_size=min(n, TRAINING_SAMPLE))
     builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
     return Segment(first, n, rank, builder.reorder(min(n, max(REORDER * k, REORDER_AT_LEAST))).build())
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean norms [n] in float64, in which the squares of float32 do not overflow."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+
+
+def _check_keys(keys: np.ndarray, first: int) -> None:
+    """Raises UserError where a key is not finite or longer than LONGEST."""
+    norms = _norms(keys)
+    bad = np.flatnonzero(~np.isfinite(norms))
+    if len(bad):
+        raise UserError(f"memory keys must be finite, got NaN or infinity in entry {first + bad[0]}. Check the model.")
+    longest = int(norms.argmax())
+    if norms[longest] > LONGEST:
+        raise UserError(
+            f"memory keys must have norms of at most {LONGEST:g} for memory.retrieval='scann', whose sums overflow"
+            f" above, got {norms[longest]:g} in entry {first + longest}. Choose 'exact', and check the model."
+        )
+
+
+def searchable(queries: np.ndarray) -> np.ndarray:
+    """Queries [n, D] that ScaNN can search for: a query's length does not change its order of keys.
+
+    Longer ones are shortened to LONGEST. Those with NaN or infinity become zeros, for which any entries are found:
+    attention, which scores the query itself, is NaN then, as with the other kinds of retrieval.
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    norms = _norms(queries)
+    if (norms <= LONGEST).all():
+        return queries
+    finite = np.isfinite(norms)
+    scale = LONGEST / np.where(finite, np.maximum(norms, LONGEST), LONGEST)
+    return np.ascontiguousarray(np.where(finite[:, None], queries, 0.0) * scale[:, None], np.float32)
 
 
 class HeadIndex:
@@ -190,7 +225,7 @@ class ScannIndex:
         store = self.store
         D = queries.shape[-1]
         check(store.head_dim == D, "queries", f"have the memory's head_dim {store.head_dim}", D)
-        queries = np.ascontiguousarray(queries, np.float32)
+        queries = searchable(queries)
         if not len(queries):
             return np.zeros((0, k), np.int64)
         oldest = int(store.appended[stream] - store.lengths[stream])

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fot_jax.config import check
+from fot_jax.memory.device_copy import power_of_two
 from fot_jax.memory.query_blocks import over_query_blocks
 from fot_jax.memory.scann_index import ScannIndex
 from fot_jax.ops.memory_attention import logn_scale, neighbours_partial
 from fot_jax.types import Array, Partial
 
+MOST_NEIGHBOURS = 1 << 16  # a larger top_k follows the memory's growth: places that no entry fills take memory too
 NEIGHBOUR_BYTES = 1 << 24  # retrieved keys and values per callback, about; larger ones are slow to hand over
 
 # A view travels through jit as a number; the callback finds its index here.
@@ -49,6 +51,7 @@ class ScannView:
         number = next((n for n, known in _indexes.items() if known is index), None) or next(_numbers)
         _indexes[number] = index
         lengths = index.store.lengths.astype(np.int32)
+        top_k = min(top_k, max(MOST_NEIGHBOURS, power_of_two(int(lengths.max()))))
         view = cls(np.int32(number), lengths, index.store.head_dim, top_k, logn_from)
         view._index = index
         return view

@@ -59,13 +59,18 @@ class DeviceView:
         cls, keys: Array, values: Array, lengths: Array, *, config: MemoryConfig, layout: MemoryLayout | None = None
     ) -> "DeviceView":
         """The view that `config.retrieval` (not SCANN) asks for."""
-        approximate = config.retrieval is Retrieval.APPROX
+        kinds = {
+            Retrieval.DENSE: (None, None),
+            Retrieval.EXACT: (config.top_k, None),
+            Retrieval.APPROX: (config.top_k, config.approx_recall),
+        }
+        top_k, recall = kinds[config.retrieval]
         return cls(
             keys=keys,
             values=values,
             lengths=lengths,
-            top_k=None if config.retrieval is Retrieval.DENSE else config.top_k,
-            recall=config.approx_recall if approximate else None,
+            top_k=top_k,
+            recall=recall,
             layout=layout,
             logn_from=config.logn_from,
         )

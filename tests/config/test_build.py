@@ -72,6 +72,11 @@ def test_round_trip_through_json():
             {"memory.last_context_length": 9},
             r"memory\.last_context_length must be at most model\.local_context=8, got 9",
         ),
+        (
+            {"evaluation.passkey_tokens": (1024, 1024)},
+            r"evaluation\.passkey_tokens must name no number twice, got \(1024, 1024\)",
+        ),
+        ({"evaluation.memory_contexts": (0, 4, 0)}, r"evaluation\.memory_contexts must name no number twice"),
         ({"data.sources": ()}, r"data\.sources must name at least one source"),
         ({"data.sources": ({"name": "a", "kind": "text"},)}, r"data\.sources\[0\]\.path must name files"),
         (

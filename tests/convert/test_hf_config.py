@@ -2,7 +2,7 @@
 
 import pytest
 
-from fot_jax.config import MemoryPositions, Retrieval, RopeConfig, RopeScaling, UserError
+from fot_jax.config import LastContext, MemoryPositions, Retrieval, RopeConfig, RopeScaling, UserError
 from fot_jax.convert.hf_config import Changes, read_config
 from fot_jax.convert.importing import import_checkpoint
 from tests.convert.checkpoints import SMALL, random_tensors, write_folder
@@ -39,6 +39,7 @@ def test_long_llama():
     assert model.memory_layers == (6, 12, 18) and model.memory_positions is MemoryPositions.ROPE0
     assert model.rope == RopeConfig(theta=10000.0) and not model.tie_embeddings
     assert (memory.retrieval, memory.last_context_length) == (Retrieval.DENSE, 1024)
+    assert memory.last_context is LastContext.EXACT, "their last window holds as many tokens, no more"
     model, memory = read({**LONG_LLAMA_3B, "mem_positionals": False}, memory_layers=(3,), local_context=512)
     assert model.memory_positions is MemoryPositions.NOPE and model.memory_layers == (3,)
     assert (model.local_context, memory.last_context_length) == (512, 512), "at most the local context"

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 
 import pytest
 
@@ -125,7 +127,7 @@ def test_interrupted_prompts_go_on(runs, monkeypatch, task, module, flags, piece
     assert f"taken up: {pieces // 2 + 1} pieces" in (out / f"{task}.md").read_text()
 
 
-def test_an_interrupted_evaluation_goes_on(runs, monkeypatch):  # noqa: F811
+def test_an_interrupted_evaluation_goes_on(runs, monkeypatch, capsys):  # noqa: F811
     """Same report as one that ran through, only the rest computed; a newer checkpoint begins anew."""
     fot, _ = runs
     flags = [f"--workdir={fot}", "--task=context", "--evaluation.context_windows=1,2,4"]
@@ -135,7 +137,7 @@ def test_an_interrupted_evaluation_goes_on(runs, monkeypatch):  # noqa: F811
     def until(most: int):
         def interrupted(*text, **options):
             if len(calls) == most:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGTERM)
             calls.append(text[1].shape)
             return losses(*text, **options)
 
@@ -143,9 +145,11 @@ def test_an_interrupted_evaluation_goes_on(runs, monkeypatch):  # noqa: F811
 
     out = fot / "interrupted"
     monkeypatch.setattr(context, "_losses", until(2))
-    with pytest.raises(SystemExit):  # the command's own way out
+    with pytest.raises(SystemExit) as ended:  # the command's own way out
         run_evaluate(*flags, f"--out={out}")
     (partial,) = out.glob("context.*.partial.jsonl")
+    line = f"interrupted: 2 finished pieces are kept in {partial}. The same command goes on from there."
+    assert (ended.value.code, capsys.readouterr().err.splitlines()[-1]) == (143, line)
     assert len(partial.read_text().splitlines()) == 3
     monkeypatch.setattr(context, "_losses", until(3))
     run_evaluate(*flags, f"--out={out}")

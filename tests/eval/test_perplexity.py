@@ -10,7 +10,7 @@ import pytest
 from fot_jax.config import MemoryConfig, Retrieval, UserError
 from fot_jax.eval import perplexity
 from fot_jax.eval.reading import join_rows, lend_memory_layers, read_past
-from fot_jax.eval.targets import choose_targets, gather
+from fot_jax.eval.targets import Target, choose_targets, gather
 from fot_jax.models.transformer import Decoder
 from tests.eval.subjects import MODEL, POSITIONLESS, RandomDocuments, subject
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
@@ -41,6 +41,30 @@ def test_choose_targets_takes_one_of_equal_documents():
     options = {"length": LENGTH, "history": 2, "most": 4, "per_document": 1, "seed": 0}
     documents.content_ids = np.array([0, 1, 0, 1])
     assert [target.document for target in choose_targets(documents, **options)] == [0, 1]
+
+
+def test_a_curve_has_the_ends_of_the_tables_interval():
+    """Two documents of loss 100 and 300 that memory changes by −10 % and +10 %: −10 % … +10 % of 200 of 400 bytes."""
+    targets = (Target(document=0, chunk=1), Target(document=1, chunk=1))
+    nats = np.array([[100.0, 300.0], [90.0, 330.0]])
+    sweep = perplexity.Sweep(sizes=(0, 1), nats=nats, num_bytes=np.array([200, 200]), tokens=10, targets=targets)
+    change = sweep.change(1)
+    assert (change.estimate, change.low, change.high) == pytest.approx((0.05, -0.1, 0.1))
+    bits = sweep.curve(lambda score: score.bits_per_byte)
+    assert bits["y"] == pytest.approx([400 / 400 / math.log(2), 420 / 400 / math.log(2)])
+    assert math.isnan(bits["low"][0]) and math.isnan(bits["high"][0])
+    assert (bits["low"][1], bits["high"][1]) == pytest.approx((360 / 400 / math.log(2), 440 / 400 / math.log(2)))
+    found = sweep.curve(lambda score: score.perplexity)
+    assert (found["low"][1], found["high"][1]) == pytest.approx((math.exp(360 / 20), math.exp(440 / 20)))
+
+
+def test_losses_that_are_not_finite_are_refused():
+    """A mean over them would be NaN in the table and in JSON."""
+    broken = subject(POSITIONLESS)
+    params = jax.tree.map(np.array, broken.params)
+    params["final_norm"]["scale"][:] = np.nan
+    with pytest.raises(UserError, match=r"losses of tiny must be finite, got nan at token 0 of row 0\. Check"):
+        contexts(dataclasses.replace(broken, params=params))
 
 
 def test_targets_are_shared_spread_and_have_their_history():

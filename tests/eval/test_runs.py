@@ -1,6 +1,7 @@
 """Which runs may be measured beside one another."""
 
 import dataclasses
+import logging
 import pathlib
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from configs import tiny_code
 from fot_jax.config import ExperimentConfig, UserError, VocabularyKind
 from fot_jax.config.build import build
-from fot_jax.eval.runs import Run, _check_alike
+from fot_jax.eval.runs import Comparison, Run, _check_alike, say_unread
+from fot_jax.memory import notices
 from tests.convert.checkpoints import bpe_tokenizer
 from tests.eval.subjects import MODEL, subject
 
@@ -30,6 +32,20 @@ def test_copies_of_one_tokenizer_are_one_vocabulary(tmp_path, given):
     _check_alike([run(tmp_path / "imported"), run(tmp_path / "averaged")], given=given)
     with pytest.raises(UserError, match=r"other must have the same data\.vocabulary as .*imported"):
         _check_alike([run(tmp_path / "first_imported"), run(tmp_path / "other", pieces=290)], given=given)
+
+
+def test_prompts_that_read_no_memory_are_said_by_length(tmp_path, caplog):
+    """Windows of 8 tokens: a prompt of 8 is one window, one of 9 is cut."""
+    notices.notice_once.cache_clear()
+    one = run(tmp_path / "one")
+    subject = one.subject
+    comparison = Comparison(runs=(one,), baselines=(), evaluation=one.config.evaluation, memory=subject.memory)
+    with caplog.at_level(logging.WARNING):
+        say_unread(comparison, (4, 8, 9))
+        say_unread(comparison, (8,))
+    assert [record.message for record in caplog.records] == [
+        f"memory: not read by prompts of {length} tokens, which fit one window of 8" for length in (4, 8)
+    ]
 
 
 def test_other_documents_are_refused_unless_some_are_given(tmp_path):

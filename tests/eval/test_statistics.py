@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fot_jax.eval.statistics import Score, min_max, paired_bootstrap, wilson
+from fot_jax.eval.statistics import Interval, Score, min_max, paired_bootstrap, wilson
 
 
 def test_score_of_a_uniform_guess():
@@ -33,6 +33,20 @@ def test_bootstrap_of_a_constant_ratio_has_no_width():
     control = np.random.default_rng(0).uniform(1, 100, 30)
     found = paired_bootstrap(0.9 * control, control=control)
     assert (found.estimate, found.low, found.high) == pytest.approx((-0.1, -0.1, -0.1))
+
+
+def test_one_document_has_no_interval():
+    """All resamples of one group are the same: an interval without width would claim certainty."""
+    control = np.array([3.0, 5.0, 4.0])
+    found = paired_bootstrap(0.9 * control, control=control, groups=np.zeros(3, int))
+    assert found.estimate == pytest.approx(-0.1)
+    assert math.isnan(found.low) and math.isnan(found.high)
+    assert found.percent(1) == "-10.0% [–]"
+    assert Interval(estimate=0.012, low=0.008, high=0.016).percent(2) == "+1.20% [+0.80%, +1.60%]"
+
+
+def test_perplexity_of_a_lost_model_is_infinite():
+    assert Score(nats=1e6, tokens=10, num_bytes=20).perplexity == math.inf
 
 
 def test_bootstrap_width_is_that_of_the_normal_approximation():

@@ -1,9 +1,12 @@
 """`python -m launch.generate` in process: a run folder, streaming, memories on disk, one line an error."""
 
+import dataclasses
 import functools
 import io
 import json
+import os
 import re
+import signal
 import types
 
 import flax.linen as nn
@@ -12,10 +15,11 @@ import numpy as np
 import pytest
 
 from fot_jax.checkpoint import Checkpointer
-from fot_jax.config import ExperimentConfig, UserError
+from fot_jax.config import ExperimentConfig, MemoryConfig, UserError
 from fot_jax.config.build import build, to_dict
 from fot_jax.data.vocabulary import ByteVocabulary
 from fot_jax.infer.generate import FINISHED
+from fot_jax.infer.text_stream import TextStream
 from fot_jax.models.transformer import Decoder
 from launch import cli, generate
 from tests.data.test_chat import save_tokenizer
@@ -84,6 +88,82 @@ def test_generates_saves_reads_on_and_refuses_another_models_memory(tmp_path, ca
     other = make_run(tmp_path / "other", scale=1.01)
     message = fails(capfd, f"--workdir={other}", f"--prompt-file={prompt}", load)
     assert "must come from this model" in message
+
+
+def interrupted(capfd, monkeypatch, number: int, *arguments: str, at: int) -> tuple[int, str, str]:
+    """Exit code, text and errors of a call that gets a signal once `at` tokens are read, or with its first text."""
+    push = TextStream.push
+
+    def signal_from(tokens: int) -> None:
+        if tokens >= at:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generate, "show_progress", lambda so_far, shown: signal_from(so_far.tokens_read))
+        patched.setattr(TextStream, "push", lambda stream, token: signal_from(at) or push(stream, token))
+        with pytest.raises(SystemExit) as ended:
+            call(*arguments)
+    output = capfd.readouterr()
+    return ended.value.code, output.out, output.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_reading_saves_its_windows(tmp_path, capfd, monkeypatch, number, code):
+    """54 tokens in windows of 16: a signal after the second one keeps 32, which are those of the whole reading."""
+    run, prompt, memory = make_run(tmp_path / "run"), tmp_path / "prompt", tmp_path / "memory"
+    prompt.write_text("def naïve(): return 'a text of more than two windows'", encoding="utf-8")
+    usual = (f"--workdir={run}", "--max-new-tokens=9", f"--prompt-file={prompt}", f"--save-memory={memory}")
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    got, text, errors = interrupted(capfd, monkeypatch, number, *usual, at=32)
+    assert (got, text) == (code, "")
+    line = f"memory of 0.0 MiB saved to {memory}, 32 tokens read or written; --load-memory={memory} reads on."
+    assert errors.splitlines()[-1] == f"interrupted: {line}"
+    assert json.loads((memory / "meta.json").read_text())["lengths"] == [32]
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    call(*usual)
+    assert f"the memory in {memory} is replaced once the new one is whole" in capfd.readouterr().err
+    whole = json.loads((memory / "meta.json").read_text())
+    assert whole["lengths"] == [62]
+    got, _, errors = interrupted(capfd, monkeypatch, number, *usual, at=16)
+    assert got == code and f"saved to {memory}.interrupted, 16 tokens" in errors
+    assert json.loads((memory / "meta.json").read_text()) == whole, "a memory is not replaced by a part"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["memory", "memory.interrupted", "prompt", "run"]
+
+
+def test_an_interrupted_generation_saves_what_it_wrote(tmp_path, capfd, monkeypatch):
+    """A signal with the first token: the prompt is saved; the token itself is not read yet."""
+    run, memory = make_run(tmp_path / "run"), tmp_path / "memory"
+    usual = (f"--workdir={run}", "--max-new-tokens=9", "--question=who?", f"--save-memory={memory}")
+    got, text, errors = interrupted(capfd, monkeypatch, signal.SIGINT, *usual, at=999)
+    assert got == 130 and len(text) >= 1
+    assert "4 tokens read or written" in errors.splitlines()[-1]
+    assert json.loads((memory / "meta.json").read_text())["lengths"] == [4]
+
+
+def test_a_memory_that_is_not_read_is_said_by_name(capsys):
+    """Asked for by a flag: no memory layer, a prompt that fits the window, a top_k beyond all entries."""
+    model, memory = build(ExperimentConfig, RUN).model, MemoryConfig(top_k=99)
+    plain = dataclasses.replace(model, memory_layers=())
+    for case, length in ((plain, 40), (model, 16), (model, 40), (model, 200)):
+        generate.say_if_unread(case, memory, [np.zeros(length, np.int32)])
+    assert capsys.readouterr().err.splitlines() == [
+        "memory: not read, as model.memory_layers names no layer",
+        "memory: not read before the local context of 16 overflows, as the prompts (16 tokens) fit it",
+        "memory: read whole, as by 'dense': memory.top_k=99 is not below its entries, 40 at most",
+    ]
+
+
+def test_a_second_signal_ends_at_once(tmp_path, capfd, monkeypatch):
+    run, memory = make_run(tmp_path / "run"), tmp_path / "memory"
+
+    def save(*args, **fields):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("fot_jax.memory.files.save", save)
+    usual = (f"--workdir={run}", "--max-new-tokens=9", "--question=who?", f"--save-memory={memory}")
+    got, _, errors = interrupted(capfd, monkeypatch, signal.SIGINT, *usual, at=999)
+    assert got == 130 and "saved" not in errors
+    assert not memory.exists()
 
 
 def test_a_memory_over_devices_gives_the_same_text(tmp_path, capfd):

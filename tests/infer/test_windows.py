@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fot_jax.config import ConfigError, MemoryConfig, MemoryPositions, ModelConfig, Retrieval, UserError
+from fot_jax.config import ConfigError, LastContext, MemoryConfig, MemoryPositions, ModelConfig, Retrieval, UserError
 from fot_jax.infer import windows
-from fot_jax.infer.generate import FINISHED, generate, push_local
+from fot_jax.infer.generate import FINISHED, generate
 from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.steps import absorb
-from fot_jax.infer.windows import Reading, cut_windows, read
+from fot_jax.infer.windows import Reading, cut_exactly, cut_windows, push_local, read
 from fot_jax.memory import notices
 from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
@@ -61,6 +61,39 @@ def test_cuts_cover_the_input_in_the_fewest_windows(length, window, data):
     assert len(cuts) - 1 == (past > 0) + max(0, -(-(past - window) // step))
     assert 1 <= cuts[0] <= window and all(1 <= cut <= step for cut in cuts[1:-1]) and cuts[-1] <= window
     assert cuts[:-2] == [window, *[step] * len(cuts)][: len(cuts[:-2])]
+
+
+def authors_cuts(length: int, window: int, last: int) -> list[int]:
+    """`_handle_long_input` of LongLLaMA: a prefix in windows, then what is left of the input."""
+    prefix = max(length - last, 0)
+    cuts = []
+    for begin in range(0, prefix, window):
+        cuts.append(min(prefix, begin + window) - begin)
+    return cuts + [length - prefix]
+
+
+@given(length=st.integers(1, 200), window=st.integers(1, 20), data=st.data())
+def test_exact_cuts_are_the_authors(length, window, data):
+    """With 0 their last window is empty; it is left out here, and the one before it goes to memory once it is read."""
+    last = data.draw(st.integers(0, window))
+    cuts = cut_exactly(length, window=window, last=last)
+    expected = authors_cuts(length, window, last)
+    assert cuts == (expected if expected[-1] else expected[:-1])
+
+
+def test_reads_memory_tells_inputs_that_are_cut():
+    exact = dataclasses.replace(DENSE, last_context=LastContext.EXACT, last_context_length=5)
+    lengths = (5, 6, 8, 9)
+    assert [windows.reads_memory(n, MODEL, DENSE) for n in lengths] == [False, False, False, True]
+    assert [windows.reads_memory(n, MODEL, exact) for n in lengths] == [False, True, True, True]
+    plain = dataclasses.replace(MODEL, memory_layers=())
+    assert not windows.reads_memory(99, plain, DENSE)
+
+
+def test_exact_cuts_are_drawn_as_documented():
+    assert {n: cut_exactly(n, window=8, last=4) for n in (3, 8, 13)} == {3: [3], 8: [4, 4], 13: [8, 1, 4]}
+    assert {n: cut_exactly(n, window=8, last=0) for n in (3, 8, 13)} == {3: [3], 8: [8], 13: [8, 5]}
+    assert {n: cut_exactly(n, window=8, last=4, overlap=3) for n in (8, 18)} == {8: [4, 4], 18: [8, 5, 1, 4]}
 
 
 def oracle_reading(
@@ -159,6 +192,35 @@ def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
             held = reader.memory[layer][: keys.shape[2]]
             np.testing.assert_allclose(keys[p].swapaxes(0, 1), [k for k, _ in held], rtol=1e-5, atol=2e-5)
             np.testing.assert_allclose(values[p].swapaxes(0, 1), [v for _, v in held], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("last", [0, 3, 5])
+def test_exact_last_context_reads_and_decodes_as_the_authors(params, last):
+    """Prompts of 45, 18 and 7 tokens, the last shorter than a window; then 12 new tokens.
+
+    With 0 all of a prompt is in memory, the logits are those of its last window, and the cache leaves as a whole.
+    """
+    memory = dataclasses.replace(DENSE, last_context=LastContext.EXACT, last_context_length=last)
+    texts = [*TEXTS, TEXTS[0][:7]]
+    reading = read(params, MODEL, texts, memory=memory)
+    oracles = []
+    for text in texts:
+        cuts = authors_cuts(len(text), 8, last)
+        reader, logits = oracle_reading(params, text, MODEL, cuts, top_k=None)
+        oracles.append(reader)
+        assert len(reader.memory[0]) == max(0, len(text) - last)
+        np.testing.assert_allclose(reading.logits[len(oracles) - 1], logits, rtol=1e-5, atol=2e-5)
+    assert reading.lengths.tolist() == [last, last, last]
+    expected, whole = list(np.asarray(reading.logits)), 0
+    for tokens in generate(params, MODEL, reading, sampling=GREEDY, max_new_tokens=12):
+        np.testing.assert_allclose(reading.logits, expected, rtol=1e-5, atol=2e-5)
+        for row, reader in enumerate(oracles):
+            if len(reader.local[0]) == 8:
+                reader.push_oldest(8 - last)
+                whole += last == 0
+            expected[row] = reader.feed(int(tokens[row]))
+    assert whole == (3 if last == 0 else 0)
+    assert reading.store.lengths.tolist() == [len(reader.memory[0]) for reader in oracles]
 
 
 def smeared(params):

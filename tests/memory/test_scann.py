@@ -8,7 +8,8 @@ import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
 from fot_jax.memory import notices
-from fot_jax.memory.scann_index import ScannIndex, build_segment
+from fot_jax.memory.scann_index import LONGEST, ScannIndex, build_segment
+from fot_jax.memory.scann_view import MOST_NEIGHBOURS, ScannView
 from fot_jax.memory.store import MemoryStore
 from fot_jax.types import KeyValue
 
@@ -98,6 +99,68 @@ def test_keys_that_are_not_finite_are_refused_before_scann_aborts(bad, leaves):
     keys[42, 3] = bad
     with pytest.raises(UserError, match="memory keys must be finite, got NaN or infinity in entry 1042"):
         build_segment(keys, first=1000, top_k=K, tree_leaves=leaves)
+
+
+@pytest.mark.parametrize("leaves", [None, 0.15])
+@pytest.mark.parametrize(("size", "got"), [(1.01 * LONGEST, "1.01e\\+15"), (1e19, "1e\\+19"), (3e38, "3e\\+38")])
+def test_long_keys_are_refused_before_scann_ends(size, got, leaves):
+    """In ScaNN's k-means squared distances overflow: `Check failed: cluster_idx < num_clusters`."""
+    keys = np.ones((100, D), np.float32)
+    keys[42] = 0
+    keys[42, 3] = size
+    message = f"norms of at most 1e\\+15 for .*'scann', .* got {got} in entry 1042. Choose 'exact'"
+    with pytest.raises(UserError, match=message):
+        build_segment(keys, first=1000, top_k=K, tree_leaves=leaves)
+
+
+def test_a_tree_of_keys_at_the_bound_is_built_and_searched():
+    rng = np.random.default_rng(3)
+    keys = clustered(rng, 3000)
+    keys = (0.999e15 * keys / np.linalg.norm(keys, axis=1, keepdims=True)).astype(np.float32)
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
+    append(store, keys)
+    index = ScannIndex(store, dataclasses.replace(TREES, scann_leaves_fraction=1.0))
+    index.refresh()
+    queries = clustered(rng, 16)
+    assert recall(search(index, queries), exact(keys.astype(np.float64), queries)) >= 0.9
+
+
+@pytest.mark.parametrize("below", [100, 1000])
+def test_queries_of_any_length_find_the_same_keys(below):
+    """A tree (below 100) answers a long query with NaN or not at all, and one that is not finite with an error."""
+    rng = np.random.default_rng(4)
+    keys, queries = clustered(rng, 500), clustered(rng, 8)
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
+    append(store, keys)
+    index = ScannIndex(store, dataclasses.replace(TREES, scann_brute_force_below=below, scann_leaves_fraction=1.0))
+    index.refresh()
+    found = search(index, queries)
+    assert recall(found, exact(keys, queries)) >= 0.9
+    long = (queries.astype(np.float64) * (3e38 / np.abs(queries).max())).astype(np.float32)
+    assert recall(search(index, long), found) >= 0.99
+    broken = np.concatenate([queries[:1], np.full((2, D), [[np.nan], [-np.inf]]), queries[1:2]])
+    np.testing.assert_array_equal(search(index, broken)[[0, 3]], found[:2])
+
+
+def test_attention_is_nan_where_a_query_is_nan():
+    """As with the other kinds of retrieval, so that the logits' own check speaks."""
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
+    append(store, np.ones((5, D), np.float32))
+    index = ScannIndex(store, TREES)
+    index.refresh()
+    queries = np.ones((1, 2, 1, D), np.float32)
+    queries[0, 1, 0, 0] = np.nan
+    part = ScannView.of(index, top_k=K).partial(queries, np.int32(0))
+    finite = np.isfinite(np.asarray(part.total))[0, :, 0]
+    assert finite.tolist() == [True, False]
+
+
+def test_a_top_k_beyond_all_entries_takes_no_room_for_them():
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
+    append(store, np.ones((5, D), np.float32))
+    index = ScannIndex(store, TREES)
+    assert ScannView.of(index, top_k=10**9).top_k == MOST_NEIGHBOURS
+    assert ScannView.of(index, top_k=K).top_k == K
 
 
 def test_wrong_dimension_is_refused_and_no_queries_find_nothing():

@@ -10,6 +10,7 @@ from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
+from fot_jax.memory.notices import notice_once
 
 Found = dict[str, list[tuple[Run, Sweep]]]  # of each source
 
@@ -17,6 +18,8 @@ Found = dict[str, list[tuple[Run, Sweep]]]  # of each source
 def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Perplexity against context on each source's documents, the model beside any number of baselines."""
     documents = scored_documents(comparison)
+    if max(comparison.evaluation.context_windows) == 1:
+        notice_once("evaluation.context_windows", "nothing is read before the scored window: all contexts are 1")
     journal = Journal(directory, "context", measured=comparison.identity)
     found: Found = {
         source: [
@@ -90,7 +93,7 @@ def _table(source: str, sweeps: list[tuple[Run, Sweep]]) -> Table:
         cells: list[Cell] = []
         for index in range(len(sweep.sizes)):
             change = sweep.change(index)
-            interval = f" ({change.estimate:+.1%} [{change.low:+.1%}, {change.high:+.1%}])" if index else ""
+            interval = f" ({change.percent(1)})" if index else ""
             cells.append(f"{sweep.score(index).perplexity:.2f}{interval}")
         rows.append((run.subject.label, run.config.evaluation.reading.value, *cells))
     header = ("model", "reading", *(f"{n}×" for n in sweeps[0][1].sizes))
@@ -125,12 +128,12 @@ def _plot(path: pathlib.Path, *, source: str, sweeps: list[tuple[Run, Sweep]]) -
         Curve(
             label=f"{run.subject.label} ({run.config.evaluation.reading.value})",
             x=[size * W for size in sweep.sizes],
-            y=[sweep.score(index).perplexity for index in range(len(sweep.sizes))],
+            **sweep.curve(lambda score: score.perplexity),
         )
         for run, sweep in sweeps
     ]
     first = sweeps[0][1]
-    subtitle = f"{len(first.targets)} windows of {W} tokens, the same at every context"
+    subtitle = f"{len(first.targets)} windows of {W} tokens, 95 % intervals of the change against one window"
     panel = Panel(
         title=f"Perplexity against context: {source}",
         subtitle=subtitle,

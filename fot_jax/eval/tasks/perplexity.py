@@ -8,6 +8,7 @@ from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 from fot_jax.eval.targets import Documents
+from fot_jax.memory.notices import notice_once
 
 DOCUMENT_CONTEXTS = 4  # local contexts that each document puts into a memory of several documents
 
@@ -17,6 +18,8 @@ Sweeps = list[tuple[Run, Sweep]]
 def perplexity_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Perplexity and bits per byte against memory size, of one document and of several."""
     documents = scored_documents(comparison)
+    if not any(comparison.evaluation.memory_contexts):
+        notice_once("evaluation.memory_contexts", "no memory is read in the first table: all sizes are 0")
     contexts = _measure_contexts(comparison, documents=documents)
     shared = _measure_documents(comparison, documents=documents)
     length = comparison.runs[0].config.model.local_context
@@ -102,7 +105,7 @@ def _table(sweeps: Sweeps, *, title: str, column: str) -> Table:
     for run, sweep in sweeps:
         for index, size in enumerate(sweep.sizes):
             score, change = sweep.score(index), sweep.change(index)
-            interval = f"{change.estimate:+.2%} [{change.low:+.2%}, {change.high:+.2%}]" if index else "–"
+            interval = change.percent(2) if index else "–"
             figures = (score.nats_per_token, score.perplexity, score.bits_per_byte)
             rows.append((run.subject.label, size, *figures, interval))
     header = ("model", column, "nats/token", "perplexity", "bits/byte", "change [95 % interval]")
@@ -139,11 +142,12 @@ def _plot(path: pathlib.Path, sweeps: Sweeps, *, title: str, x_label: str) -> No
         Curve(
             label=run.subject.label,
             x=sweep.sizes,
-            y=[sweep.score(index).bits_per_byte for index in range(len(sweep.sizes))],
+            **sweep.curve(lambda score: score.bits_per_byte),
         )
         for run, sweep in sweeps
     ]
     first = sweeps[0][1]
-    subtitle = f"{len(first.targets)} chunks of {len({target.document for target in first.targets})} documents"
+    count = len({target.document for target in first.targets})
+    subtitle = f"{len(first.targets)} chunks of {count} documents, 95 % intervals of the change against the first"
     panel = Panel(title=title, subtitle=subtitle, x_label=x_label, y_label="bits per byte")
     plot_curves(path, curves=curves, panel=panel)

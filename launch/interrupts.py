@@ -1,0 +1,87 @@
+"""Ctrl-C and SIGTERM while something long runs: what is whole is kept, and one line says so.
+
+Exit codes are those that shells give: 130 after Ctrl-C, 143 after SIGTERM.
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+class Stopped(KeyboardInterrupt):
+    """Ends work between two of its pieces, because a signal came."""
+
+
+@contextlib.contextmanager
+def _handled(handle: Any) -> Iterator[None]:
+    """Has both signals call `handle(number)`; outside the main thread Python allows no handlers: nothing is caught."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda caught, _: handle(caught)) for number in CAUGHT}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _raise(number: int) -> NoReturn:
+    raise Interrupted(number)
+
+
+def raised() -> contextlib.AbstractContextManager[None]:
+    """Raises Interrupted at once where a signal comes."""
+    return _handled(_raise)
+
+
+class Stop:
+    """Catches the first signal, for which the work looks between two of its pieces; the next one raises Interrupted.
+
+    Attributes:
+      number: the signal that came; 0: none.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def _handle(self, number: int) -> None:
+        if self.number:
+            raise Interrupted(number)
+        self.number = number
+
+    def caught(self) -> contextlib.AbstractContextManager[None]:
+        """Catches signals while entered."""
+        return _handled(self._handle)
+
+    def check(self) -> None:
+        """Raises Stopped if a signal came."""
+        if self.number:
+            raise Stopped
+
+    def until(self, items: Iterable[T]) -> Iterator[T]:
+        """The items up to the first signal."""
+        for item in items:
+            yield item
+            if self.number:
+                return
+
+
+def leave(number: int, line: str) -> NoReturn:
+    """Says what was kept and ends the process with the signal's exit code."""
+    print(f"interrupted: {line}", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
