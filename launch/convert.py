@@ -6,8 +6,9 @@ python -m launch.convert export --workdir=DIR --to=DIR [--format=hf|orbax] [--st
     [--max-shard-size=5GB]
 python -m launch.convert average --workdir=DIR --with=DIR --to=DIR [--share=0.85] [--step=N|latest|best]
 
-import reads a Hugging Face folder (config.json and safetensors; LLaMA 1, 2, 3 and LongLLaMA) or a GGUF file (F32, F16,
-BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K) and writes a run's folder: config.json, checkpoints/0, tokenizer/.
+import reads a Hugging Face folder (config.json and safetensors; LLaMA 1, 2, 3 and LongLLaMA) or a GGUF file (every
+quantisation that the package gguf dequantises; of a split model any part) and writes a run's folder: config.json,
+checkpoints/0, tokenizer/.
 export writes a folder that transformers loads as LlamaForCausalLM (hf), or bare parameters for serving (orbax).
 average writes a run's folder between a fine-tuned run and the one it started from (WiSE-FT, arXiv 2109.01903).
 What is written appears whole or not at all. `python -m launch.convert import --help` lists the flags of import.
@@ -45,7 +46,9 @@ def add_import(commands: Any) -> None:
     """`import` and its flags."""
     parser = commands.add_parser("import", help="a Hugging Face folder or a GGUF file -> a run's folder")
     parser.set_defaults(command=run_import)
-    parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the folder or the .gguf file")
+    parser.add_argument(
+        "--from", dest="source", required=True, metavar="PATH", help="the folder, the .gguf file or any part of one"
+    )
     parser.add_argument("--to", required=True, metavar="DIR", help="the run's folder to write; must be new")
     layers = "layers that get a memory, from 0, e.g. 14,17; default: the checkpoint's own (LongLLaMA), else none"
     parser.add_argument("--memory-layers", type=parse_layers, metavar="N,N", help=layers)

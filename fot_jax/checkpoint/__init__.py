@@ -10,7 +10,9 @@ from fot_jax.checkpoint.checkpointer import Checkpointer
 from fot_jax.checkpoint.parameters import (
     load_params,
     load_stored_params,
+    num_bytes,
     save_imported,
+    stored_bytes,
     trained_documents,
     write_bare_params,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "Checkpointer",
     "load_params",
     "load_stored_params",
+    "num_bytes",
     "save_imported",
+    "stored_bytes",
     "trained_documents",
     "write_bare_params",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from fot_jax.checkpoint.checkpointer import Checkpointer
 from fot_jax.checkpoint.streaming import chunks, streaming_handlers, uncopied
-from fot_jax.config import Dtype, ExperimentConfig, UserError
+from fot_jax.config import Dtype, ExperimentConfig, ModelConfig, UserError
 from fot_jax.models.init import param_shapes
 from fot_jax.models.layers import DTYPES
 from fot_jax.ops import forms
@@ -74,12 +75,29 @@ def _opened(
         yield checkpoints, config, number
 
 
+def stored_bytes(workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest") -> int:
+    """Bytes of a checkpoint's parameters in the dtype they are stored in, before compression; see `load_params`."""
+    with _opened(workdir, step) as (checkpoints, config, number):
+        return num_bytes(config.model, _dtype(checkpoints, number))
+
+
+def num_bytes(model: ModelConfig, dtype: Dtype) -> int:
+    """Bytes of a model's parameters in a dtype."""
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(model)))
+    return count * np.dtype(DTYPES[dtype]).itemsize
+
+
+def _dtype(checkpoints: Checkpointer, step: int) -> Dtype:
+    """The dtype of a checkpoint's parameters; float32 where training wrote it."""
+    return Dtype(checkpoints.read_data(step).get("dtype", Dtype.FLOAT32.value))
+
+
 def load_stored_params(
     workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
 ) -> tuple[Any, Dtype]:
     """Parameters as numpy arrays in the dtype they are stored in, and that dtype; see `load_params`."""
     with _opened(workdir, step) as (checkpoints, config, number):
-        dtype = Dtype(checkpoints.read_data(number).get("dtype", Dtype.FLOAT32.value))
+        dtype = _dtype(checkpoints, number)
         like = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), DTYPES[dtype]), leaf.shape), param_shapes(config.model)
         )

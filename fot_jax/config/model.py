@@ -25,6 +25,7 @@ class RopeConfig:
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range."""
         check(self.theta > 0, f"{path}.theta", "be > 0", self.theta)
+        check(self.theta > 1 or self.scaling is not RopeScaling.YARN, f"{path}.theta", "be > 1 for yarn", self.theta)
         check(self.factor >= 1, f"{path}.factor", "be >= 1", self.factor)
         check(self.original_context >= 1, f"{path}.original_context", "be >= 1", self.original_context)
         low, high = (self.low_freq_factor, self.high_freq_factor)
@@ -75,6 +76,8 @@ class ModelConfig:
             self.num_heads,
         )
         check(self.head_dim % 2 == 0, f"{path}.head_dim", "be even (RoPE rotates pairs)", self.head_dim)
+        stretched = self.rope.scaling is RopeScaling.DYNAMIC
+        check(self.head_dim > 2 or not stretched, f"{path}.head_dim", "be > 2 for dynamic scaling", self.head_dim)
         check(self.attention_block >= 1, f"{path}.attention_block", "be >= 1", self.attention_block)
         layers = self.memory_layers
         check(

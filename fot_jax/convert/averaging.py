@@ -43,7 +43,8 @@ def average_runs(
       The new run's experiment.
 
     Raises:
-      UserError: no such checkpoint, a share beyond its range, or runs that have other shapes or vocabularies.
+      UserError: no such checkpoint, a share beyond its range, runs that have other shapes or vocabularies, or a full
+        disk.
     """
     if not 0 <= share <= 1:
         raise UserError(f"--share must lie between 0 (all of --with) and 1 (all of --workdir), got {share}.")
@@ -62,7 +63,8 @@ def average_runs(
             f"--with must have parameters of the same shapes: {name} is {its} in {other}, {ours} in {workdir}. Give the"
             " run that train.init_from named, or another of the same model."
         )
-    with new_folder(Path(folder)) as target:
+    needed = checkpoint.stored_bytes(workdir, step=step)
+    with new_folder(Path(folder), needed=needed, compressed=True) as target:
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         others, _ = checkpoint.load_stored_params(other)
         average = jax.tree.map(lambda ours, its: _mean(ours, its, share=share), params, others)

@@ -55,12 +55,13 @@ def export_checkpoint(
       The names of what was written.
 
     Raises:
-      UserError: no such checkpoint, or a model that transformers has no name for (HF).
+      UserError: no such checkpoint, a model that transformers has no name for (HF), or a full disk.
     """
     config = read_config(workdir)
     if form is Format.HF:
         check_exportable(config.model)
-    with new_folder(Path(folder)) as target:
+    needed = checkpoint.stored_bytes(workdir, step=step)
+    with new_folder(Path(folder), needed=needed, compressed=form is Format.ORBAX) as target:
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         if form is Format.ORBAX:
             checkpoint.write_bare_params(target / "params", params)
@@ -88,10 +89,13 @@ def _copy_tokenizer(config: ExperimentConfig, target: Path) -> str | None:
 
 
 def write_experiment(target: Path, config: ExperimentConfig) -> None:
-    """config.json, with the tokenizer in a folder beside it: the whole may move."""
-    (target / TOKENIZER).mkdir()
-    main = _copy_tokenizer(config, target / TOKENIZER)
-    if main is not None:
+    """Writes config.json and, where the vocabulary is a file, a folder next to it with it: the whole may move."""
+    place = target / TOKENIZER
+    place.mkdir()
+    main = _copy_tokenizer(config, place)
+    if main is None:
+        place.rmdir()  # nobody shall look for a tokenizer in it
+    else:
         config = with_tokenizer(config, f"{HERE}{TOKENIZER}/{main}")
     write_config(target, config)
 

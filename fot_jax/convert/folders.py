@@ -7,22 +7,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fot_jax.config import UserError
+from fot_jax.config.errors import check_room, disk_full, free_bytes, is_disk_full
+
+LEAST_SHARE = 4  # a compressed checkpoint takes a quarter of its numbers' bytes or more: of 4-bit weights in float32
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder under a temporary name beside `path`; it gets its name when the block ends well.
+def new_folder(path: Path, *, needed: int | None = None, compressed: bool = False) -> Iterator[Path]:
+    """A folder under a temporary name next to `path`; it gets its name when the block ends well.
 
-    On an error nothing is left. Raises UserError where something is there already or the place cannot be written.
+    On an error nothing is left.
+
+    Args:
+      path: must not exist, or be empty.
+      needed: bytes that will be written, where they are known; a disk with less room is refused at once.
+      compressed: whether they are compressed as they are written; then only a disk far too small is refused at once.
+
+    Raises:
+      UserError: something is there already, or the disk is full.
     """
     path = path.absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"--to must name a new folder, got {str(path)!r}, which exists. Choose another or remove it.")
+    if needed is not None and (not compressed or free_bytes(path) < needed // LEAST_SHARE):
+        check_room(path, needed)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # which makes room again
+        if isinstance(error, Exception) and is_disk_full(error):  # whoever told it knows the passing name alone
+            raise disk_full(path, error, needed=needed) from error
         raise

@@ -6,7 +6,7 @@ transformers does not know under "fot_jax". A feature the decoder lacks is refus
 """
 
 import dataclasses
-import math
+import logging
 from typing import Any
 
 from fot_jax.config import (
@@ -23,20 +23,15 @@ from fot_jax.config import (
 )
 from fot_jax.config.build import build, to_dict
 from fot_jax.config.enums import RopeScaling
-from fot_jax.convert.rope_scaling import read_rope, write_rope
+from fot_jax.convert.hf_keys import check_keys
+from fot_jax.convert.rope_scaling import finite, read_rope, write_rope
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "LongLlamaForCausalLM": "longllama"}
 OURS = "fot_jax"
 # What "fot_jax" may set of the model beyond the shapes, which config.json's own keys give.
 KEPT = ("local_context", "memory_layers", "memory_positions", "dtype", "attention", "attention_block", "remat")
-REFUSED = {  # key: the values it may have where it is there, and in words
-    "attention_bias": ((False, None), "false (projections without bias)"),
-    "mlp_bias": ((False, None), "false (projections without bias)"),
-    "hidden_act": (("silu", "swish", None), "'silu'"),
-    "sliding_window": ((None,), "null (every layer sees its whole context)"),
-    "quantization_config": ((None,), "absent: dequantise the checkpoint first, or take its GGUF file"),
-    "num_local_experts": ((None,), "absent (no mixture of experts)"),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,21 +61,24 @@ class _Values:
         return self.get(name, (int,), default)
 
     def number(self, name: str, default: float | None = None) -> float:
-        value = float(self.get(name, (int, float), default))
-        if not math.isfinite(value):
-            raise UserError(f"{self.source}: {name} must be finite, got {value!r}.")
-        return value
+        value = self.values.get(name)
+        return finite(default if value is None else value, f"{self.source}: {name}")
 
 
 def architecture(values: dict[str, Any], *, source: str) -> str:
     """Which of ARCHITECTURES it is, by our name ("llama", "longllama"). Raises UserError for anything else."""
     named = values.get("architectures") or []
     kinds = {v: k for k, v in ARCHITECTURES.items()}
-    name = named[0] if isinstance(named, list) and named else kinds.get(values.get("model_type", ""))
-    if name not in ARCHITECTURES:
-        got = name or values.get("model_type")
+    stated = values.get("model_type")
+    name = named[0] if isinstance(named, list) and named else kinds.get(stated) if isinstance(stated, str) else None
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        got = name or stated
         allowed = " or ".join(repr(a) for a in ARCHITECTURES)
         raise UserError(f"{source}: architectures must be {allowed}, got {got!r}. Other models are not supported.")
+    if stated not in (None, ARCHITECTURES[name]):
+        raise UserError(
+            f"{source}: model_type must be {ARCHITECTURES[name]!r}, as architectures says {name!r}, got {stated!r}."
+        )
     return ARCHITECTURES[name]
 
 
@@ -102,12 +100,7 @@ def read_config(
       UserError: an unknown architecture, a missing or mistyped key, an unsupported feature, by its key.
     """
     kind = architecture(values, source=source)
-    for key, (allowed, words) in REFUSED.items():
-        if values.get(key) not in allowed:
-            raise UserError(f"{source}: {key} must be {words}, got {values[key]!r}. This is not supported.")
-    kinds = set(values.get("layer_types") or ()) - {"full_attention"}
-    if kinds:
-        raise UserError(f"{source}: layer_types must all be 'full_attention', got {sorted(map(str, kinds))}.")
+    check_keys(values, source=source)
     read = _Values(values, source)
     embed, heads = read.integer("hidden_size"), read.integer("num_attention_heads")
     if heads < 1 or (values.get("head_dim") is None and embed % heads):
@@ -148,8 +141,12 @@ def _built(fields: dict, memory: dict, changes: Changes, *, source: str) -> tupl
     try:
         model = build(ModelConfig, fields, path="model")
         last = memory.get("last_context_length")
-        if isinstance(last, int):
-            memory["last_context_length"] = min(last, model.local_context)
+        if isinstance(last, int) and last > model.local_context:
+            logger.warning(
+                "%s: last_context_length %d is more than the local context: %d is taken (memory.last_context_length)",
+                source, last, model.local_context,
+            )  # fmt: skip
+            memory["last_context_length"] = model.local_context
         return model, build(MemoryConfig, memory, path="memory")
     except ConfigError as error:
         raise UserError(f"{source}: {error}") from error

@@ -8,10 +8,13 @@
 Memory: the output's buffers and one block of rows (with a mesh: the output on its devices and one tensor).
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from fot_jax import checkpoint
 from fot_jax.config import (
@@ -40,6 +43,7 @@ from fot_jax.convert.parameters import Progress, check_tied_head, read_params
 from fot_jax.convert.sources import Source, copy_tokenizer, open_source
 from fot_jax.data import tokenizer_settings
 from fot_jax.data.vocabulary import HuggingFaceVocabulary, SentencePieceVocabulary
+from fot_jax.ops.rope import rope_frequencies
 from fot_jax.sharding import make_mesh
 from fot_jax.workdir import HERE, SOURCE_CONFIG, read_config, write_config
 
@@ -77,14 +81,18 @@ def import_checkpoint(
 
     Raises:
       UserError: an unsupported or damaged checkpoint, a missing, unexpected or misshapen tensor, a tokenizer
-        with more tokens than the embedding has rows.
+        with more tokens than the embedding has rows, a full disk.
       ConfigError: the mesh does not fit the devices or the model.
     """
     final = Path(workdir).absolute()
     devices = None if mesh is None else make_mesh(mesh)
-    with open_source(Path(source)) as opened, new_folder(final) as folder:
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_source(Path(source)))
         model, memory = read_source_config(opened.config, source=str(opened.path), changes=changes)
         _check_tensors(opened, model)
+        _check_frequencies(opened, model)
+        needed = checkpoint.num_bytes(model, dtype)
+        folder = stack.enter_context(new_folder(final, needed=needed, compressed=True))
         main = _write_tokenizer(opened, folder / TOKENIZER, tokenizer, model)
         config = _experiment(final.name, model, memory, main)
         params = read_params(opened, model, dtype=dtype, mesh=devices, progress=progress)
@@ -101,14 +109,18 @@ def _check_tensors(source: Source, model: ModelConfig) -> None:
     if model.num_layers > len(source.shapes):  # before any list as long as that is made
         raise UserError(
             f"{source.path}: the checkpoint must hold {model.num_layers} layers, as its config says, got"
-            f" {len(source.shapes)} tensors."
+            f" {len(source.shapes)} tensors. {names.foreign(source.shapes)}"
         )
     wanted = names.slots(model)
     missing = [name for name in wanted if name not in source.shapes]
     if missing:
-        tied = " Or set tie_word_embeddings to true." if missing == [names.UNEMBEDDING] else ""
+        hint = names.foreign(source.shapes)
+        if missing == [names.UNEMBEDDING]:
+            hint = "Or set tie_word_embeddings to true."
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{source.path}: the checkpoint must hold {missing[0]}{more}, but does not.{tied}")
+        raise UserError(
+            f"{source.path}: the checkpoint must hold {missing[0]}{more}, but does not. {hint or ''}".rstrip()
+        )
     unexpected = [name for name in source.shapes if name not in wanted and not names.is_ignored(name, model)]
     if unexpected:
         more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
@@ -119,6 +131,19 @@ def _check_tensors(source: Source, model: ModelConfig) -> None:
     for name, slot in wanted.items():
         if source.shapes[name] != slot.shape:
             raise UserError(f"{source.path}: {name} must have shape {slot.shape}, got {source.shapes[name]}.")
+
+
+def _check_frequencies(source: Source, model: ModelConfig) -> None:
+    """Raises UserError where the rotary settings give frequencies that are zero or no numbers."""
+    with np.errstate(all="ignore"):
+        try:
+            frequencies, _ = rope_frequencies(model.rope, model.head_dim, model.local_context)
+        except OverflowError:
+            frequencies = np.array([np.inf])
+    if not (np.isfinite(frequencies) & (frequencies > 0)).all():
+        raise UserError(
+            f"{source.path}: rope_theta and its scaling must give finite frequencies above 0, got {model.rope}."
+        )
 
 
 def _write_tokenizer(source: Source, folder: Path, given: str | Path | None, model: ModelConfig) -> str | None:

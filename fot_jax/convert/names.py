@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import operator
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,30 @@ def from_gguf(name: str) -> str | None:
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     part = GGUF_LAYER.get(match[2]) if match else None
     return f"model.layers.{match[1]}.{part}.weight" if match and part else None
+
+
+FOREIGN = (  # what names of another kind hold, what they are of and the fix
+    (".lora_", "an adapter (LoRA): merge it into its model first (peft's merge_and_unload)"),
+    (".weight_packed", "quantised weights: dequantise the checkpoint first, or take its GGUF file"),
+    (".qweight", "quantised weights: dequantise the checkpoint first, or take its GGUF file"),
+    (".attention.wq.", "Meta's format: convert it with transformers' convert_llama_weights_to_hf.py"),
+    ("transformer.h.", "a GPT, not a LLaMA"),
+)
+
+
+def foreign(found: Iterable[str]) -> str:
+    """Says what a checkpoint is whose names are no LLaMA's: of another kind where one is recognised."""
+    listed = sorted(found)
+    for part, what in FOREIGN:
+        name = next((name for name in listed if part in name), None)
+        if name is not None:
+            return f"It holds {name}, of {what}."
+    if any(f"model.{name}" == EMBEDDING for name in listed):
+        return "Its names lack the prefix model.: save it as LlamaForCausalLM, with its lm_head."
+    prefixed = next((name for name in listed if name.endswith(f".{EMBEDDING}")), None)
+    if prefixed is not None:
+        return f"Its names begin with {prefixed.removesuffix(EMBEDDING)}, which must be taken off."
+    return f"It holds {listed[0]} and {len(listed) - 1} more." if listed else "It holds no tensors."
 
 
 def view(params: Any, slot: Slot) -> np.ndarray:

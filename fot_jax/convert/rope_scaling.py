@@ -1,19 +1,105 @@
 """Hugging Face's `rope_scaling` (transformers 5: `rope_parameters`) and our RopeConfig."""
 
+import logging
 import math
 from typing import Any
 
 from fot_jax.config import RopeConfig, RopeScaling, UserError
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+logger = logging.getLogger(__name__)
+
+COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+ORIGINAL = "original_max_position_embeddings"
+KEYS: dict[str, tuple[str, ...]] = {  # kind: the keys that transformers reads for it, besides COMMON
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", ORIGINAL, "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+}
+KINDS = tuple(KEYS)
+OTHER_CODE = ("alpha", "long_factor", "short_factor", "mrope_section")  # of other models' positions
+
+
+class _Scaling:
+    """The one object that holds the positions' numbers, as transformers 5 chooses it, with typed access.
+
+    `rope_scaling` is taken where it is not empty, else `rope_parameters`; never parts of both.
+    """
+
+    def __init__(self, values: dict[str, Any], source: str):
+        self.source = source
+        for name in ("rope_scaling", "rope_parameters"):
+            if values.get(name) is not None and not isinstance(values[name], dict):
+                raise UserError(f"{source}: {name} must be an object, got {values[name]!r}.")
+        newer = not values.get("rope_scaling") and values.get("rope_parameters")
+        self.name = "rope_parameters" if newer else "rope_scaling"
+        self.values: dict[str, Any] = values.get(self.name) or {}
+        other = values.get("rope_parameters")
+        if self.name == "rope_scaling" and self.values and other and other != self.values:
+            logger.warning("%s: rope_scaling is read, as in transformers; rope_parameters is not", source)
+        self.kind = self._kind()
+        self._check_keys()
+
+    def _kind(self) -> str:
+        key = "rope_type" if "rope_type" in self.values or "type" not in self.values else "type"
+        kind = self.values.get(key, "default")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise UserError(f"{self.source}: {self.name}.{key} must be one of {', '.join(KINDS)}, got {kind!r}.")
+        return kind
+
+    def _check_keys(self) -> None:
+        """Refuses keys of positions that are not computed here; logs the keys that this kind does not read."""
+        nested = next((key for key, value in self.values.items() if isinstance(value, dict)), None)
+        if nested is not None:
+            raise UserError(
+                f"{self.source}: {self.name} must hold the numbers of all layers, got an object for {nested!r}. Other"
+                " positions by layer are not supported."
+            )
+        other = next((key for key in OTHER_CODE if self.values.get(key) is not None), None)
+        if other is not None:
+            raise UserError(
+                f"{self.source}: {self.name}.{other} must be absent, got {str(self.values[other])[:80]}. No LLaMA has"
+                " such positions."
+            )
+        unread = sorted(key for key in self.values if key not in (*COMMON, *KEYS[self.kind]))
+        if self.values.get("type", self.kind) != self.kind:
+            unread.append("type")
+        if unread:
+            logger.warning(
+                "%s: %s of the kind %r is read without %s, as in transformers",
+                self.source, self.name, self.kind, ", ".join(unread),
+            )  # fmt: skip
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A finite number; `default`, if given, where the key is absent (a null is no number)."""
+        return finite(self.values.get(name, default), f"{self.source}: {self.name}.{name}")
+
+    def optional(self, name: str, default: float) -> float:
+        """A finite number; `default` where the key is absent or null."""
+        return default if self.values.get(name) is None else self.number(name)
+
+
+def finite(value: Any, path: str) -> float:
+    """A number of a JSON file. Raises UserError."""
+    try:
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond floats
+        pass
+    raise UserError(
+        f"{path} must be a finite number, got {str(value)[:80] if isinstance(value, int) else repr(value)}."
+    )
 
 
 def read_rope(values: dict[str, Any], *, max_positions: int, source: str) -> RopeConfig:
-    """RopeConfig of a config.json.
+    """RopeConfig of a config.json, as transformers 5.15 reads it.
 
-    `rope_theta` and the scaling's kind may stand at the top (`rope_theta`, `rope_scaling` with `type` or
-    `rope_type`) or together in `rope_parameters`. The original context is `original_max_position_embeddings`,
-    else `max_position_embeddings`; DYNAMIC always takes the latter, as transformers does.
+        place                                 which one counts
+        rope_scaling, rope_parameters         rope_scaling unless empty; the other one is not read
+        rope_theta at the top and inside      inside, else at the top, else 10000
+        original_max_position_embeddings      at the top, else inside, else max_position_embeddings (llama3, yarn);
+                                              dynamic always takes max_position_embeddings
 
     Differs: under DYNAMIC transformers stretches theta by the longest sequence seen so far, so that keys turn
     differently as a text grows; ours stretches it by `model.local_context` once (`ops.rope.rope_frequencies`).
@@ -27,55 +113,81 @@ def read_rope(values: dict[str, Any], *, max_positions: int, source: str) -> Rop
     Raises:
       UserError: an unknown kind, a missing or mistyped number, or a variant that is not computed here.
     """
-    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise UserError(f"{source}: rope_scaling must be an object, got {scaling!r}.")
-
-    def number(name: str, default: float | None = None) -> float:
-        value = scaling.get(name)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{source}: rope_scaling.{name} must be a number, got {value!r}.")
-        return float(value)
-
-    top = values.get("rope_theta")
-    theta = number("rope_theta", 10000.0 if top is None else top)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in KINDS:
-        raise UserError(f"{source}: rope_scaling.rope_type must be one of {', '.join(KINDS)}, got {kind!r}.")
-    partial = scaling.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise UserError(f"{source}: partial_rotary_factor must be 1 (all dimensions rotate), got {partial!r}.")
+    scaling = _Scaling(values, source)
+    for place, found in ((scaling.name, scaling.values), ("", values)):
+        partial = found.get("partial_rotary_factor")
+        if isinstance(partial, bool) or partial not in (None, 1):
+            name = f"{place}.partial_rotary_factor".lstrip(".")
+            raise UserError(f"{source}: {name} must be 1 (all dimensions rotate), got {partial!r}.")
+    theta, kind = _theta(scaling, values), scaling.kind
+    if ORIGINAL in values and ORIGINAL not in KEYS[kind]:
+        logger.warning("%s: positions of the kind %r are read without %s, as in transformers", source, kind, ORIGINAL)
     if kind == "default":
         return RopeConfig(theta=theta)
-    original = int(number("original_max_position_embeddings", max_positions))
-    fields: dict[str, Any] = {"theta": theta, "scaling": RopeScaling(kind), "factor": number("factor")}
-    fields["original_context"] = max_positions if kind == "dynamic" else original
+    original = max_positions if kind == "dynamic" else _original(scaling, values, max_positions)
+    fields: dict[str, Any] = {"theta": theta, "scaling": RopeScaling(kind), "original_context": original}
+    if kind == "yarn" and "factor" in scaling.values and scaling.values["factor"] is None:
+        fields["factor"] = max_positions / original  # as transformers takes a null
+    else:
+        fields["factor"] = scaling.number("factor")
     if kind == "llama3":
-        fields["low_freq_factor"] = number("low_freq_factor")
-        fields["high_freq_factor"] = number("high_freq_factor")
+        fields["low_freq_factor"] = scaling.number("low_freq_factor")
+        fields["high_freq_factor"] = scaling.number("high_freq_factor")
     if kind == "yarn":
-        fields["beta_fast"], fields["beta_slow"] = number("beta_fast", 32.0), number("beta_slow", 1.0)
-        _check_yarn(scaling, fields["factor"], source=source)
+        fields["beta_fast"] = scaling.optional("beta_fast", 32.0)
+        fields["beta_slow"] = scaling.optional("beta_slow", 1.0)
+        _check_yarn(scaling, fields["factor"])
     rope = RopeConfig(**fields)
-    rope.validate(f"{source}: rope_scaling")
+    rope.validate(f"{source}: {scaling.name}")
     return rope
 
 
-def _check_yarn(scaling: dict[str, Any], factor: float, *, source: str) -> None:
+def _theta(scaling: _Scaling, values: dict[str, Any]) -> float:
+    """The base of the frequencies: inside, else at the top, else 10000. Raises UserError."""
+    if "rope_theta" not in scaling.values:
+        return finite(values.get("rope_theta", 10000.0), f"{scaling.source}: rope_theta")
+    theta = scaling.number("rope_theta")
+    if values.get("rope_theta", theta) != theta:
+        logger.warning(
+            "%s: rope_theta %s inside %s is read, as in transformers; %s at the top is not",
+            scaling.source, theta, scaling.name, values["rope_theta"],
+        )  # fmt: skip
+    return theta
+
+
+def _original(scaling: _Scaling, values: dict[str, Any], max_positions: int) -> int:
+    """The context before scaling, tokens: at the top, else inside, else all positions. Raises UserError."""
+    if ORIGINAL in values:
+        number, path = values[ORIGINAL], ORIGINAL
+        inside = scaling.values.get(ORIGINAL, number)
+        if inside != number:
+            logger.warning(
+                "%s: %s %s at the top is read, as in transformers; %s inside %s is not",
+                scaling.source, ORIGINAL, number, inside, scaling.name,
+            )  # fmt: skip
+    else:
+        number, path = scaling.values.get(ORIGINAL, max_positions), f"{scaling.name}.{ORIGINAL}"
+    found = finite(number, f"{scaling.source}: {path}")
+    if found != int(found):
+        raise UserError(f"{scaling.source}: {path} must be a whole number, got {number!r}.")
+    return int(found)
+
+
+def _check_yarn(scaling: _Scaling, factor: float) -> None:
     """YARN here has one attention factor, 0.1 ln(factor) + 1, and rounded correction dimensions."""
-    ours = 0.1 * math.log(factor) + 1 if factor > 0 else math.nan
-    given = scaling.get("attention_factor")
-    if given is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        above, below = (0.1 * scaling[name] * math.log(factor) + 1 for name in ("mscale", "mscale_all_dim"))
-        given = above / below
+    ours = 0.1 * math.log(factor) + 1 if factor >= 1 else 1.0
+    given = None if scaling.values.get("attention_factor") is None else scaling.number("attention_factor")
+    if given is None and scaling.values.get("mscale") and scaling.values.get("mscale_all_dim"):
+        logarithm = math.log(max(factor, 1.0))
+        above, below = (0.1 * scaling.number(name) * logarithm + 1 for name in ("mscale", "mscale_all_dim"))
+        given = above / below if below else math.inf
     if given is not None and not math.isclose(given, ours, rel_tol=1e-6):
         raise UserError(
-            f"{source}: rope_scaling.attention_factor must be 0.1 ln(factor) + 1 = {ours:.6f}, got {given!r}."
+            f"{scaling.source}: {scaling.name}.attention_factor must be 0.1 ln(factor) + 1 = {ours:.6f}, got {given!r}."
             " Other factors (mscale included) are not supported."
         )
-    if scaling.get("truncate", True) is not True:
-        raise UserError(f"{source}: rope_scaling.truncate must be true, got {scaling['truncate']!r}.")
+    if scaling.values.get("truncate", True) is not True:
+        raise UserError(f"{scaling.source}: {scaling.name}.truncate must be true, got {scaling.values['truncate']!r}.")
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
@@ -84,7 +196,7 @@ def write_rope(rope: RopeConfig) -> dict[str, Any]:
         return {"rope_theta": rope.theta, "rope_scaling": None}
     scaling: dict[str, Any] = {"rope_type": rope.scaling.value, "factor": rope.factor}
     if rope.scaling in (RopeScaling.LLAMA3, RopeScaling.YARN):
-        scaling["original_max_position_embeddings"] = rope.original_context
+        scaling[ORIGINAL] = rope.original_context
     if rope.scaling is RopeScaling.LLAMA3:
         scaling |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
     if rope.scaling is RopeScaling.YARN:

@@ -1,10 +1,12 @@
 """safetensors: a folder read tensor by tensor in blocks of rows, and written the same way.
 
-A folder holds one `*.safetensors`, or several and `model.safetensors.index.json` that says which holds what.
+A folder holds one `*.safetensors`, or several and `model.safetensors.index.json` that says which holds what. An index
+next to a model.safetensors that it does not name is not read, as in transformers.
 """
 
 import contextlib
 import json
+import logging
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +17,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fot_jax.config import UserError
+from fot_jax.convert import file_kinds
+
+logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 2**24  # rows are read and written in pieces of about this size
+WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT
+MAX_HEADER = 100_000_000  # bytes, as the library has it
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
@@ -27,12 +35,28 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing. --from must name a Hugging Face folder or a GGUF file.") from error
+        raise UserError(f"{path} is missing. {_instead(path.parent)}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} must be JSON, but cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must be a JSON object, got {type(values).__name__}.")
     return values
+
+
+def _instead(folder: Path) -> str:
+    """What to give in place of a folder without a config.json, by what else is in it."""
+    adapters = [name for name in (ADAPTER, "adapter_model.safetensors") if (folder / name).is_file()]
+    if adapters:
+        return (
+            f"{adapters[0]} says that the folder holds an adapter (LoRA), not a model: merge it into its model"
+            " (peft's merge_and_unload) and give the merged model's folder."
+        )
+    files = sorted(folder.glob("*.gguf"))
+    if files:
+        return f"Give the GGUF file itself: --from={files[0]}"
+    if (folder / "params.json").is_file():
+        return "The folder is in Meta's format: convert it with transformers' convert_llama_weights_to_hf.py."
+    return "--from must name a Hugging Face folder or a GGUF file."
 
 
 def _indexed(folder: Path) -> dict[str, str]:
@@ -42,12 +66,17 @@ def _indexed(folder: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{path} must hold a weight_map from tensor names to files, got {type(places).__name__}.")
     for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise UserError(f"{path} must name files beside it, got {name!r}.")
-        if not (folder / name).is_file():
-            count = len(set(places.values()))
-            raise UserError(f"{folder} must hold all {count} shards of {INDEX}; {name} is missing. Download it.")
+        if Path(name).name != name or "\0" in name:
+            raise UserError(f"{path} must name files in its own folder, got {name!r}.")
     return places
+
+
+def _check_shards(folder: Path, places: Mapping[str, str]) -> None:
+    """Raises UserError unless every file of the index is there."""
+    shards = sorted(set(places.values()))
+    missing = next((name for name in shards if not (folder / name).is_file()), None)
+    if missing is not None:
+        raise UserError(f"{folder} must hold all {len(shards)} shards of {INDEX}; {missing} is missing. Download it.")
 
 
 class SafetensorsFolder:
@@ -64,10 +93,8 @@ class SafetensorsFolder:
         self._stack = contextlib.ExitStack()
         self._slices: dict[str, Any] = {}
         with contextlib.ExitStack() as stack:
-            if (folder / INDEX).exists():
-                self._open_indexed(stack, _indexed(folder))
-            else:
-                self._open(stack, self._single())
+            places = self._places()
+            self._slices = self._open(stack, self._single()) if places is None else self._open_indexed(stack, places)
             self._stack = stack.pop_all()
         self.shapes = {name: tuple(part.get_shape()) for name, part in self._slices.items()}
         sizes = {name: np.dtype(DTYPES.get(part.get_dtype(), np.uint8)).itemsize for name, part in self._slices.items()}
@@ -82,34 +109,61 @@ class SafetensorsFolder:
         self._slices = {}
         self._stack.close()
 
+    def _places(self) -> dict[str, str] | None:
+        """The index; None where there is none, or where model.safetensors is there and the index names other files."""
+        if not (self.folder / INDEX).exists():
+            return None
+        whole = (self.folder / WHOLE).is_file()
+        try:
+            places = _indexed(self.folder)
+        except UserError:
+            if not whole:
+                raise
+            places = {}
+        if whole and WHOLE not in places.values():
+            logger.warning(
+                "%s is read, as in transformers; %s names other files and is not", self.folder / WHOLE, INDEX
+            )
+            return None
+        _check_shards(self.folder, places)
+        return places
+
     def _single(self) -> Path:
         files = sorted(self.folder.glob("*.safetensors"))
-        whole = self.folder / "model.safetensors"
+        whole = self.folder / WHOLE
         if whole in files:
             return whole
         if len(files) == 1:
             return files[0]
         if files:
             raise UserError(f"{self.folder} must hold {INDEX} for its {len(files)} shards; it is missing. Download it.")
-        pickled = sorted(path.name for path in self.folder.glob("*.bin"))
+        pickled = sorted(path.name for kind in ("*.bin", "*.pth", "*.pt") for path in self.folder.glob(kind))
         got = f"got {pickled[0]}, which is pickled: convert it to safetensors first" if pickled else "got none"
-        raise UserError(f"{self.folder} must hold model.safetensors or shards with {INDEX}, {got}.")
+        raise UserError(f"{self.folder} must hold {WHOLE} or shards with {INDEX}, {got}.")
 
-    def _open(self, stack: contextlib.ExitStack, path: Path) -> set[str]:
+    def _open(self, stack: contextlib.ExitStack, path: Path) -> dict[str, Any]:
+        """A file's tensors by name."""
         try:
             file = stack.enter_context(safe_open(path, framework="np"))
-            names = set(file.keys())
-            self._slices |= {name: file.get_slice(name) for name in names}
+            return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path} is truncated or no safetensors file ({reason}). Download it again.") from error
-        return names
+            raise UserError(_unreadable(path, error)) from error
 
-    def _open_indexed(self, stack: contextlib.ExitStack, places: dict[str, str]) -> None:
+    def _open_indexed(self, stack: contextlib.ExitStack, places: dict[str, str]) -> dict[str, Any]:
+        """The shards' tensors; of one that several shards hold, that of the shard which the index names."""
         held = {name: self._open(stack, self.folder / name) for name in sorted(set(places.values()))}
         for name, file in places.items():
             if name not in held[file]:
-                raise UserError(f"{self.folder / file} must hold {name}, as {INDEX} says, but does not. Download both.")
+                raise UserError(
+                    f"{self.folder / file} must hold {name}, as {INDEX} says, but does not: they are not of one model."
+                    " Download both from one place."
+                )
+        return {
+            name: tensor
+            for file, tensors in held.items()
+            for name, tensor in tensors.items()
+            if places.get(name, file) == file
+        }
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows, their values) of a tensor in its own dtype, in order, about BLOCK_BYTES at a time.
@@ -124,7 +178,35 @@ class SafetensorsFolder:
             try:
                 yield rows, part[rows]
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{self.folder}: {name} cannot be read ({error}). Download it again.") from error
+                raise UserError(f"{self.folder}: {name} cannot be read: {' '.join(str(error).split())}.") from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a file is no whole safetensors file: of another kind, cut off, or damaged."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{path} cannot be read: {error.strerror}."
+    other = file_kinds.other_kind(path, wanted="a safetensors file")
+    if other is not None:
+        return other
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begin = file.read(8)
+        length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
+        if len(begin) < 8 or size < 8 + length <= 8 + MAX_HEADER:
+            return file_kinds.truncated(path, needed=8 + length)
+        ends = _last_byte(file.read(length)) if length <= MAX_HEADER else None
+    if ends is not None and size < 8 + length + ends:
+        return file_kinds.truncated(path, needed=8 + length + ends)
+    return f"{path} is no safetensors file, or damaged: {' '.join(str(error).split())}. Download it again."
+
+
+def _last_byte(header: bytes) -> int | None:
+    """Where the last tensor ends, counted from the header's end; None where the header cannot be read."""
+    try:
+        parts = json.loads(header)
+        return max(int(part["data_offsets"][1]) for name, part in parts.items() if name != "__metadata__")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
+        return None
 
 
 def row_blocks(shape: tuple[int, ...], num_bytes: int, *, multiple: int = 1) -> Iterator[slice]:
@@ -153,8 +235,8 @@ def write_folder(folder: Path, tensors: Mapping[str, np.ndarray], *, max_shard_b
             shards.append({})
         shards[-1][name] = tensor
     if len(shards) == 1:
-        _write(folder / "model.safetensors", shards[0])
-        return ["model.safetensors"]
+        _write(folder / WHOLE, shards[0])
+        return [WHOLE]
     files = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
         _write(folder / file, shard)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fot_jax.config import UserError
-from fot_jax.convert.safetensors_files import SafetensorsFolder, read_json
+from fot_jax.convert.safetensors_files import ADAPTER, SafetensorsFolder, read_json
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # by preference
 TOKENIZER_FILES = (
@@ -51,6 +51,11 @@ class HuggingFaceFolder(SafetensorsFolder):
     def __init__(self, folder: Path):
         self.config = read_json(folder / "config.json")
         self.path = folder / "config.json"
+        if (folder / ADAPTER).is_file():
+            raise UserError(
+                f"{folder / ADAPTER} is of an adapter (LoRA) next to the model, which is not applied here. Merge it"
+                " into the model first (peft's merge_and_unload), or move it away."
+            )
         super().__init__(folder)
 
     def __enter__(self) -> "HuggingFaceFolder":

@@ -54,7 +54,7 @@ def _yarn(frequencies: np.ndarray, config: RopeConfig, head_dim: int) -> np.ndar
 
     low = max(math.floor(dimension(config.beta_fast)), 0)
     high = min(math.ceil(dimension(config.beta_slow)), head_dim - 1)
-    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / ((high - low) or 0.001), 0.0, 1.0)
     return frequencies * (1 - ramp) + frequencies / config.factor * ramp
 
 

@@ -169,9 +169,9 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     for key, value in (metadata or {}).items():
-        {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}[
-            type(value)
-        ](key, value)
+        writer.kv_data[0].pop(key, None)  # in place of what is above
+        {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array,
+         bool: writer.add_bool}[type(value)](key, value)  # fmt: skip
     quantisation = gguf.GGMLQuantizationType[kind]
     for name, tensor in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):

@@ -2,6 +2,8 @@
 
 Q4_0   d (f16), 16 bytes: byte i holds q of i (low half) and of i + 16 (high half); x = d (q - 8)
 Q4_1   d, m (f16), 16 bytes as Q4_0; x = d q + m
+Q5_0   d (f16), 4 bytes of high bits, 16 bytes as Q4_0; bit i of the 32 high bits is 16 of q i; x = d (q - 16)
+Q5_1   d, m (f16), then as Q5_0; x = d q + m
 Q8_0   d (f16), 32 int8; x = d q
 Q4_K   d, dmin (f16), 12 bytes of eight 6-bit scales and mins, 128 bytes; x = d sc q - dmin mn
 Q6_K   128 bytes ql, 64 bytes qh, 16 int8 scales, d (f16); x = d sc (q - 32)
@@ -11,7 +13,10 @@ import struct
 
 import numpy as np
 
-BLOCK = {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34), "Q4_K": (256, 144), "Q6_K": (256, 210)}
+BLOCK = {
+    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34), "Q4_K": (256, 144),
+    "Q6_K": (256, 210),
+}  # fmt: skip
 
 
 def _half(data: bytes, at: int) -> float:
@@ -20,6 +25,11 @@ def _half(data: bytes, at: int) -> float:
 
 def _q4(data: bytes, at: int) -> list[int]:
     return [byte & 15 for byte in data[at : at + 16]] + [byte >> 4 for byte in data[at : at + 16]]
+
+
+def _q5(data: bytes, at: int) -> list[int]:
+    high = struct.unpack_from("<I", data, at)[0]
+    return [low + 16 * ((high >> i) & 1) for i, low in enumerate(_q4(data, at + 4))]
 
 
 def _q4_k(data: bytes) -> list[float]:
@@ -63,6 +73,10 @@ def dequantise(rows: np.ndarray, kind: str) -> np.ndarray:
                 values += [_half(block, 0) * (q - 8) for q in _q4(block, 2)]
             elif kind == "Q4_1":
                 values += [_half(block, 0) * q + _half(block, 2) for q in _q4(block, 4)]
+            elif kind == "Q5_0":
+                values += [_half(block, 0) * (q - 16) for q in _q5(block, 2)]
+            elif kind == "Q5_1":
+                values += [_half(block, 0) * q + _half(block, 2) for q in _q5(block, 4)]
             elif kind == "Q8_0":
                 values += [_half(block, 0) * q for q in struct.unpack("<32b", block[2:])]
             else:

@@ -1,64 +1,21 @@
-"""GGUF files written by llama.cpp's own package: values of every quantisation, order of rows, config, tokenizer."""
+"""GGUF files written by llama.cpp's own package: order of rows, config, tokenizer."""
 
 import json
+import logging
 
-import gguf
-import ml_dtypes
 import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
 
 from fot_jax.config import RopeScaling, UserError, VocabularyConfig, VocabularyKind
-from fot_jax.convert import safetensors_files
-from fot_jax.convert.gguf_file import KINDS, GGUFFile
+from fot_jax.convert.gguf_file import GGUFFile
 from fot_jax.convert.gguf_tokenizer import write_tokenizer
 from fot_jax.convert.hf_config import read_config
 from fot_jax.convert.importing import import_checkpoint
 from fot_jax.data.vocabulary import encode_prompt, load_vocabulary
-from tests.convert import checkpoints, oracle_gguf
+from tests.convert import checkpoints
 from tests.convert.checkpoints import SMALL, TEXT, llama, our_logits, random_tensors, their_logits, tokens_for
-
-WIDE = {**SMALL, "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}
-
-
-def raw_blocks(rng, shape, kind):
-    """Random blocks with scales of ordinary size: the package cannot quantise to K kinds itself."""
-    values, size = oracle_gguf.BLOCK[kind]
-    data = rng.integers(0, 256, (shape[0], shape[1] // values, size)).astype(np.uint8)
-    halves = {"Q4_K": (0, 2), "Q6_K": (208,)}[kind]
-    for at in halves:
-        scales = rng.uniform(-0.1, 0.1, data.shape[:2]).astype(np.float16)
-        data[..., at : at + 2] = scales[..., None].view(np.uint8)
-    return data.reshape(shape[0], -1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_quantisation_reads_back_to_its_values(tmp_path, monkeypatch, kind):
-    """Against loops over bytes; blocks of few rows, so that several make a tensor."""
-    monkeypatch.setattr(safetensors_files, "BLOCK_BYTES", 40 * 4 * 256)
-    rng = np.random.default_rng(0)
-    tensors = random_tensors(WIDE)
-    if kind.endswith("_K"):
-        matrices = {name for name, tensor in tensors.items() if tensor.ndim == 2}
-        tensors |= {name: raw_blocks(rng, tensors[name].shape, kind) for name in matrices}
-    file = checkpoints.write_gguf(tmp_path / "m.gguf", WIDE, tensors, kind=kind)
-    with GGUFFile(file) as source:
-        assert source.shapes == checkpoints.shapes(WIDE)
-        for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight",
-                     "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"):  # fmt: skip
-            got = np.full(source.shapes[name], np.nan, np.float32)
-            blocks = 0
-            for rows, block in source.blocks(name):
-                got[rows], blocks = block, blocks + 1
-            assert blocks > 1 or got.size <= 40 * 256
-            wanted = tensors[name]
-            if got.ndim == 2 and kind not in ("F32", "F16", "BF16"):
-                stored = gguf.quantize(wanted, gguf.GGMLQuantizationType[kind]) if wanted.dtype != np.uint8 else wanted
-                wanted = oracle_gguf.dequantise(stored, kind)
-            elif got.ndim == 2 and kind != "F32":
-                wanted = wanted.astype({"F16": np.float16, "BF16": ml_dtypes.bfloat16}[kind])
-            np.testing.assert_allclose(got, wanted.astype(np.float64), rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +68,27 @@ def test_metadata_become_the_config(tmp_path):
     assert (rope.beta_fast, rope.beta_slow) == (24.0, 2.0)
 
 
+def test_lists_of_equal_numbers_are_one_number(tmp_path):
+    """llama.cpp may write one number of heads a layer; layers that differ are refused."""
+    assert config_of(tmp_path / "a", {"llama.attention.head_count": [4, 4]}).num_heads == 4
+    with pytest.raises(UserError, match=r"feed_forward_length must be the same in every layer, got \[24, 12\]"):
+        config_of(tmp_path / "b", {"llama.feed_forward_length": [24, 12]})
+
+
+def test_the_head_is_tied_where_it_is_absent_and_said(tmp_path, caplog):
+    """llama.cpp's rule for a whole file; nothing is said where the file has a head."""
+    caplog.set_level(logging.INFO, logger="fot_jax")
+    assert not config_of(tmp_path / "a").tie_embeddings and not caplog.records
+    assert config_of(tmp_path / "b", tie_word_embeddings=True).tie_embeddings
+    assert caplog.text.count("has no output.weight: the embedding unembeds too, as in llama.cpp") == 1
+
+
+@pytest.mark.parametrize("extra", [{"llama.rope.scaling.type": "linear"}, {"llama.rope.scaling.factor": 0.0}])
+def test_no_factor_is_no_scaling_as_in_llama_cpp(tmp_path, extra):
+    """A kind alone, or a factor of 0."""
+    assert config_of(tmp_path / "a", extra).rope.scaling is RopeScaling.NONE
+
+
 @pytest.mark.parametrize("key", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
 def test_a_factor_without_a_kind_is_linear_as_in_llama_cpp(tmp_path, key):
     rope = config_of(tmp_path / "a", {key: 4.0}).rope
@@ -126,7 +104,7 @@ def test_llama3_scaling_is_recognised_by_its_divisors(tmp_path):
     assert (rope.scaling, rope.factor, rope.original_context) == (RopeScaling.LLAMA3, 32.0, 8192)
     both = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     with pytest.raises(
-        UserError, match=r"scaling\.type must be none beside the tensor rope_freqs\.weight, got 'linear'"
+        UserError, match=r"scaling\.type must be none where the tensor rope_freqs\.weight is, got 'linear'"
     ):
         config_of(tmp_path / "c", both, tensors={"rope_freqs.weight": divisors}, **shape)
     with pytest.raises(UserError, match=r"rope_freqs\.weight must be those of LLaMA 3"):

@@ -1,5 +1,7 @@
 """config.json of LLaMA, its like and LongLLaMA, in every spelling; what is not supported is refused by its key."""
 
+import logging
+
 import pytest
 
 from fot_jax.config import LastContext, MemoryPositions, Retrieval, RopeConfig, RopeScaling, UserError
@@ -43,6 +45,33 @@ def test_long_llama():
     model, memory = read({**LONG_LLAMA_3B, "mem_positionals": False}, memory_layers=(3,), local_context=512)
     assert model.memory_positions is MemoryPositions.NOPE and model.memory_layers == (3,)
     assert (model.local_context, memory.last_context_length) == (512, 512), "at most the local context"
+
+
+def test_a_last_context_beyond_the_window_is_said(caplog):
+    """The checkpoint's own, or one that a shorter window makes too long; nothing is said where both fit."""
+    caplog.set_level(logging.WARNING, logger="fot_jax")
+    assert read(LONG_LLAMA_3B, local_context=1024)[1].last_context_length == 1024 and not caplog.records
+    for values, changes, window in (
+        ({**LONG_LLAMA_3B, "last_context_length": 4096}, {}, 2048),
+        (LONG_LLAMA_3B, {"local_context": 512}, 512),
+    ):
+        caplog.clear()
+        assert read(values, **changes)[1].last_context_length == window
+        assert caplog.text.count(f"is more than the local context: {window} is taken") == 1
+
+
+def test_keys_that_nothing_knows_are_logged_once(caplog):
+    """Every key of a config.json that transformers writes for a LLaMA is known, and those of LongLLaMA."""
+    import transformers
+
+    caplog.set_level(logging.WARNING, logger="fot_jax")
+    generation = transformers.GenerationConfig._get_default_generation_params()
+    for values in (transformers.LlamaConfig().to_dict() | {"architectures": None}, LONG_LLAMA_3B, LLAMA_31_8B):
+        read({**dict.fromkeys(generation, 1), **values})
+    assert not caplog.records
+    read({**SMALL, "yyy": 1, "auto_map": {"AutoModelForCausalLM": "modeling.Model"}, "zzz": 2, "null": None})
+    assert "not read, as nothing here knows what it says: yyy, zzz" in caplog.text
+    assert "auto_map names code of the model's own, which is not run" in caplog.text and len(caplog.records) == 2
 
 
 def test_a_long_llama_checkpoint_is_imported(tmp_path):
@@ -97,14 +126,22 @@ def test_every_spelling_of_a_scaling(key, place):
     [
         ({"architectures": ["MistralForCausalLM"]}, "architectures must be 'LlamaForCausalLM' or .* 'MistralFor"),
         ({"architectures": None, "model_type": "gpt2"}, "architectures must be .* got 'gpt2'"),
+        ({"model_type": "mistral"}, "model_type must be 'llama', as architectures says 'LlamaFor.* got 'mistral'"),
+        ({"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config must be absent"),
+        ({"rope_interleaved": True}, "rope_interleaved must be false"),
+        ({"attention_multiplier": 0.1}, "attention_multiplier must be absent or 1"),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier must be absent or 1, got 12.0"),
+        ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers must be absent"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights must be absent"),
+        ({"layer_types": "sliding_attention"}, "layer_types must all be 'full_attention'"),
         ({"attention_bias": True}, "attention_bias must be false .* got True"),
         ({"mlp_bias": True}, "mlp_bias must be false"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"sliding_window": 4096}, "sliding_window must be null"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types must all .* \['sliding_attention'\]"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config must be absent: .*gptq"),
-        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_type must be one of .* got 'longrope'"),
-        ({"rope_scaling": {"type": "linear"}}, r"rope_scaling\.factor must be a number, got None"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, r"rope_scaling\.type must be one of .* got 'longrope'"),
+        ({"rope_scaling": {"type": "linear"}}, r"rope_scaling\.factor must be a finite number, got None"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, r"rope_scaling\.factor must be >= 1, got 0\.5"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 2.0}}, "attention_factor must be"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 0.5, "mscale_all_dim": 1.0}}, "mscale included"),
@@ -115,7 +152,7 @@ def test_every_spelling_of_a_scaling(key, place):
         ({"hidden_size": None}, "hidden_size must be int, got None"),
         ({"hidden_size": 18}, "hidden_size must be a multiple of num_attention_heads=4, got 18"),
         ({"num_key_value_heads": 3}, r"model\.num_heads must be a multiple of num_kv_heads=3"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be finite"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, got nan"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings must be bool"),
         ({"fot_jax": {"memory": {"topk": 3}}}, r"memory\.topk is unknown .* Did you mean 'top_k'"),
         ({"fot_jax": []}, "fot_jax must be dict"),
