@@ -44,7 +44,7 @@ class CrossbatchConfig:
     packing: int = 1
     schedule: ScheduleConfig = ScheduleConfig()
     segments: tuple[tuple[int, int], ...] = ()
-    stepping: bool = True
+    stepping: bool = True  # of CONSTANT_RANGE; ignored without packing, as in the authors' code
     boundaries: Boundaries = Boundaries.MASKED
     gradients: ContextGradients = ContextGradients.FLOW
     loss_on_previous: bool = False
