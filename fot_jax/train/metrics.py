@@ -13,6 +13,9 @@ from fot_jax.workdir import write_atomically
 class MetricsWriter:
     """Appends rows to WORKDIR/metrics.jsonl and scalars to WORKDIR/tensorboard.
 
+    A row has no key, and TensorBoard no point, where there is no number: a step whose tokens bore no loss has
+    `loss_tokens` 0 and neither `loss` nor `accuracy`.
+
     On resume the rows after the restored step are dropped, so that the file has each step once; a row cut
     off by a kill goes with them. Every row is handed to the system before `write` returns.
     """
@@ -75,13 +78,16 @@ class Speed:
 
 
 def progress_line(step: int, scalars: dict[str, float], *, steps: int, seconds_left: float) -> str:
-    """`step 120/500  loss 2.345  acc 0.412  d 4  12.3k tokens/s  ETA 3m20s  MFU 41.2%`; the unknown is left out."""
-    parts = [
-        f"step {step}/{steps}",
-        f"loss {scalars['loss']:.4f}",
-        f"acc {scalars['accuracy']:.3f}",
-        f"d {scalars['num_contexts']:.0f}",
-    ]
+    """`step 120/500  loss 2.345  acc 0.412  d 4  12.3k tokens/s  ETA 3m20s  MFU 41.2%`; the unknown is left out.
+
+    Without loss and accuracy it says `no token bore loss`.
+    """
+    parts = [f"step {step}/{steps}"]
+    if "loss" in scalars:
+        parts += [f"loss {scalars['loss']:.4f}", f"acc {scalars['accuracy']:.3f}"]
+    else:
+        parts.append("no token bore loss")
+    parts.append(f"d {scalars['num_contexts']:.0f}")
     if "heldout_loss" in scalars:
         parts.append(f"held-out loss {scalars['heldout_loss']:.4f}")
     if "tokens_per_second" in scalars:

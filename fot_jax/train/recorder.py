@@ -16,6 +16,8 @@ from fot_jax.train.step import StepMetrics
 
 logger = logging.getLogger(__name__)
 
+MEANS = ("loss", "z_loss", "accuracy", "row_mean_loss")  # over a step's loss tokens; without any they are not written
+
 
 class NonFiniteError(ArithmeticError):
     """A metric became NaN or infinite; the message names step and metric."""
@@ -92,16 +94,18 @@ class Recorder:
             return
         (step, num_contexts, metrics), self._pending = self._pending, None
         fetched = jax.device_get(metrics)
-        scalars = {name: float(value) for name, value in vars(fetched).items()} | (heldout or {})
+        scalars = {name: float(value) for name, value in vars(fetched).items() if value is not None} | (heldout or {})
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise NonFiniteError(
                     f"step {step}: {name} is {value}. Training stopped; no checkpoint was written after the last"
                     " good one. Lower optimizer.learning_rate or optimizer.clip_norm, or look at the data of this step."
                 )
-        if not scalars["loss_tokens"]:
-            logger.warning("step %d: no token bore loss, every document of the batch stood in it twice", step)
-        self.switch_step = self._schedule.observe(self.switch_step, step=step - 1, accuracy=scalars["accuracy"])
+        if scalars["loss_tokens"]:
+            self.switch_step = self._schedule.observe(self.switch_step, step=step - 1, accuracy=scalars["accuracy"])
+        else:
+            logger.warning("step %d: no token bore loss; a document that a batch holds twice bears none", step)
+            scalars = {name: value for name, value in scalars.items() if name not in MEANS}
         self._speed.start(step)
         if heldout or step % self._train.log_every == 0 or step == self._train.steps:
             self._write(step, scalars | {"num_contexts": num_contexts})
