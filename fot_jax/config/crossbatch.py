@@ -62,6 +62,12 @@ class CrossbatchConfig:
         """Chunks by which a stream advances in a step (two-pass re-reads C_prev)."""
         return 1 if self.plan in (PlanKind.TWO_PASS, PlanKind.OFF) else self.packing
 
+    def loss_rows(self, batch_rows: int) -> int:
+        """Rows of a batch that bear loss: all, but for C_prev in the two-pass form without `loss_on_previous`."""
+        if self.plan is PlanKind.TWO_PASS and not self.loss_on_previous:
+            return batch_rows // self.rows_per_stream
+        return batch_rows
+
     def validate(self, path: str) -> None:
         """Raises ConfigError where the plan's own fields do not fit it."""
         check(self.previous_chunks >= 1, f"{path}.previous_chunks", "be >= 1", self.previous_chunks)
