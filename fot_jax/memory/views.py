@@ -59,13 +59,21 @@ class DeviceView:
         cls, keys: Array, values: Array, lengths: Array, *, config: MemoryConfig, layout: MemoryLayout | None = None
     ) -> "DeviceView":
         """The view that `config.retrieval` (not SCANN) asks for."""
-        approximate = config.retrieval is Retrieval.APPROX
+        match config.retrieval:
+            case Retrieval.DENSE:
+                top_k, recall = None, None
+            case Retrieval.EXACT:
+                top_k, recall = config.top_k, None
+            case Retrieval.APPROX:
+                top_k, recall = config.top_k, config.approx_recall
+            case other:  # SCANN searches on the host
+                raise ValueError(f"a memory on devices must be 'dense', 'exact' or 'approx', got {other!r}")
         return cls(
             keys=keys,
             values=values,
             lengths=lengths,
-            top_k=None if config.retrieval is Retrieval.DENSE else config.top_k,
-            recall=config.approx_recall if approximate else None,
+            top_k=top_k,
+            recall=recall,
             layout=layout,
             logn_from=config.logn_from,
         )
