@@ -1,12 +1,12 @@
 """Metrics of a run: one JSON row a step, TensorBoard events, and the progress line."""
 
+import contextlib
 import json
 import math
 import time
 from pathlib import Path
 
-import tensorboardX
-
+from fot_jax.train.tensorboard import ScalarEvents
 from fot_jax.workdir import write_atomically
 
 
@@ -25,19 +25,18 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step))
         self._rows = path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._events = ScalarEvents(workdir / "tensorboard", purge_step=step + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one row {"step": step, **scalars}."""
+        """Writes one row {"step": step, **scalars}. Raises OSError."""
         self._rows.write(json.dumps({"step": step, **scalars}) + "\n")
         self._rows.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        self._events.add(step, scalars)
 
     def close(self) -> None:
-        """Closes both files."""
-        self._rows.close()
-        self._events.close()
+        """Closes both files. Raises OSError."""
+        with contextlib.closing(self._rows):
+            self._events.close()
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

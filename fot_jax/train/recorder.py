@@ -1,5 +1,6 @@
 """What becomes of a step's metrics: checked, remembered, written, printed."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -72,9 +73,11 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, *exc_info: object) -> None:
         if self._writer:
-            self._writer.close()
+            # What a full disk did not take is still buffered: closing would fail once more.
+            with contextlib.suppress(*((OSError,) if kind else ())):
+                self._writer.close()
 
     def begin(self, step: int, metrics: StepMetrics, *, num_contexts: int) -> None:
         """Takes the metrics of the step that makes `step` steps done; they may still be computing."""
