@@ -72,6 +72,7 @@ class Checkpointer:
         self._folder = (Path(workdir) / "checkpoints").absolute()
         self._config = config
         self._saving: tuple[int, int] | None = None  # step and bytes of the save under way
+        self._half_written: int | None = None  # step of a save that failed
         # Orbax warns that a folder opened to be read is read only.
         quiet = quiet_absl() if read_only else contextlib.nullcontext()
         try:
@@ -110,6 +111,9 @@ class Checkpointer:
             logger.error("%s", error)
         finally:
             self._manager.close()
+            if self._half_written is not None and jax.process_index() == 0:  # else the next opening removes it
+                for half in self._folder.glob(f"{self._half_written}.*-tmp*"):
+                    shutil.rmtree(half, ignore_errors=True)
 
     def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], heldout_loss: float | None) -> None:
         """Starts saving the state after `step` optimizer steps; arrays are copied before it returns.
@@ -154,7 +158,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Turns what the disk or the file system refused into one line, and removes the half-written checkpoint."""
+        """Turns what the disk or the file system refused into one line."""
         try:
             yield
         except (OSError, ValueError, RuntimeError, ExceptionGroup) as error:  # TensorStore raises the middle two
@@ -162,9 +166,7 @@ class Checkpointer:
                 raise
             raise_of_the_machine(error)
             (step, needed), self._saving = self._saving, None
-            if jax.process_index() == 0:
-                for half in self._folder.glob(f"{step}.*-tmp*"):
-                    shutil.rmtree(half, ignore_errors=True)
+            self._half_written = step
             newest = newest_step(self._folder.parent)
             raise unsaved(self._folder, step, error, needed=needed, newest=newest) from error
 
