@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX import SummaryWriter
 
 from fot_jax.checkpoint import load_params
 from fot_jax.config import AttentionForm, UserError
@@ -24,6 +23,7 @@ from fot_jax.train.lost_time import Part
 from fot_jax.train.metrics import MetricsWriter, Speed, duration, progress_line, read_rows
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.recorder import NonFiniteError
+from fot_jax.train.tensorboard import ScalarEvents
 from tests.train.tiny import tiny
 
 TIMING = ("tokens_per_second", "model_flops_utilisation", *(f"{part}_seconds" for part in Part))
@@ -160,7 +160,9 @@ def test_a_step_without_loss_tokens_logs_no_loss(tmp_path, monkeypatch):
         lambda self, known, **seen: observed.append(seen["step"]) or observe(self, known, **seen),
     )
     points = []
-    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, name, value, step: points.append((name, step)))
+    monkeypatch.setattr(
+        ScalarEvents, "add", lambda self, step, scalars: points.extend((name, step) for name in scalars)
+    )
     lines, _ = run(tiny(**CHANGING, train__loss_mean="rows"), tmp_path)
     means = {"loss", "z_loss", "accuracy", "row_mean_loss"}
     for step, row in rows(tmp_path).items():
