@@ -27,9 +27,11 @@ from ml_collections import config_dict
 
 from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import all_names, build
+from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import apply_override
 
 USER_ERROR = 2  # exit code of everything the user can mend, as argparse's own
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -219,7 +221,7 @@ def run(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Calls `main(flags)`; a user's error is one line on stderr and exit code 2.
+    """Calls `main(flags)`; a user's error, or a full disk, is one line on stderr and exit code 2; Ctrl-C one and 130.
 
     Args:
       main: the command.
@@ -233,9 +235,19 @@ def run(
         main(flags)
     except UserError as error:
         _fail(str(error))
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename!r} cannot be used: {error.strerror}.")
     except KeyboardInterrupt:
-        sys.exit(130)
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        name = getattr(error, "filename", None)
+        if is_disk_full(error):
+            _fail(str(disk_full(Path(name).parent if isinstance(name, str) else _folder_of(flags), error)))
+        if isinstance(error, OSError) and name is not None:
+            _fail(f"{name!r} cannot be used: {error.strerror}.")
+        raise
+
+
+def _folder_of(flags: argparse.Namespace) -> Path:
+    """The folder that a command writes to: --workdir, --out, or the present one."""
+    given = [getattr(flags, name, None) for name in ("workdir", "out")]
+    return Path(next((path for path in given if path), "."))

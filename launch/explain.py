@@ -10,6 +10,7 @@ The last measures a trained model: which layers and heads attend to a fact that 
 
 import argparse
 from pathlib import Path
+from typing import assert_never
 
 from fot_jax.config import ConfigError, CrossbatchConfig, ExperimentConfig, PlanKind, ScheduleKind, check
 from launch import cli
@@ -99,7 +100,9 @@ def schedule_line(config: ExperimentConfig) -> str:
         return f"d = {ds[0]} before step {schedule.switch_step:,}, then d = {ds[1]}"
     if schedule.kind is ScheduleKind.SWITCH_AT_ACCURACY:
         return f"d = {ds[0]} until the training accuracy reaches {schedule.switch_accuracy:.0%}, then d = {ds[1]}"
-    return f"d drawn at each step from {', '.join(map(str, ds))}"
+    if schedule.kind is ScheduleKind.RANDOM:
+        return f"d drawn at each step from {', '.join(map(str, ds))}"
+    assert_never(schedule.kind)
 
 
 def contexts_at(config: ExperimentConfig, flags: argparse.Namespace) -> int:
@@ -147,6 +150,8 @@ def account_lines(config: ExperimentConfig, *, num_contexts: int) -> list[str]:
 
 def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> str:
     """The whole explanation of a config as text."""
+    from fot_jax.train.plan_notice import plan_notice
+
     model, crossbatch, train = config.model, config.crossbatch, config.train
     micro = f" in {train.accumulation} micro-batches, one of them drawn" if train.accumulation > 1 else ""
     layers = ", ".join(map(str, model.memory_layers)) or "none"
@@ -161,6 +166,7 @@ def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> 
         f"Plan '{crossbatch.plan.value}' at d = {num_contexts}. {REASONS[crossbatch.plan]}",
         "Marks: * the reader, + read, own document (positive), - read, another document (negative), . not read",
         *plan_lines(config, num_contexts=num_contexts, shown_rows=shown_rows),
+        *([] if (notice := plan_notice(config)) is None else [f"note: {notice}"]),
         "",
         *account_lines(config, num_contexts=num_contexts),
     ]

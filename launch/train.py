@@ -3,14 +3,15 @@
   python -m launch.train --config=configs/tiny_code.py [--config.train.steps=100 ...] [--workdir=DIR]
   python -m launch.train --gin_file=configs/NAME.gin [--gin_bindings='TrainConfig.steps = 100'] [--workdir=DIR]
 
-The folder gets config.json, checkpoints/, metrics.jsonl and tensorboard/. SIGTERM saves and exits with 0.
+The folder gets config.json, checkpoints/, metrics.jsonl and tensorboard/. SIGTERM and Ctrl-C save after the step
+under way, and the same command goes on from there. A second Ctrl-C ends at once, without saving.
 
 On several hosts the same command runs on each, with a --workdir that all share. TPU slices (Cloud TPU VMs, GKE)
 find one another; elsewhere give each process --coordinator=HOST:PORT --num-processes=N --process-id=I.
 docs/pods.md has the way from an empty project to a running pod.
 
-Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 something you can mend,
-3 another process of the run died.
+Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 something you can mend (a full disk too),
+3 another process of the run died, 130 interrupted by Ctrl-C (SIGINT), saved if a step was done.
 """
 
 import argparse
@@ -70,11 +71,11 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     allowed = [path for listed in flags.allow_change for path in listed.split(",") if path]
     workdir = cli.workdir_of(flags, config)
     try:
-        train(config, workdir=workdir, allow_changes=allowed, say=_say, profile=profile)
+        outcome = train(config, workdir=workdir, allow_changes=allowed, say=_say, profile=profile)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return NON_FINITE
-    return 0
+    return cli.INTERRUPTED if outcome.interrupted else 0
 
 
 def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member: dict, link) -> None:
@@ -84,18 +85,20 @@ def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member
     try:
         distributed.join(distributed.Member(**member))
         code = _train(flags, config)
-        if code:
+        if code == NON_FINITE:
             link.fail("a metric became NaN or infinite, see its output", code)
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         link.fail(message, cli.USER_ERROR)
     except KeyboardInterrupt:
-        link.fail("was interrupted", 130)
+        link.fail("was interrupted", cli.INTERRUPTED)
     except BaseException as error:
         traceback.print_exc()
         link.fail(f"{type(error).__name__}, see its output", 70)  # not this run's to name: a lost peer raises too
     distributed.leave()
+    if code:  # all have saved at the same step
+        sys.exit(code)
 
 
 def _say(line: str) -> None:

@@ -60,10 +60,17 @@ def segments(rows: int, packing: int, pairs: tuple[tuple[int, int], ...]) -> Rea
 
 
 def constant_range(rows: int, packing: int, r: int, *, stepping: bool) -> Reads:
-    """The authors' code: the nearest earlier rows, as many as method.md section 3 says."""
-    step = math.ceil((r + 1) / max(packing - 1, 1))
+    """The authors' code: each row and the rows just before it, `reach` rows in all; the row itself is no context.
+
+    The reach is at most r + 1, and at most the rows there are. With stepping it also grows by place in the pack:
+    1, 1 + step, 1 + 2·step, …; a pack of one row has no places to step through, so there the flag changes nothing.
+    """
     reads = []
-    for b in range(rows):
-        count = min((b % packing) * step + 1, r + 1, b + 1) - 1 if stepping else min(r + 1, b + 1) - 1
-        reads.append({(b - 1 - i, (b - 1 - i) // packing == b // packing) for i in range(count)})
+    for row in range(rows):
+        limits = [r + 1, row + 1]
+        if packing > 1 and stepping:
+            step = math.ceil((r + 1) / (packing - 1))
+            limits.append(1 + row % packing * step)
+        seen = list(range(row, -1, -1))[: min(limits)]
+        reads.append({(other, other // packing == row // packing) for other in seen[1:]})
     return reads

@@ -199,6 +199,15 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray, mask: np.ndarray) -> 
     return sums
 
 
+def row_mean_loss(logits: np.ndarray, targets: np.ndarray, mask: np.ndarray) -> float:
+    """The authors' loss: each row's mean over its masked tokens, 0 where it has none, then the mean over all rows."""
+    means = []
+    for b in range(len(targets)):
+        sums = cross_entropy(logits[b : b + 1], targets[b : b + 1], mask[b : b + 1])
+        means.append(sums["nll"] / sums["weight"] if sums["weight"] else 0.0)
+    return math.fsum(means) / len(means)
+
+
 def rms_norm(x: np.ndarray, scale: np.ndarray, *, epsilon: float) -> np.ndarray:
     """x / sqrt(mean x² + epsilon) * scale over the last axis."""
     out = np.zeros(x.shape)

@@ -6,7 +6,7 @@ The only package that touches Orbax. Saving is asynchronous: a checkpoint appear
 rename when it is whole, so a half-written one is never read.
 """
 
-from fot_jax.checkpoint.checkpointer import Checkpointer
+from fot_jax.checkpoint.checkpointer import Checkpointer, newest_step
 from fot_jax.checkpoint.parameters import (
     load_params,
     load_stored_params,
@@ -21,6 +21,7 @@ __all__ = [
     "Checkpointer",
     "load_params",
     "load_stored_params",
+    "newest_step",
     "num_bytes",
     "save_imported",
     "stored_bytes",

@@ -1,18 +1,31 @@
 """The checkpoints of one run: saving, asynchronously, and restoring onto any mesh."""
 
 import contextlib
+import logging
 import math
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from fot_jax.checkpoint.failures import damaged, one_line, raise_of_the_machine, silence_pending_reads, unreadable_step
+from fot_jax.checkpoint.failures import (
+    damaged,
+    one_line,
+    raise_of_the_machine,
+    silence_abandoned,
+    unreadable_step,
+    unsaved,
+)
 from fot_jax.checkpoint.streaming import chunks, quiet_absl, streaming_handlers
 from fot_jax.config import ExperimentConfig, TrainConfig, UserError
 from fot_jax.config.build import to_dict
+
+logger = logging.getLogger(__name__)
 
 METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller is better
 
@@ -29,6 +42,12 @@ def _policy(train: TrainConfig) -> policies.PreservationPolicy:
 def _rank(metrics: dict[str, float | None]) -> float:
     loss = metrics[METRIC]
     return math.inf if loss is None else loss
+
+
+def newest_step(workdir: str | os.PathLike[str]) -> int | None:
+    """Number of the newest whole checkpoint of a run's folder, None if there is none; opens nothing."""
+    folder = Path(workdir) / "checkpoints"
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=None)
 
 
 class Checkpointer:
@@ -52,6 +71,8 @@ class Checkpointer:
         """
         self._folder = (Path(workdir) / "checkpoints").absolute()
         self._config = config
+        self._saving: tuple[int, int] | None = None  # step and bytes of the save under way
+        self._half_written: int | None = None  # step of a save that failed
         # Orbax warns that a folder opened to be read is read only.
         quiet = quiet_absl() if read_only else contextlib.nullcontext()
         try:
@@ -80,9 +101,19 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: object, *exc_info: object) -> None:
+        """Waits for the save under way. Raises UserError if it fails, unless another error is already raised."""
+        try:
+            self.wait()
+        except UserError as error:
+            if kind is None:
+                raise
+            logger.error("%s", error)
+        finally:
+            self._manager.close()
+            if self._half_written is not None and jax.process_index() == 0:  # else the next opening removes it
+                for half in self._folder.glob(f"{self._half_written}.*-tmp*"):
+                    shutil.rmtree(half, ignore_errors=True)
 
     def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], heldout_loss: float | None) -> None:
         """Starts saving the state after `step` optimizer steps; arrays are copied before it returns.
@@ -93,33 +124,51 @@ class Checkpointer:
           optimizer: the optimizer's state.
           data: the data position and whatever else the next step depends on, as JSON.
           heldout_loss: what ranks this checkpoint; None if it was not measured.
+
+        Raises:
+          UserError: this save, or the one before, failed; older checkpoints are whole.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                optimizer=ocp.args.StandardSave(optimizer),
-                data=ocp.args.JsonSave(data),
-                config=ocp.args.JsonSave(to_dict(self._config)),
-            ),
-            metrics={METRIC: heldout_loss},
-        )
+        items = {"params": ocp.args.StandardSave(params), "optimizer": ocp.args.StandardSave(optimizer)}
+        self._start(step, items, data, metric=heldout_loss, arrays=(params, optimizer))
 
     def save_params(self, step: int, *, params: Any, data: dict[str, Any]) -> None:
         """Saves parameters that no optimizer of ours has seen; see `save`."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params, chunks(params)),
-                data=ocp.args.JsonSave(data),
-                config=ocp.args.JsonSave(to_dict(self._config)),
-            ),
-            metrics={METRIC: None},
-        )
+        items = {"params": ocp.args.StandardSave(params, chunks(params))}
+        self._start(step, items, data, metric=None, arrays=params)
+
+    def _start(self, step: int, items: dict[str, Any], data: Any, *, metric: float | None, arrays: Any) -> None:
+        """Hands a checkpoint to Orbax; `arrays` are what takes room on the disk."""
+        silence_abandoned()
+        self.wait()  # a failure of the save before is told with its own step
+        self._saving = step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(to_dict(self._config))}
+        with self._told():
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={METRIC: metric})
+
+    def check(self) -> None:
+        """Raises UserError if the save under way has failed; returns at once while it is being written."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Returns when every save that was started is done."""
-        self._manager.wait_until_finished()
+        """Returns when every save that was started is done. Raises UserError if one failed."""
+        with self._told():
+            self._manager.wait_until_finished()
+        self._saving = None
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns what the disk or the file system refused into one line."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, ExceptionGroup) as error:  # TensorStore raises the middle two
+            if self._saving is None:
+                raise
+            raise_of_the_machine(error)
+            (step, needed), self._saving = self._saving, None
+            self._half_written = step
+            newest = newest_step(self._folder.parent)
+            raise unsaved(self._folder, step, error, needed=needed, newest=newest) from error
 
     def latest_step(self) -> int | None:
         """Number of the newest whole checkpoint, None if there is none."""
@@ -172,7 +221,7 @@ class Checkpointer:
         return data
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
-        silence_pending_reads()
+        silence_abandoned()
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from fot_jax.config import UserError
+from fot_jax.config.errors import disk_full, is_disk_full
 
 
 def raise_of_the_machine(error: Exception) -> None:
@@ -31,21 +32,51 @@ def raise_of_the_machine(error: Exception) -> None:
 
 
 @functools.cache  # once a process: hooks would pile up
-def silence_pending_reads() -> None:
-    """When a restore fails, TensorStore's other reads report to an event loop that Orbax has closed.
+def silence_abandoned() -> None:
+    """Drops what Orbax prints around the one error that it raises when a restore or a save fails.
 
-    They do so from other threads, before the failure comes back too, so the filters stand before a restore and
-    stay. The failure itself is raised as one error; they drop what would be printed around it, by its wording.
+    TensorStore's other reads and writes then report to an event loop that Orbax has closed, from other threads and
+    at the interpreter's end, and every thread of Orbax logs the traceback of the same error. The filters are set
+    before the first restore or save and stay; they go by the wording, and by the coroutine of Orbax that is dropped.
     """
     logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and record.levelno >= logging.ERROR))
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning, r"orbax|tensorstore|asyncio")
     warnings.filterwarnings("ignore", r"coroutine 'Store\.\w+' was never awaited", RuntimeWarning)
-    before = sys.unraisablehook
+    before, before_uncaught = sys.unraisablehook, sys.excepthook
+
+    def closed(error: Any) -> bool:
+        return isinstance(error, RuntimeError) and "Event loop is closed" in str(error)
 
     def hook(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+        code = getattr(getattr(unraisable, "object", None), "cr_code", None)
+        if not (closed(unraisable.exc_value) or (code is not None and "orbax" in code.co_filename)):
             before(unraisable)
 
-    sys.unraisablehook = hook
+    def uncaught(kind: Any, error: Any, trace: Any) -> None:  # TensorStore's threads report here
+        if not closed(error):
+            before_uncaught(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = hook, uncaught
+
+
+def unsaved(folder: Path, step: int, error: Exception, *, needed: int, newest: int | None) -> UserError:
+    """The error of a checkpoint that could not be saved: where, why, and from which step the command goes on.
+
+    Args:
+      folder: the checkpoints' folder.
+      step: the checkpoint that was being saved.
+      error: what Orbax raised.
+      needed: bytes of its arrays.
+      newest: the newest whole checkpoint, None if there is none.
+    """
+    then = f"from step {newest}" if newest is not None else "from the beginning"
+    if is_disk_full(error):
+        return UserError(f"{disk_full(folder, error, needed=needed)} It goes on {then}: step {step} was not saved.")
+    return UserError(
+        f"{folder}: the checkpoint of step {step} could not be saved ({one_line(error)})."
+        f" Once it can be written there, the same command goes on {then}."
+    )
 
 
 def unreadable_step(folder: Path, steps: list[int]) -> int | None:

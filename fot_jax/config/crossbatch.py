@@ -1,6 +1,7 @@
 """Crossbatch training: which row reads which, and the schedule of d (sec. 3.2, app. B.3)."""
 
 import dataclasses
+from typing import assert_never
 
 from fot_jax.config.enums import Boundaries, ContextGradients, PlanKind, ScheduleKind
 from fot_jax.config.errors import check
@@ -44,7 +45,7 @@ class CrossbatchConfig:
     packing: int = 1
     schedule: ScheduleConfig = ScheduleConfig()
     segments: tuple[tuple[int, int], ...] = ()
-    stepping: bool = True
+    stepping: bool = True  # of CONSTANT_RANGE; ignored without packing, as in the authors' code
     boundaries: Boundaries = Boundaries.MASKED
     gradients: ContextGradients = ContextGradients.FLOW
     loss_on_previous: bool = False
@@ -53,14 +54,32 @@ class CrossbatchConfig:
     @property
     def rows_per_stream(self) -> int:
         """Batch rows that one stream of documents fills in a step."""
-        if self.plan is PlanKind.OFF:
-            return 1
-        return self.previous_chunks + 1 if self.plan is PlanKind.TWO_PASS else self.packing
+        match self.plan:
+            case PlanKind.OFF:
+                return 1
+            case PlanKind.TWO_PASS:
+                return self.previous_chunks + 1
+            case PlanKind.PACKED | PlanKind.SEGMENTS | PlanKind.CONSTANT_RANGE | PlanKind.OWN_PAST:
+                return self.packing
+            case unknown:
+                assert_never(unknown)
 
     @property
     def chunks_per_step(self) -> int:
         """Chunks by which a stream advances in a step (two-pass re-reads C_prev)."""
-        return 1 if self.plan in (PlanKind.TWO_PASS, PlanKind.OFF) else self.packing
+        match self.plan:
+            case PlanKind.TWO_PASS | PlanKind.OFF:
+                return 1
+            case PlanKind.PACKED | PlanKind.SEGMENTS | PlanKind.CONSTANT_RANGE | PlanKind.OWN_PAST:
+                return self.packing
+            case unknown:
+                assert_never(unknown)
+
+    def loss_rows(self, batch_rows: int) -> int:
+        """Rows of a batch that bear loss: all, but for C_prev in the two-pass form without `loss_on_previous`."""
+        if self.plan is PlanKind.TWO_PASS and not self.loss_on_previous:
+            return batch_rows // self.rows_per_stream
+        return batch_rows
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where the plan's own fields do not fit it."""

@@ -146,6 +146,13 @@ class LearningRateKind(enum.Enum):
     WSD = "wsd"  # warm-up, stable, decay
 
 
+class LossMean(enum.Enum):
+    """What the training loss is a mean over: tokens that bear loss, or rows, each its own mean (the authors' code)."""
+
+    TOKENS = "tokens"
+    ROWS = "rows"
+
+
 class Trainable(enum.Enum):
     """The parameters that training changes: all, whole memory layers, or their attention and its norm."""
 

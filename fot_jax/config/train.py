@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fot_jax.config.enums import LearningRateKind, OptimizerKind, Trainable
+from fot_jax.config.enums import LearningRateKind, LossMean, OptimizerKind, Trainable
 from fot_jax.config.errors import check
 
 
@@ -61,6 +61,7 @@ class TrainConfig:
     accumulation: int = 1
     init_from: str = ""  # a run's folder whose newest parameters are the first ones; "": fresh ones
     trainable: Trainable = Trainable.ALL
+    loss_mean: LossMean = LossMean.TOKENS
     z_loss: float = 0.0
     log_every: int = 10
     eval_every: int = 0

@@ -1,5 +1,7 @@
 """Which documents a stream reads, and where each begins: pure functions of the seed."""
 
+from typing import assert_never
+
 import numpy as np
 
 from fot_jax.config import DocumentEnd
@@ -84,6 +86,8 @@ class Timeline:
         occupied = documents.lengths
         if document_end is DocumentEnd.PAD:
             occupied = -(-occupied // length) * length
+        elif document_end is not DocumentEnd.PACK:
+            assert_never(document_end)
         self._occupied = occupied
         self._contents = documents.content_ids
         self._repeats = not (self._contents != self._contents[0]).any()

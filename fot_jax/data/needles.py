@@ -118,8 +118,10 @@ def needle_prompt(
         draft = _variables(rng)
     elif kind is NeedleKind.COMMON_WORDS:
         draft = _common_words(rng, repeats=LONG_REPEATS if length_tokens >= LONG else REPEATS)
-    else:
+    elif kind in (NeedleKind.SINGLE, NeedleKind.MULTI_KEY, NeedleKind.MULTI_VALUE, NeedleKind.MULTI_QUERY):
         draft = _numbers(rng, kind=kind)
+    else:
+        raise ValueError(f"a needle prompt must be of a known kind, got {kind!r}")
     filled = fill(
         lambda fillers: encode_prompt(vocabulary, draft.text(fillers)),
         length_tokens=length_tokens,

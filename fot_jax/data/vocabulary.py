@@ -16,7 +16,7 @@ import functools
 import json
 import os
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from fot_jax.config import ConfigError, DictionaryConfig, ModelConfig, UserError, VocabularyConfig, VocabularyKind
 from fot_jax.data.tokenizer_settings import adds_bos, read_settings, token_name
@@ -289,6 +289,8 @@ def load_vocabulary(config: VocabularyConfig, dictionary: DictionaryConfig | Non
         return SentencePieceVocabulary(config.path)
     if config.kind is VocabularyKind.HF_TOKENIZER:
         return HuggingFaceVocabulary(config.path)
+    if config.kind is not VocabularyKind.SYMBOLS:
+        assert_never(config.kind)
     if dictionary is None:
         raise ConfigError("data.dictionary must be given for data.vocabulary.kind='symbols', got None.")
     return SymbolVocabulary(dictionary.num_symbols)

@@ -100,8 +100,9 @@ def plot_losses(path: pathlib.Path, *, workdirs: Sequence[pathlib.Path]) -> None
     curves = []
     for workdir in workdirs:
         rows = read_rows(workdir / "metrics.jsonl")
-        for key, name in (("loss", "training"), ("heldout_loss", "held out")):
-            points = [(row["step"], row[key]) for row in rows if key in row]
+        training = [row for row in rows if row.get("loss_tokens") != 0]  # older runs wrote a loss of 0 there
+        for key, name, kept in (("loss", "training", training), ("heldout_loss", "held out", rows)):
+            points = [(row["step"], row[key]) for row in kept if key in row]
             if points:
                 steps, losses = zip(*points, strict=True)
                 curves.append(Curve(label=f"{workdir.name}, {name}", x=steps, y=losses))

@@ -59,12 +59,15 @@ class DeviceView:
         cls, keys: Array, values: Array, lengths: Array, *, config: MemoryConfig, layout: MemoryLayout | None = None
     ) -> "DeviceView":
         """The view that `config.retrieval` (not SCANN) asks for."""
-        kinds = {
-            Retrieval.DENSE: (None, None),
-            Retrieval.EXACT: (config.top_k, None),
-            Retrieval.APPROX: (config.top_k, config.approx_recall),
-        }
-        top_k, recall = kinds[config.retrieval]
+        match config.retrieval:
+            case Retrieval.DENSE:
+                top_k, recall = None, None
+            case Retrieval.EXACT:
+                top_k, recall = config.top_k, None
+            case Retrieval.APPROX:
+                top_k, recall = config.top_k, config.approx_recall
+            case other:  # SCANN searches on the host
+                raise ValueError(f"a memory on devices must be 'dense', 'exact' or 'approx', got {other!r}")
         return cls(
             keys=keys,
             values=values,

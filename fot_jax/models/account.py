@@ -52,7 +52,7 @@ def count_parameters(model: ModelConfig) -> Parameters:
     """Parameters of a decoder, by part."""
     N, E, F, V = model.num_layers, model.embed_dim, model.mlp_dim, model.vocab_size
     H, G, D = model.num_heads, model.num_kv_heads, model.head_dim
-    paper = model.family is Family.PAPER
+    paper = {Family.LLAMA: False, Family.PAPER: True}[model.family]
     return Parameters(
         embedding=V * E,
         unembedding=0 if model.tie_embeddings else E * V,
@@ -193,7 +193,7 @@ def _unfactored(model: ModelConfig) -> int:
 def memory_bytes(config: ExperimentConfig) -> MemoryBytes:
     """Bytes of a training step of an experiment, over all devices together."""
     params = count_parameters(config.model).total * FLOAT32_BYTES
-    adamw = config.optimizer.kind is OptimizerKind.ADAMW
+    adamw = {OptimizerKind.ADAMW: True, OptimizerKind.ADAFACTOR: False}[config.optimizer.kind]
     second_moments = params if adamw else _unfactored(config.model) * FLOAT32_BYTES
     tokens = config.train.batch_rows // config.train.accumulation * config.model.local_context
     return MemoryBytes(

@@ -68,7 +68,8 @@ class Attention(nn.Module):
         init = layers.residual_init(config, H * D)
         output = layers.weight(self, "output", (H, D, E), ("heads", "head_dim", "embed"), init)
         frequencies, factor = rope_frequencies(config.rope, D, config.local_context)
-        still = role.is_memory & (config.memory_positions is MemoryPositions.NOPE)
+        without = {MemoryPositions.NOPE: True, MemoryPositions.ROPE0: False}[config.memory_positions]
+        still = role.is_memory & without
         if factor != 1.0:  # YARN's; nothing is rotated where there are no positions
             factor = jnp.where(still, 1.0, factor)
         turn = functools.partial(rotate, frequencies=frequencies, factor=factor)

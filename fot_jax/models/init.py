@@ -1,7 +1,7 @@
 """Fresh parameters of a decoder, independent or arranged for copying."""
 
 import functools
-from typing import Any
+from typing import Any, assert_never
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,8 @@ def init_params(config: ModelConfig, key: jax.Array) -> Any:
     boxed = Decoder(config).init(key, tokens)["params"]
     if config.init is Init.NORMAL:
         return boxed
+    if config.init is not Init.COPYING:
+        assert_never(config.init)
     values = arrange_for_copying(nn.unbox(boxed), config, jax.random.fold_in(key, 1))
     return jax.tree.map(
         lambda box, value: box.replace_boxed(value),

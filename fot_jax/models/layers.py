@@ -1,5 +1,7 @@
 """The parts of a decoder block: projections, norms, feed-forward. Every parameter names its logical axes."""
 
+from typing import assert_never
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,8 +70,10 @@ class FeedForward(nn.Module):
         if config.family is Family.LLAMA:
             gate = weight(self, "gate", (E, F), ("embed", "mlp"), scaled_normal(E))
             hidden = jax.nn.silu(project(x, gate.astype(x.dtype))) * hidden
-        else:
+        elif config.family is Family.PAPER:
             hidden = jax.nn.gelu(hidden)
+        else:
+            assert_never(config.family)
         return project(hidden, down.astype(x.dtype))
 
 
@@ -110,6 +114,8 @@ class Projections(nn.Module):
             keys = smear(products, share=share, follows=follows, before=before)
         if config.family is Family.LLAMA:
             return queries * D**-0.5, keys, values, products
+        if config.family is not Family.PAPER:
+            assert_never(config.family)
         log_temperature = weight(
             self, "log_temperature", (H,), ("heads",), nn.initializers.constant(float(np.log(D**0.5)))
         )

@@ -5,7 +5,7 @@
 One block serves every layer; what a memory layer adds to its softmax stands in `attention_layer`.
 """
 
-from typing import Any
+from typing import Any, assert_never
 
 import flax.linen as nn
 import jax
@@ -41,7 +41,8 @@ class Block(nn.Module):
 def _follows(segments: jax.Array, boundaries: Boundaries, lengths: jax.Array | None) -> jax.Array:
     """Whether the token before each one is known and of the same text (any, where JOINED), bool [B, L]."""
     first = jnp.zeros_like(segments[:, :1], bool) if lengths is None else (lengths > 0)[:, None]
-    same = (segments[:, 1:] == segments[:, :-1]) | (boundaries is Boundaries.JOINED)
+    joined = {Boundaries.MASKED: False, Boundaries.JOINED: True}[boundaries]
+    same = (segments[:, 1:] == segments[:, :-1]) | joined
     return jnp.concatenate([first, same], axis=1)
 
 
@@ -52,6 +53,8 @@ def _block_class(config: ModelConfig) -> type[nn.Module]:
     policy = policies.save_only_these_names(KEPT)
     if config.remat is Remat.DOTS:
         policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, policy)
+    elif config.remat is not Remat.FULL:
+        assert_never(config.remat)
     looped = config.scan_layers and config.num_layers > 1  # XLA unrolls a loop of one layer
     return nn.remat(Block, policy=policy, prevent_cse=not looped)
 

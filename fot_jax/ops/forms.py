@@ -43,8 +43,10 @@ def spread() -> bool:
 
 def resolve(form: AttentionForm) -> AttentionForm:
     """The form itself; for AUTO the one that `automatic` names for the place where it is traced."""
-    if form is not AttentionForm.AUTO:
+    if form in (AttentionForm.REFERENCE, AttentionForm.BLOCKWISE, AttentionForm.PALLAS):
         return form
+    if form is not AttentionForm.AUTO:
+        raise ValueError(f"a form of attention must be known here, got {form!r}")
     known = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
     return automatic(target(), known=known)
 

@@ -5,6 +5,8 @@ One-pass plans point only to EARLIER rows: if two rows read each other, the seco
 would carry a row's future back to it. First rows therefore read fewer contexts.
 """
 
+from typing import assert_never
+
 import numpy as np
 
 from fot_jax.config import CrossbatchConfig, PlanKind
@@ -26,18 +28,21 @@ def make_plan(crossbatch: CrossbatchConfig, *, batch_rows: int, num_contexts: in
         SEGMENTS, OWN_PAST and OFF.
     """
     k, w = crossbatch.packing, crossbatch.previous_chunks
-    if crossbatch.plan is PlanKind.OFF:
-        plan = _table([[] for _ in range(batch_rows)])
-    elif crossbatch.plan is PlanKind.TWO_PASS:
-        plan = two_pass_plan(batch_rows // (w + 1), w=w, d=num_contexts)
-    elif crossbatch.plan is PlanKind.PACKED:
-        plan = packed_plan(batch_rows, k=k, w=w, d=num_contexts)
-    elif crossbatch.plan is PlanKind.SEGMENTS:
-        plan = segments_plan(batch_rows, k=k, segments=crossbatch.segments)
-    elif crossbatch.plan is PlanKind.CONSTANT_RANGE:
-        plan = constant_range_plan(batch_rows, k=k, r=num_contexts, stepping=crossbatch.stepping)
-    else:
-        plan = own_past_plan(batch_rows, k=k, w=w)
+    match crossbatch.plan:
+        case PlanKind.OFF:
+            plan = _table([[] for _ in range(batch_rows)])
+        case PlanKind.TWO_PASS:
+            plan = two_pass_plan(batch_rows // (w + 1), w=w, d=num_contexts)
+        case PlanKind.PACKED:
+            plan = packed_plan(batch_rows, k=k, w=w, d=num_contexts)
+        case PlanKind.SEGMENTS:
+            plan = segments_plan(batch_rows, k=k, segments=crossbatch.segments)
+        case PlanKind.CONSTANT_RANGE:
+            plan = constant_range_plan(batch_rows, k=k, r=num_contexts, stepping=crossbatch.stepping)
+        case PlanKind.OWN_PAST:
+            plan = own_past_plan(batch_rows, k=k, w=w)
+        case unknown:
+            assert_never(unknown)
     return pad_to_power_of_two(plan)
 
 
@@ -104,15 +109,21 @@ def segments_plan(batch_rows: int, *, k: int, segments: tuple[tuple[int, int], .
 def constant_range_plan(batch_rows: int, *, k: int, r: int, stepping: bool) -> Plan:
     """The authors' code: row b reads b−1, b−2, …, as many as a range r allows.
 
-    With stepping: min((b mod k)·⌈(r+1)/max(k−1,1)⌉ + 1, r+1, b+1) − 1; without: min(r+1, b+1) − 1.
-    B = 8, r = 6, k = 4, stepping: rows 0…7 read 0, 1, 2, 3, 0, 3, 6, 6 contexts.
+        stepping and k > 1    min((b mod k)·⌈(r+1)/max(k−1,1)⌉ + 1, r+1, b+1) − 1
+        otherwise             min(r+1, b+1) − 1
+
+    Without packing (k = 1) the authors ignore stepping. Contexts of rows 0…7, B = 8, r = 6:
+
+        k = 4, stepping       0 1 2 3 0 3 6 6
+        k = 4, no stepping    0 1 2 3 4 5 6 6
+        k = 1, either         0 1 2 3 4 5 6 6
 
     Source: the README of the authors' JAX code (method of app. B.3).
     """
     rows = []
     for b in range(batch_rows):
         reach = min(r + 1, b + 1)
-        if stepping:
+        if stepping and k > 1:
             step = -(-(r + 1) // max(k - 1, 1))
             reach = min((b % k) * step + 1, reach)
         rows.append([(b - i, (b - i) // k == b // k) for i in range(1, reach)])

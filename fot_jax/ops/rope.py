@@ -1,6 +1,7 @@
 """Rotary positions (Su et al. 2021) in Hugging Face's convention: dimension i pairs with i + D/2."""
 
 import math
+from typing import assert_never
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,9 @@ def rope_frequencies(config: RopeConfig, head_dim: int, context_length: int) -> 
         return _llama3(frequencies, config), 1.0
     if config.scaling is RopeScaling.YARN:
         return _yarn(frequencies, config, head_dim), 0.1 * math.log(factor) + 1.0
-    return frequencies, 1.0
+    if config.scaling is RopeScaling.NONE:
+        return frequencies, 1.0
+    assert_never(config.scaling)
 
 
 def _llama3(frequencies: np.ndarray, config: RopeConfig) -> np.ndarray:

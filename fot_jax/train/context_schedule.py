@@ -1,6 +1,7 @@
 """How many contexts d a row reads at each step (sec. 3.2, app. B.3, app. D)."""
 
 import dataclasses
+from typing import assert_never
 
 import numpy as np
 
@@ -38,13 +39,17 @@ class ContextSchedule:
           switch_step: what `observe` has returned so far; used by SWITCH_AT_ACCURACY only.
         """
         choices = self.config.num_contexts
-        if self.config.kind is ScheduleKind.CONSTANT:
-            return choices[0]
-        if self.config.kind is ScheduleKind.RANDOM:
-            return choices[int(np.random.default_rng([self.seed, step]).integers(len(choices)))]
-        if self.config.kind is ScheduleKind.SWITCH_AT_STEP:
-            switch_step = self.config.switch_step
-        return choices[int(switch_step is not None and step >= switch_step)]
+        match self.config.kind:
+            case ScheduleKind.CONSTANT:
+                return choices[0]
+            case ScheduleKind.RANDOM:
+                return choices[int(np.random.default_rng([self.seed, step]).integers(len(choices)))]
+            case ScheduleKind.SWITCH_AT_STEP:
+                return choices[int(step >= self.config.switch_step)]
+            case ScheduleKind.SWITCH_AT_ACCURACY:
+                return choices[int(switch_step is not None and step >= switch_step)]
+            case unknown:
+                assert_never(unknown)
 
     def observe(self, switch_step: int | None, *, step: int, accuracy: float) -> int | None:
         """The step from which the accuracy switch holds, after the training accuracy of `step` is known."""
@@ -56,4 +61,10 @@ class ContextSchedule:
     def final(self) -> int:
         """The d of evaluation: the last of a switch, the largest of a random choice."""
         choices = self.config.num_contexts
-        return max(choices) if self.config.kind is ScheduleKind.RANDOM else choices[-1]
+        match self.config.kind:
+            case ScheduleKind.RANDOM:
+                return max(choices)
+            case ScheduleKind.CONSTANT | ScheduleKind.SWITCH_AT_STEP | ScheduleKind.SWITCH_AT_ACCURACY:
+                return choices[-1]
+            case unknown:
+                assert_never(unknown)

@@ -25,9 +25,11 @@ from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train import state as train_state
 from fot_jax.train.context_schedule import ContextSchedule
 from fot_jax.train.lost_time import LostTime, Part
+from fot_jax.train.plan_notice import plan_notice, unseen_notice
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.profile import Profile, ProfileSteps
 from fot_jax.train.recorder import Recorder
+from fot_jax.train.saver import Saver, disk_full_in_one_line
 from fot_jax.train.step import check_batch, crossbatch_route, make_eval_step, make_train_step
 from fot_jax.train.stop_signal import StopSignal
 from fot_jax.types import Plan
@@ -35,10 +37,17 @@ from fot_jax.types import Plan
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: after `step` optimizer steps, `stopped` early by SIGTERM or not."""
+    """How a run ended.
+
+    Attributes:
+      step: optimizer steps done.
+      stopped: whether a signal ended it early; everything is saved then.
+      interrupted: whether that signal was SIGINT (Ctrl-C).
+    """
 
     step: int
     stopped: bool
+    interrupted: bool = False
 
 
 def train(
@@ -54,6 +63,7 @@ def train(
 
     A run that was stopped or killed anywhere and resumed gives the same losses bit for bit as one that was
     not: the batch, d and the learning rate are functions of (seed, step), and the checkpoint holds the rest.
+    SIGTERM and SIGINT save after the step under way (`StopSignal`).
     Every process of a run (`fot_jax.distributed`) calls this with a folder that all share; the first one writes
     metrics and speaks.
 
@@ -67,7 +77,8 @@ def train(
 
     Raises:
       UserError: another config's folder, one that another process trains in, an unreadable checkpoint,
-        an indivisible mesh, unusable or changed data.
+        an indivisible mesh, unusable or changed data, a checkpoint that could not be saved, a full disk.
+      KeyboardInterrupt: SIGINT came before the first step was done.
       NonFiniteError: a metric became NaN or infinite; the last good checkpoint stays.
     """
     folder = Path(workdir)
@@ -85,6 +96,7 @@ def train(
     plans = functools.cache(functools.partial(_plan, config, mesh, rows))
     train_step = make_train_step(config, mesh)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(disk_full_in_one_line(folder))
         lost = stack.enter_context(LostTime())
         stack.enter_context(run_folder.only_writer(folder))
         for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
@@ -104,7 +116,7 @@ def train(
                 run_folder.inherit_source(folder, config.train.init_from)
         say(train_state.parameter_table(config))
         say(f"resumed after step {start}" if start else f"new run in {folder}")
-        for line in _ring_of(config, mesh, plans(schedule.final)):
+        for line in _notices(config, mesh, stream, start=start, final=schedule.final, plans=plans):
             say(line)
         recorder = stack.enter_context(
             Recorder(
@@ -122,18 +134,12 @@ def train(
         batches = stack.enter_context(Prefetcher(load, stop=config.train.steps))
         trace = stack.enter_context(Profile(folder, profile, say=say))
 
-        saved = done = start
-        heldout = None
-
-        def save() -> None:
-            data = {"step": done, "seed": config.seed, "switch_step": recorder.switch_step, "documents": stream.digests}
-            loss = heldout["heldout_loss"] if heldout else None
-            with lost.of(Part.CHECKPOINT):
-                checkpoints.save(done, params=state.params, optimizer=state.opt_state, data=data, heldout_loss=loss)
-
+        saver = Saver(checkpoints, config, step=start, lost=lost, documents=stream.digests)
+        done = start
         for step in range(start, config.train.steps):
             if stop.reached(step):
                 break
+            checkpoints.check()  # a save that has failed meanwhile ends the run here
             trace.before(step + 1, wait=recorder.finish)
             num_contexts = schedule.num_contexts(step, switch_step=recorder.switch_step)
             with lost.of(Part.DATA_WAIT):
@@ -142,27 +148,24 @@ def train(
                 state, metrics = train_step(state, batch, plans(num_contexts))
             recorder.finish()  # the step before, while this one computes
             recorder.begin(step + 1, metrics, num_contexts=num_contexts)
-            done = step + 1
-            last = done == config.train.steps
-            checkpoint_due = last or done % config.train.checkpoint_every == 0
+            done, stop.begun = step + 1, True
             heldout = None
-            if evaluate and (checkpoint_due or done % config.train.eval_every == 0):
+            if evaluate and (saver.due(done) or done % config.train.eval_every == 0):
                 with lost.of(Part.EVALUATION):
                     heldout = evaluate(state.params, plans(schedule.final))
                 recorder.finish(heldout)
-            if checkpoint_due:
+            if saver.due(done):
                 recorder.finish()  # nothing is saved before its metrics are known to be finite
-                save()
-                saved = done
+                saver.save(done, state, switch_step=recorder.switch_step, heldout=heldout)
         recorder.finish()
-        if done > saved:
-            save()
-        with lost.of(Part.CHECKPOINT):
-            checkpoints.wait()
+        if done > saver.saved:
+            saver.save(done, state, switch_step=recorder.switch_step)
+        saver.wait()
         say(lost.summary())
-    if stop.requested and done < config.train.steps:
-        say(f"stopped by SIGTERM after step {done}, nothing is lost: the same command goes on from there")
-    return Outcome(step=done, stopped=stop.requested and done < config.train.steps)
+    stopped = stop.requested and done < config.train.steps
+    if stopped:
+        say(f"stopped by {stop.name} after step {done}, nothing is lost: the same command goes on from there")
+    return Outcome(step=done, stopped=stopped, interrupted=stopped and stop.interrupted)
 
 
 def _begin(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainState, dict]:
@@ -217,6 +220,17 @@ def _plan(config: ExperimentConfig, mesh: Mesh, rows: int, num_contexts: int) ->
         return None
     plan = make_plan(config.crossbatch, batch_rows=rows, num_contexts=num_contexts)
     return distributed.put(plan, replicated(mesh))
+
+
+def _notices(
+    config: ExperimentConfig, mesh: Mesh, stream: Stream, *, start: int, final: int, plans: Callable[[int], Plan | None]
+) -> list[str]:
+    """What is said of crossbatch before the first step: how rows travel, and what the plan leaves out."""
+    lines = _ring_of(config, mesh, plans(final))
+    notice = plan_notice(config)
+    if notice is None and distributed.is_first() and config.crossbatch.plan is not PlanKind.OFF:
+        notice = unseen_notice(config, stream.batch(start), num_contexts=final)
+    return lines if notice is None else [*lines, f"note: {notice}"]
 
 
 def _ring_of(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:

@@ -1,17 +1,20 @@
 """Metrics of a run: one JSON row a step, TensorBoard events, and the progress line."""
 
+import contextlib
 import json
 import math
 import time
 from pathlib import Path
 
-import tensorboardX
-
+from fot_jax.train.tensorboard import ScalarEvents
 from fot_jax.workdir import write_atomically
 
 
 class MetricsWriter:
     """Appends rows to WORKDIR/metrics.jsonl and scalars to WORKDIR/tensorboard.
+
+    A row has no key, and TensorBoard no point, where there is no number: a step whose tokens bore no loss has
+    `loss_tokens` 0 and neither `loss` nor `accuracy`.
 
     On resume the rows after the restored step are dropped, so that the file has each step once; a row cut
     off by a kill goes with them. Every row is handed to the system before `write` returns.
@@ -22,19 +25,18 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step))
         self._rows = path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._events = ScalarEvents(workdir / "tensorboard", purge_step=step + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one row {"step": step, **scalars}."""
+        """Writes one row {"step": step, **scalars}. Raises OSError."""
         self._rows.write(json.dumps({"step": step, **scalars}) + "\n")
         self._rows.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        self._events.add(step, scalars)
 
     def close(self) -> None:
-        """Closes both files."""
-        self._rows.close()
-        self._events.close()
+        """Closes both files. Raises OSError."""
+        with contextlib.closing(self._rows):
+            self._events.close()
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -75,13 +77,16 @@ class Speed:
 
 
 def progress_line(step: int, scalars: dict[str, float], *, steps: int, seconds_left: float) -> str:
-    """`step 120/500  loss 2.345  acc 0.412  d 4  12.3k tokens/s  ETA 3m20s  MFU 41.2%`; the unknown is left out."""
-    parts = [
-        f"step {step}/{steps}",
-        f"loss {scalars['loss']:.4f}",
-        f"acc {scalars['accuracy']:.3f}",
-        f"d {scalars['num_contexts']:.0f}",
-    ]
+    """`step 120/500  loss 2.345  acc 0.412  d 4  12.3k tokens/s  ETA 3m20s  MFU 41.2%`; the unknown is left out.
+
+    Without loss and accuracy it says `no token bore loss`.
+    """
+    parts = [f"step {step}/{steps}"]
+    if "loss" in scalars:
+        parts += [f"loss {scalars['loss']:.4f}", f"acc {scalars['accuracy']:.3f}"]
+    else:
+        parts.append("no token bore loss")
+    parts.append(f"d {scalars['num_contexts']:.0f}")
     if "heldout_loss" in scalars:
         parts.append(f"held-out loss {scalars['heldout_loss']:.4f}")
     if "tokens_per_second" in scalars:

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules of the paper (Adafactor) and of LongLLaMA (AdamW)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,10 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> Callable[[jax.typin
         elif config.schedule is LearningRateKind.WSD:
             left = jnp.clip((steps - step) / config.decay_steps, 0, 1)
             decayed = floor + (peak - floor) * left
-        else:
+        elif config.schedule is LearningRateKind.CONSTANT:
             decayed = jnp.full((), peak, jnp.float32)
+        else:
+            assert_never(config.schedule)
         return jnp.where(step <= warmup, peak * step / warmup, decayed)
 
     return schedule
@@ -107,7 +109,7 @@ def make_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.Gradien
     """
     if config.kind is OptimizerKind.ADAMW:
         direction = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
-    else:
+    elif config.kind is OptimizerKind.ADAFACTOR:
         direction = layerwise(
             optax.chain(
                 optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=128, epsilon=1e-30),
@@ -116,6 +118,8 @@ def make_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.Gradien
                 optax.ema(config.beta1, debias=False),
             )
         )
+    else:
+        assert_never(config.kind)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts.append(direction)
     if config.weight_decay:

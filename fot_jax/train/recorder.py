@@ -1,5 +1,6 @@
 """What becomes of a step's metrics: checked, remembered, written, printed."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from fot_jax.train.metrics import MetricsWriter, Speed, progress_line
 from fot_jax.train.step import StepMetrics
 
 logger = logging.getLogger(__name__)
+
+MEANS = ("loss", "z_loss", "accuracy", "row_mean_loss")  # over a step's loss tokens; without any they are not written
 
 
 class NonFiniteError(ArithmeticError):
@@ -70,9 +73,11 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, *exc_info: object) -> None:
         if self._writer:
-            self._writer.close()
+            # What a full disk did not take is still buffered: closing would fail once more.
+            with contextlib.suppress(*((OSError,) if kind else ())):
+                self._writer.close()
 
     def begin(self, step: int, metrics: StepMetrics, *, num_contexts: int) -> None:
         """Takes the metrics of the step that makes `step` steps done; they may still be computing."""
@@ -92,16 +97,18 @@ class Recorder:
             return
         (step, num_contexts, metrics), self._pending = self._pending, None
         fetched = jax.device_get(metrics)
-        scalars = {name: float(value) for name, value in vars(fetched).items()} | (heldout or {})
+        scalars = {name: float(value) for name, value in vars(fetched).items() if value is not None} | (heldout or {})
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise NonFiniteError(
                     f"step {step}: {name} is {value}. Training stopped; no checkpoint was written after the last"
                     " good one. Lower optimizer.learning_rate or optimizer.clip_norm, or look at the data of this step."
                 )
-        if not scalars["loss_tokens"]:
-            logger.warning("step %d: no token bore loss, every document of the batch stood in it twice", step)
-        self.switch_step = self._schedule.observe(self.switch_step, step=step - 1, accuracy=scalars["accuracy"])
+        if scalars["loss_tokens"]:
+            self.switch_step = self._schedule.observe(self.switch_step, step=step - 1, accuracy=scalars["accuracy"])
+        else:
+            logger.warning("step %d: no token bore loss; a document that a batch holds twice bears none", step)
+            scalars = {name: value for name, value in scalars.items() if name not in MEANS}
         self._speed.start(step)
         if heldout or step % self._train.log_every == 0 or step == self._train.steps:
             self._write(step, scalars | {"num_contexts": num_contexts})

@@ -1,20 +1,22 @@
 """One optimizer step: micro-batches of whole streams, their gradients summed, one update.
 
-    loss = Σ over micro-batches, tokens of (cross-entropy + z-loss) / Σ loss_mask
+    loss_mean = TOKENS    Σ over micro-batches, tokens of (cross-entropy + z-loss) / Σ loss_mask
+    loss_mean = ROWS      Σ over micro-batches, rows of the row's mean of (cross-entropy + z-loss) / rows that bear loss
 
-The weight Σ loss_mask is that of the whole batch, so accumulation gives the full batch's gradient.
+The divisor is that of the whole batch, so accumulation gives the full batch's gradient. ROWS is the authors' loss;
+it counts every row, those whose mask is empty included, but not C_prev where only C_curr bears loss.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fot_jax.config import CrossbatchConfig, ExperimentConfig, PlanKind
+from fot_jax.config import CrossbatchConfig, ExperimentConfig, LossMean, PlanKind
 from fot_jax.models.lower import above, below
 from fot_jax.models.transformer import run
 from fot_jax.ops import routes
@@ -37,13 +39,14 @@ from fot_jax.types import Batch, Plan, Route
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What a step reports; float32 scalars.
+    """What a step reports; float32 scalars. With `loss_tokens` 0 the means before it are 0 and mean nothing.
 
     Attributes:
-      loss: mean cross-entropy of the tokens that bear loss, in nats.
-      z_loss: mean z-loss, coefficient included.
+      loss: mean cross-entropy of the tokens that bear loss, in nats, whatever `train.loss_mean` says.
+      z_loss: mean z-loss of these tokens, coefficient included.
       accuracy: share of those tokens predicted exactly.
-      loss_tokens: how many they were.
+      row_mean_loss: mean over rows of each row's mean cross-entropy; None unless the step minimises it (ROWS).
+      loss_tokens: how many tokens bore loss.
       grad_norm: global norm of the gradient before clipping.
       param_norm: global norm of the parameters after the update.
       learning_rate: of this step.
@@ -52,6 +55,7 @@ class StepMetrics:
     loss: jax.Array
     z_loss: jax.Array
     accuracy: jax.Array
+    row_mean_loss: jax.Array | None
     loss_tokens: jax.Array
     grad_norm: jax.Array
     param_norm: jax.Array
@@ -129,14 +133,14 @@ def loss_gradient(
     Parameters that `train.trainable` leaves out have a gradient of zero.
     """
     pieces, plan = _on_mesh(batch, plan, config=config, mesh=mesh)
-    weight = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
+    minimised = _minimised(config, batch)
     mask = trainable_mask(config.model, params, config.train.trainable)
     first = first_trained(config.model, config.train.trainable)
 
     def objective(params, piece):
         params = frozen(params, mask)
         sums = _losses(params, piece, plan, config=config, first=first)
-        return (sums.cross_entropy + sums.z_loss) / weight, sums
+        return minimised(sums), sums
 
     def add(total, piece):
         return jax.tree.map(jnp.add, total, jax.grad(objective, has_aux=True)(params, piece)), None
@@ -145,9 +149,23 @@ def loss_gradient(
         gradient, sums = jax.grad(objective, has_aux=True)(params, jax.tree.map(lambda x: x[0], pieces))
         return only(gradient, mask), sums
     zero = jnp.zeros((), jnp.float32)
-    start = (jax.tree.map(jnp.zeros_like, params), Losses(zero, zero, zero, zero))
+    nothing = Losses(**{field.name: zero for field in dataclasses.fields(Losses)})
+    start = (jax.tree.map(jnp.zeros_like, params), nothing)
     gradient, sums = jax.lax.scan(add, start, pieces)[0]
     return only(gradient, mask), sums
+
+
+def _minimised(config: ExperimentConfig, batch: Batch) -> Callable[[Losses], jax.Array]:
+    """The share of a micro-batch in the loss of the whole batch, from its sums."""
+    match config.train.loss_mean:
+        case LossMean.TOKENS:
+            weight = jnp.maximum(jnp.sum(batch.loss_mask), 1.0)
+            return lambda sums: (sums.cross_entropy + sums.z_loss) / weight
+        case LossMean.ROWS:
+            rows = config.crossbatch.loss_rows(len(batch.tokens))
+            return lambda sums: (sums.row_cross_entropy + sums.row_z_loss) / rows
+        case unknown:
+            assert_never(unknown)
 
 
 def check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
@@ -191,10 +209,13 @@ def make_train_step(
             updates = only(updates, trainable_mask(config.model, state.params, config.train.trainable))
             params = jax.tree.map(jnp.add, state.params, updates)
         weight = jnp.maximum(sums.weight, 1.0)
+        by_row = config.train.loss_mean is LossMean.ROWS
+        rows = config.crossbatch.loss_rows(config.train.batch_rows)
         metrics = StepMetrics(
             loss=sums.cross_entropy / weight,
             z_loss=sums.z_loss / weight,
             accuracy=sums.correct / weight,
+            row_mean_loss=sums.row_cross_entropy / rows if by_row else None,
             loss_tokens=sums.weight,
             grad_norm=global_norm(gradient),
             param_norm=global_norm(params),

@@ -1,6 +1,6 @@
 """Training a part of the model: which parameters the optimizer may change, layer by layer."""
 
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,12 @@ def trainable_mask(config: ModelConfig, params: Any, trainable: Trainable) -> An
         if trainable is Trainable.ALL:
             return np.array(True)
         names = [key.key for key in path]
-        inside = trainable is Trainable.MEMORY_LAYERS or names[1:2] in (["attention"], ["attention_norm"])
+        if trainable is Trainable.MEMORY_LAYERS:
+            inside = True
+        elif trainable is Trainable.MEMORY_ATTENTION:
+            inside = names[1:2] in (["attention"], ["attention_norm"])
+        else:
+            assert_never(trainable)
         if names[0] == STACKED:
             chosen = np.isin(np.arange(config.num_layers), config.memory_layers) & inside
             return chosen.reshape(-1, *[1] * (len(leaf.shape) - 1))

@@ -1,7 +1,8 @@
 """The process beside a training process: preflight, then the training as its child, then one line on how it ended.
 
 It touches no device and imports no JAX, so it lives on where JAX aborts. SIGTERM goes on to the child, which stops
-with all others at the same step. When the supervisor itself is killed, its child ends with it.
+with all others at the same step, and Ctrl-C as SIGTERM; a second Ctrl-C ends the child. When the supervisor itself is
+killed, its child ends with it.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "num
 SHARED_SECONDS = 60.0  # network file systems may show a new file late
 _GRACE_SECONDS = 10.0  # for a child to end by itself when another process failed
 _DONE_SECONDS = 60.0
+INTERRUPTED = 130  # exit code after SIGINT, as the child's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,16 +139,21 @@ def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
     environment = os.environ | {MEMBER: json.dumps(member)}
     child = subprocess.Popen(_tied(command), env=environment, pass_fds=[theirs.fileno()])
     theirs.close()
-    before = {number: signal.signal(number, lambda n, _: _send(child, n)) for number in (signal.SIGTERM,)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child too
+    interrupts = _Interrupts(child)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda n, _: _send(child, n))}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupts)
     try:
         threading.Thread(target=_wait, args=(child, ours, watch.stops), daemon=True).start()
         event = watch.stops.get()
         if isinstance(event, Stop):
             return _stopped(event, child, watch)
-        if event.code == 0:
+        if event.message is None and event.code in (0, INTERRUPTED):  # done, or saved by all at the same step
             watch.done(seconds=_DONE_SECONDS)
-            return 0
+            return INTERRUPTED if interrupts.count else event.code
+        if interrupts.count or event.code == INTERRUPTED:
+            print("interrupted", file=sys.stderr, flush=True)
+            _fail(watch, "was interrupted", code=DEAD)
+            return INTERRUPTED
         return _lost(event, watch)
     finally:
         if child.poll() is None:
@@ -231,6 +238,22 @@ def _say_stop(stop: Stop) -> int:
 def _send(child: subprocess.Popen, number: int) -> None:
     if child.poll() is None:
         child.send_signal(number)
+
+
+class _Interrupts:
+    """Handles SIGINT: SIGTERM for the child the first time, its end the second time.
+
+    A terminal sends SIGINT to the child too. SIGTERM asks it for the same once more and does no harm, where a second
+    SIGINT would end it at once.
+    """
+
+    def __init__(self, child: subprocess.Popen) -> None:
+        self.count = 0
+        self._child = child
+
+    def __call__(self, signum: int, frame: object) -> None:
+        self.count += 1
+        _send(self._child, signal.SIGTERM if self.count == 1 else signal.SIGKILL)
 
 
 class Link:

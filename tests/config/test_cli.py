@@ -1,6 +1,8 @@
 """The door: a user's error is one line on stderr and exit code 2."""
 
+import errno
 import logging
+import os
 
 import pytest
 
@@ -25,6 +27,30 @@ def run_and_fail(main, *arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(main, parser(), arguments)
     return stop.value.code, capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys):
+    """For every command."""
+
+    def main(flags):
+        raise KeyboardInterrupt
+
+    assert run_and_fail(main, capsys=capsys) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_one_line_that_names_the_folder(wrapped, tmp_path, capsys):
+    """The file's folder, or that of --workdir where the error names no file, as those of libraries."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([] if wrapped else [str(tmp_path / "cache" / "x")]))
+
+    def main(flags):
+        if wrapped:
+            raise RuntimeError("write failed") from full
+        raise full
+
+    code, err = run_and_fail(main, f"--workdir={tmp_path / 'run'}", capsys=capsys)
+    assert code == 2 and len(err.splitlines()) == 1
+    assert err.startswith(f"error: {tmp_path / ('run' if wrapped else 'cache')}: the disk is full (")
 
 
 def test_overrides_with_and_without_equals_sign():

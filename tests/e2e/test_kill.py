@@ -76,12 +76,12 @@ def finish_in_turn(environment, workdir, *flags):
     return [*results[:-1], (results[-1][0], results[-1][1] + end)]
 
 
-def interrupt(environment, workdir, signum, *, after: float):
-    """Sends a signal `after` seconds after the first step was reported; returns (exit code, stdout, stderr)."""
+def interrupt(environment, workdir, signum, *, after: float, said="step "):
+    """Sends a signal `after` seconds after a line was printed; returns (exit code, stdout from there on, stderr)."""
     process = start(environment, workdir)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("step "):
+        if line.startswith(said):
             break
     time.sleep(after)
     process.send_signal(signum)
@@ -127,6 +127,27 @@ def test_killed_once_and_resumed_gives_the_same_losses(environment, reference, t
 def test_killed_three_times_and_resumed_gives_the_same_losses(environment, reference, tmp_path):
     killed_and_resumed(environment, tmp_path, times=3)
     assert losses(tmp_path) == reference
+
+
+def test_ctrl_c_saves_says_so_and_exits_with_130(environment, reference, tmp_path):
+    """One line at once, one when it is saved; the same command goes on with the same losses."""
+    code, out, err = interrupt(environment, tmp_path, signal.SIGINT, after=0.0)
+    assert code == 130 and "Traceback" not in err and "interrupted" not in err, err
+    lines = out.splitlines()
+    assert "stopping after this step, saving; Ctrl-C again ends at once" in lines, out
+    [stopped] = [line for line in lines if line.startswith("stopped by SIGINT after step")]
+    step = int(stopped.split("after step ")[1].split(",")[0])
+    assert step < STEPS and (tmp_path / "checkpoints" / str(step)).is_dir() and losses(tmp_path) == reference[:step]
+    code, out, err = finish(environment, tmp_path)
+    assert code == 0 and f"resumed after step {step}" in out, err
+    assert losses(tmp_path) == reference
+
+
+def test_ctrl_c_before_the_first_step_ends_in_one_line(environment, tmp_path):
+    """While the program compiles there is nothing to save; the folder is whole for the same command."""
+    code, _, err = interrupt(environment, tmp_path, signal.SIGINT, after=0.0, said="compilation cache")
+    assert code == 130 and err.splitlines() == ["interrupted"], err
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_sigterm_saves_and_exits_with_0_then_what_is_wrong_is_refused_in_one_line(environment, reference, tmp_path):

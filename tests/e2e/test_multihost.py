@@ -175,6 +175,21 @@ def test_sigterm_on_one_stops_all_at_the_same_step(cache, reference, tmp_path):
 
 
 @pytest.mark.slow
+def test_ctrl_c_on_one_host_saves_on_all(cache, reference, tmp_path):
+    """The terminal sends SIGINT to the supervisor and to its training; the other host ends with 0, as by SIGTERM."""
+    with Run(cache, tmp_path / "run", processes=2, devices=4) as run:
+        run.wait_for("step 1/")
+        for pid in (run.processes[0].pid, *children(run.processes[0].pid)):
+            os.kill(pid, signal.SIGINT)
+        assert run.codes() == [130, 0], run.said(0)[-3000:] + run.said(1)[-3000:]
+    assert "stopping after this step, saving" in run.said(0)
+    [line] = [line for line in run.said(0).splitlines() if line.startswith("stopped by SIGINT after step")]
+    step = int(line.split("after step ")[1].split(",")[0])
+    assert step < STEPS and (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+    assert losses(tmp_path / "run") == reference[:step]
+
+
+@pytest.mark.slow
 def test_a_refused_lock_stops_all(cache, tmp_path):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as file:

@@ -250,7 +250,7 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "rotation the wrong way round": ("ops.rope", "first * cos - second * sin", "first * cos + second * sin", rotation),
     "authors' range one too long": ("ops.plans", "for i in range(1, reach)", "for i in range(1, min(reach, b) + 1)",
                                     authors_table),
-    "no stepping": ("ops.plans", "if stepping:", "if not stepping:", authors_table),
+    "no stepping": ("ops.plans", "if stepping and k > 1:", "if not stepping:", authors_table),
     "z not squared": ("ops.losses", "z_loss * normaliser**2", "z_loss * normaliser",
                       test_losses.test_sums_are_the_oracle),
     "cache sees the next token": ("models.attention_layer", "counts=index + 1", "counts=index + 2", cache),

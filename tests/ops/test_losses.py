@@ -31,6 +31,31 @@ def test_sums_are_the_oracle():
     cases.assert_close([getattr(got, name) for name in names], wanted, names)
 
 
+def test_row_sums_are_the_authors_loss():
+    """Rows of 4, 0 and 3 loss tokens weigh the same, the empty one too; the mean over tokens is another number."""
+    logits, targets, mask = problem()
+    numbers, weights = cases.to_float32(logits, mask)
+    sums = losses.cross_entropy(numbers, jnp.asarray(targets), weights, z_loss=COEFFICIENT)
+    want = oracles.row_mean_loss(logits, targets, mask)
+    cases.assert_close([sums.row_cross_entropy / 3], [want], ["row mean"])
+    assert abs(float(sums.cross_entropy / sums.weight) - want) > 0.1
+    ones = losses.cross_entropy(numbers, jnp.asarray(targets), jnp.ones_like(weights), z_loss=COEFFICIENT)
+    wanted = [ones.cross_entropy / ones.weight, ones.z_loss / ones.weight]
+    cases.assert_close([ones.row_cross_entropy / 3, ones.row_z_loss / 3], wanted, ["nll", "z"])
+
+
+def test_an_empty_row_has_no_gradient():
+    """The division by 1e-10 stays out of it: its tokens are masked before."""
+    logits, targets, mask = problem()
+    numbers, weights = cases.to_float32(logits, mask)
+
+    def loss(logits):
+        return losses.cross_entropy(logits, jnp.asarray(targets), weights, z_loss=1.0).row_cross_entropy
+
+    gradient = np.asarray(jax.grad(loss)(numbers))
+    assert np.isfinite(gradient).all() and not gradient[mask == 0].any() and gradient[0].any()
+
+
 def test_gradient_is_the_oracle_by_finite_differences():
     logits, targets, mask = problem()
 

@@ -1,5 +1,8 @@
 """Every published plan against a drawn table and against the prose derived again."""
 
+import dataclasses
+import enum
+
 import numpy as np
 import pytest
 
@@ -56,6 +59,10 @@ DRAWN = {
     "authors' range 3 without stepping": (
         plans.constant_range_plan(6, k=2, r=3, stepping=False), ".\n0+\n1 0\n2+ 1 0\n3 2 1\n4+ 3 2"
     ),
+    # without packing their code ignores the flag: row b reads all before it, r at most
+    "authors' range 3 with stepping, not packed": (
+        plans.constant_range_plan(6, k=1, r=3, stepping=True), ".\n0\n1 0\n2 1 0\n3 2 1\n4 3 2"
+    ),
     "own past, k=4 w=2": (plans.own_past_plan(8, k=4, w=2), ".\n0+\n1+ 0+\n2+ 1+\n.\n4+\n5+ 4+\n6+ 5+"),
 }  # fmt: skip
 
@@ -71,6 +78,14 @@ def test_authors_range_reads_as_many_contexts_as_their_readme_says():
     assert (plan.context_ids >= 0).sum(axis=1).tolist() == [0, 1, 2, 3, 0, 3, 6, 6]
 
 
+@pytest.mark.parametrize("stepping", [True, False])
+def test_authors_range_without_packing_ignores_stepping(stepping):
+    """Batch 8, range 7, packing 1: row b reads the b rows before it."""
+    plan = plans.constant_range_plan(8, k=1, r=7, stepping=stepping)
+    assert (plan.context_ids >= 0).sum(axis=1).tolist() == list(range(8))
+    assert not plan.own_document.any(), "without packing every row is a document of its own"
+
+
 def test_plans_are_the_prose_over_many_sizes():
     for rows, k in ((4, 2), (8, 4), (12, 3), (16, 4)):
         for d in (1, 2, 3, 5, 64):
@@ -82,10 +97,10 @@ def test_plans_are_the_prose_over_many_sizes():
                 if d <= rows:
                     plan = plans.two_pass_plan(rows, w=w, d=d)
                     assert oracle_plans.reads_of(*_arrays(plan)) == oracle_plans.two_pass(rows, w, d), (rows, w, d)
-            for stepping in (True, False):
-                plan = plans.constant_range_plan(rows, k=k, r=d, stepping=stepping)
-                want = oracle_plans.constant_range(rows, k, d, stepping=stepping)
-                assert oracle_plans.reads_of(*_arrays(plan)) == want, (rows, k, d, stepping)
+            for packing, stepping in ((k, True), (k, False), (1, True), (1, False)):
+                plan = plans.constant_range_plan(rows, k=packing, r=d, stepping=stepping)
+                want = oracle_plans.constant_range(rows, packing, d, stepping=stepping)
+                assert oracle_plans.reads_of(*_arrays(plan)) == want, (rows, packing, d, stepping)
     for pairs in (SEGMENTS_3B, SEGMENTS_7B):
         plan = plans.segments_plan(16, k=4, segments=pairs)
         assert oracle_plans.reads_of(*_arrays(plan)) == oracle_plans.segments(16, 4, pairs)
@@ -117,6 +132,13 @@ def test_make_plan_is_the_named_plan_padded_to_a_power_of_two(kind):
     slots = plan.context_ids.shape[1]
     assert slots & (slots - 1) == 0
     assert (plan.context_ids.dtype, plan.own_document.dtype) == (np.int32, np.bool_)
+
+
+def test_make_plan_refuses_an_unknown_kind():
+    """A kind added to the enum alone must not train with another kind's table."""
+    config = dataclasses.replace(_config(PlanKind.PACKED), plan=enum.Enum("Fake", "NEW")["NEW"])
+    with pytest.raises(AssertionError, match=r"Fake\.NEW"):
+        plans.make_plan(config, batch_rows=8, num_contexts=3)
 
 
 def test_a_schedule_of_d_has_one_width_per_power_of_two():

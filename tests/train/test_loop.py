@@ -16,11 +16,14 @@ import pytest
 
 from fot_jax.checkpoint import load_params
 from fot_jax.config import AttentionForm, UserError
+from fot_jax.eval.summary import plot_losses
 from fot_jax.train import loop
+from fot_jax.train.context_schedule import ContextSchedule
 from fot_jax.train.lost_time import Part
 from fot_jax.train.metrics import MetricsWriter, Speed, duration, progress_line, read_rows
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.recorder import NonFiniteError
+from fot_jax.train.tensorboard import ScalarEvents
 from tests.train.tiny import tiny
 
 TIMING = ("tokens_per_second", "model_flops_utilisation", *(f"{part}_seconds" for part in Part))
@@ -126,6 +129,51 @@ def test_a_finished_run_is_left_alone_and_can_be_extended(tmp_path):
     assert outcome.step == 4 and "config changed: train.steps: 2 -> 4" in lines
     with pytest.raises(UserError, match=r"train\.steps must be at least the 4 done in"):
         run(tiny(train__steps=3), tmp_path, allow_changes=["train"])
+
+
+def without_loss(monkeypatch, steps):
+    """Makes batches `steps` (from 0) of both splits bear no loss."""
+    make = loop.make_stream
+
+    def masked(config, split):
+        stream = make(config, split)
+        whole = stream.batch
+
+        def batch(step, rows=None):
+            made = whole(step, rows=rows)
+            return made.replace(loss_mask=made.loss_mask * 0) if step in steps and split == "train" else made
+
+        stream.batch = batch
+        return stream
+
+    monkeypatch.setattr(loop, "make_stream", masked)
+
+
+def test_a_step_without_loss_tokens_logs_no_loss(tmp_path, monkeypatch):
+    """No 0.0000 in the progress line, metrics.jsonl or TensorBoard; the accuracy switch does not look at it."""
+    without_loss(monkeypatch, {1, 2})
+    observed = []
+    observe = ContextSchedule.observe
+    monkeypatch.setattr(
+        ContextSchedule,
+        "observe",
+        lambda self, known, **seen: observed.append(seen["step"]) or observe(self, known, **seen),
+    )
+    points = []
+    monkeypatch.setattr(
+        ScalarEvents, "add", lambda self, step, scalars: points.extend((name, step) for name in scalars)
+    )
+    lines, _ = run(tiny(**CHANGING, train__loss_mean="rows"), tmp_path)
+    means = {"loss", "z_loss", "accuracy", "row_mean_loss"}
+    for step, row in rows(tmp_path).items():
+        assert (row["loss_tokens"] == 0) == (step in (2, 3))
+        assert (means & row.keys()) == (set() if step in (2, 3) else means), row
+        assert row["param_norm"] > 0
+    empty = [line for line in lines if line.startswith(("step 2/", "step 3/"))]
+    assert len(empty) == 2 and all("  no token bore loss  d " in line and "acc" not in line for line in empty), empty
+    assert {step for name, step in points if name in means} == {1, 4, 5, 6}
+    assert observed == [0, 3, 4, 5]
+    plot_losses(tmp_path / "loss.png", workdirs=[tmp_path])
 
 
 def test_a_non_finite_metric_stops_and_names_itself(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from fot_jax.train.context_schedule import ContextSchedule
 from fot_jax.train.state import abstract_state, create_state
 from fot_jax.train.step import loss_gradient, make_eval_step, make_train_step, micro_batches
 from fot_jax.types import Batch, Plan
+from tests import oracles
 from tests.train.tiny import tiny
 
 PACKED = {"plan": "packed", "packing": 2, "schedule": {"num_contexts": [3]}}
@@ -55,15 +56,23 @@ def accumulated(config, pieces):
     return dataclasses.replace(config, train=train)
 
 
-def test_accumulation_equals_the_full_batch():
-    """Micro-batches of two streams that read each other, with unequal numbers of tokens that bear loss."""
-    config = tiny(crossbatch=PACKED | {"logn_from": 24}, memory__logn_from=24, train__z_loss=1e-2)
-    piece_plan, whole_plan = full_batch_plan(config, 2)
-    params = create_state(config, mesh_of(config)).params
+def unequal(config):
+    """The batch of step 3, whose last row bears half of its loss and its first row none."""
     batch = make_stream(config, "train").batch(3)
     mask = np.asarray(batch.loss_mask).copy()
     mask[-1, ::2] = 0
-    batch = batch.replace(loss_mask=mask)
+    mask[0] = 0
+    return jax.tree.map(jnp.asarray, batch.replace(loss_mask=mask))
+
+
+@pytest.mark.parametrize("mean", ["tokens", "rows"])
+def test_accumulation_equals_the_full_batch(mean):
+    """Micro-batches of two streams that read each other, with unequal numbers of tokens that bear loss."""
+    options = {"train__z_loss": 1e-2, "train__loss_mean": mean}
+    config = tiny(crossbatch=PACKED | {"logn_from": 24}, memory__logn_from=24, **options)
+    piece_plan, whole_plan = full_batch_plan(config, 2)
+    params = create_state(config, mesh_of(config)).params
+    batch = unequal(config)
 
     def gradient(config, plan):
         return jax.jit(lambda p, b, q: loss_gradient(p, b, q, config=config))(params, batch, plan)
@@ -74,6 +83,43 @@ def test_accumulation_equals_the_full_batch():
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(a).max())
     for a, b in zip(jax.tree.leaves(whole_sums), jax.tree.leaves(piece_sums), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def row_mean(config, params, batch, plan):
+    """The authors' loss of a batch, from the decoder's logits, in float64."""
+    options = {"segments": batch.segments, "boundaries": config.crossbatch.boundaries}
+    logits = run(config.model, params, batch.tokens, plan=plan, **options).logits
+    rows = slice(config.train.batch_rows - config.crossbatch.loss_rows(config.train.batch_rows), None)
+    arrays = (np.asarray(array)[rows] for array in (logits, batch.targets, batch.loss_mask))
+    return oracles.row_mean_loss(*arrays)
+
+
+@pytest.mark.parametrize("crossbatch", [PACKED, {"plan": "two_pass", "schedule": {"num_contexts": [2]}}])
+def test_the_row_mean_loss_is_the_authors(crossbatch):
+    """The step reports it and follows its gradient; C_prev's rows, which bear no loss by design, are not counted."""
+    config = tiny(crossbatch=crossbatch, train__loss_mean="rows")
+    mesh = mesh_of(config)
+    state, batch = create_state(config, mesh), unequal(config)
+    plan = make_plan(config.crossbatch, batch_rows=8, num_contexts=2)
+    want = row_mean(config, state.params, batch, plan)
+    gradient, _ = jax.jit(lambda p, b, q: loss_gradient(p, b, q, config=config))(state.params, batch, plan)
+    length = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(gradient)))
+    moved = [
+        row_mean(
+            config, jax.tree.map(lambda p, g, step=step: p + step * g / length, state.params, gradient), batch, plan
+        )
+        for step in (-1e-2, 1e-2)
+    ]
+    np.testing.assert_allclose((moved[1] - moved[0]) / 2e-2, length, rtol=2e-3)
+    _, metrics = make_train_step(config, mesh)(state, batch, plan)
+    np.testing.assert_allclose(metrics.row_mean_loss, want, rtol=1e-6)
+    assert abs(float(metrics.loss) - want) > 1e-2, "the mean over tokens is another number"
+
+
+def test_rows_and_tokens_agree_where_rows_are_alike():
+    """Every C_curr row of a dictionary's questions bears the same number of loss tokens."""
+    curves = [losses(tiny(train__loss_mean=mean, train__z_loss=1e-2))[0] for mean in ("tokens", "rows")]
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-6)
 
 
 def test_the_step_trains_with_queries_that_grow_as_log_n():
@@ -103,12 +149,13 @@ def test_micro_batches_are_whole_streams():
     np.testing.assert_array_equal(one_pass.tokens[:, :, 0], [[0, 1, 2, 3], [4, 5, 6, 7]])
 
 
-def test_loss_curves_agree_on_1_2_and_8_devices():
+@pytest.mark.parametrize("mean", ["tokens", "rows"])
+def test_loss_curves_agree_on_1_2_and_8_devices(mean):
     """Data, fsdp and tensor axes, with accumulation on the largest; 1e-5 relative."""
-    reference, _, _ = losses(tiny())
+    reference, _, _ = losses(tiny(train__loss_mean=mean))
     assert len(set(reference)) == 4
     for data, fsdp, tensor in [(2, 1, 1), (2, 2, 2)]:
-        config = tiny(mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+        config = tiny(mesh={"data": data, "fsdp": fsdp, "tensor": tensor}, train__loss_mean=mean)
         curve, _, state = losses(config)
         np.testing.assert_allclose(curve, reference, rtol=1e-5, err_msg=f"mesh {data}×{fsdp}×{tensor}")
         up = state.params["layers"]["feed_forward"]["up"]

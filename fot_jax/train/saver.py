@@ -1,0 +1,72 @@
+"""When a run's checkpoints are saved, what is in them, and what a disk that is full ends with."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fot_jax import checkpoint
+from fot_jax.config import ExperimentConfig, UserError
+from fot_jax.config.errors import disk_full, is_disk_full
+from fot_jax.train.lost_time import LostTime, Part
+from fot_jax.train.state import TrainState
+
+
+class Saver:
+    """Saves the state and the data position of a run.
+
+    Attributes:
+      saved: the step of the newest checkpoint, finished or under way.
+    """
+
+    def __init__(
+        self,
+        checkpoints: checkpoint.Checkpointer,
+        config: ExperimentConfig,
+        *,
+        step: int,
+        lost: LostTime,
+        documents: dict[str, str],
+    ) -> None:
+        """Goes on after `step` optimizer steps; the seed and `documents` are noted in every checkpoint."""
+        self.saved = step
+        self._train = config.train
+        self._checkpoints = checkpoints
+        self._lost = lost
+        self._position = {"seed": config.seed, "documents": documents}
+
+    def due(self, step: int) -> bool:
+        """Whether `step` ends with a checkpoint: every so many steps, and the last one."""
+        return step == self._train.steps or step % self._train.checkpoint_every == 0
+
+    def save(
+        self, step: int, state: TrainState, *, switch_step: int | None, heldout: dict[str, float] | None = None
+    ) -> None:
+        """Starts saving the state after `step` optimizer steps. Raises UserError as `Checkpointer.save`."""
+        data: dict[str, Any] = {"step": step, "switch_step": switch_step} | self._position
+        loss = heldout["heldout_loss"] if heldout else None
+        with self._lost.of(Part.CHECKPOINT):
+            self._checkpoints.save(step, params=state.params, optimizer=state.opt_state, data=data, heldout_loss=loss)
+        self.saved = step
+
+    def wait(self) -> None:
+        """Returns when every save is done. Raises UserError if one failed."""
+        with self._lost.of(Part.CHECKPOINT):
+            self._checkpoints.wait()
+
+
+@contextlib.contextmanager
+def disk_full_in_one_line(workdir: Path) -> Iterator[None]:
+    """Turns a full disk, whatever was being written, into one line that says from which step the run goes on."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        file = error.filename if isinstance(error, OSError) else None
+        newest = checkpoint.newest_step(workdir)
+        then = f"from step {newest}" if newest is not None else "from the beginning"
+        folder = Path(file).parent if isinstance(file, str) else workdir
+        raise UserError(f"{disk_full(folder, error)} It goes on {then}.") from error

@@ -1,0 +1,39 @@
+"""TensorBoard events, written by the thread that calls."""
+
+import time
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+_FLUSH_SECONDS = 120.0
+
+
+class ScalarEvents:
+    """Appends scalars to an event file of a folder.
+
+    tensorboardX's SummaryWriter writes from a thread of its own. When the disk is full that thread dies, and the
+    training waits for it forever; here the error is raised where a scalar is added.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        """Opens a new file in `folder`; TensorBoard hides the points of older files from `purge_step` on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._file.write_event(Event(step=purge_step, wall_time=time.time(), file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(step=purge_step, wall_time=time.time(), session_log=start))
+        self._flushed = 0.0
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        """Adds a point of each curve; the file is flushed every two minutes. Raises OSError."""
+        for name, value in scalars.items():
+            self._file.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes the file. Raises OSError."""
+        self._file.close()
