@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fot_jax.config import ConfigError, ExperimentConfig, VocabularyConfig, VocabularyKind
+from fot_jax.config.override import whole_number
 from launch import cli
 
 SPECIAL = ["<pad>", "<|endoftext|>"]
@@ -34,7 +35,8 @@ def main(flags: argparse.Namespace) -> None:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if not flags.size.isdecimal() or int(flags.size) < SMALLEST:
+    size = whole_number(flags.size)
+    if size is None or size < SMALLEST:
         raise ConfigError(f"--size must be an integer >= {SMALLEST} (the bytes and special ids), got {flags.size!r}.")
     config = cli.load_experiment(flags)
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -45,7 +47,7 @@ def main(flags: argparse.Namespace) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split_digits, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
-        vocab_size=int(flags.size), special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(texts(config), trainer)
     out = Path(flags.out)
