@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fot_jax.checkpoint.checkpointer import Checkpointer
+from fot_jax.checkpoint.failures import damaged
 from fot_jax.checkpoint.streaming import chunks, streaming_handlers, uncopied
 from fot_jax.config import Dtype, ExperimentConfig, UserError
 from fot_jax.models.init import param_shapes
@@ -79,7 +80,11 @@ def load_stored_params(
 ) -> tuple[Any, Dtype]:
     """Parameters as numpy arrays in the dtype they are stored in, and that dtype; see `load_params`."""
     with _opened(workdir, step) as (checkpoints, config, number):
-        dtype = Dtype(checkpoints.read_data(number).get("dtype", Dtype.FLOAT32.value))
+        stored = checkpoints.read_data(number).get("dtype", Dtype.FLOAT32.value)
+        if stored not in [kind.value for kind in Dtype]:
+            folder = Path(workdir) / "checkpoints"
+            raise damaged(folder, number, checkpoints.steps(), reason=f"its parameters' dtype is {stored!r}")
+        dtype = Dtype(stored)
         like = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), DTYPES[dtype]), leaf.shape), param_shapes(config.model)
         )

@@ -4,6 +4,7 @@ An edit is plain data, so that a fault can be printed, replayed and reduced: `ap
 files. Positions are taken modulo the length, so that edits may follow one another.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tests.fuzz import layouts
 
 Files = dict[str, bytes]
+UNFIT = (ArithmeticError, LookupError, ValueError, TypeError, RecursionError, struct.error)  # what was damaged before
 MOST = 1 << 22  # bytes that an edit may make of one file
 
 # JSON texts that stand in for a value. Numbers at the borders of types, words, texts and nestings.
@@ -47,14 +49,15 @@ class Edit:
 
 
 def apply(files: Files, edits: list[Edit]) -> Files:
-    """The damaged files; a file that an edit removes is missing."""
+    """The damaged files; a file that an edit removes is missing. Edits that no longer fit a file leave it as it is."""
     found = dict(files)
     for edit in edits:
         if edit.file not in found:
             continue
         if edit.operation == "remove":
             del found[edit.file]
-        else:
+            continue
+        with contextlib.suppress(*UNFIT):
             found[edit.file] = OPERATIONS[edit.operation](found[edit.file], *edit.arguments)[:MOST]
     return found
 
@@ -97,8 +100,8 @@ def swap(data: bytes, first: int, second: int, count: int) -> bytes:
 
 
 def repeat(data: bytes, place: int, count: int, times: int) -> bytes:
-    """Repeats a stretch."""
-    place %= len(data) + 1
+    """Repeats a stretch, up to a megabyte of it."""
+    place, times = place % (len(data) + 1), min(times, (1 << 20) // count)
     return data[:place] + data[place : place + count] * times + data[place:]
 
 

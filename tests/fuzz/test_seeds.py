@@ -1,14 +1,18 @@
 """Every fault that fuzzing found, as a small input of its own: read right, or refused in one line."""
 
 import math
+import shutil
 
 import pytest
 
 from configs import tiny_code
-from fot_jax.config import ConfigError, ExperimentConfig
+from fot_jax.checkpoint.parameters import load_stored_params
+from fot_jax.config import ConfigError, ExperimentConfig, UserError
 from fot_jax.config.build import build, to_dict
 from fot_jax.config.gin import build_from_gin
 from fot_jax.config.override import apply_override, whole_number
+from tests.fuzz import kinds_runs
+from tests.fuzz.kind import write_files
 
 
 def _experiment(path, value):
@@ -103,4 +107,30 @@ def test_gin_that_cannot_be_read_is_one_line(binding, message):
     """Deep nesting, gin's own functions and unknown modules once ended in tracebacks."""
     with pytest.raises(ConfigError, match=message) as error:
         build_from_gin(["configs/tiny_code.gin"], [binding])
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A run that an import wrote."""
+    root = tmp_path_factory.mktemp("imported")
+    write_files(root / "run", kinds_runs.imported_files())
+    return root / "run"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "[" * 20000 + "]" * 20000, r"config\.json cannot be read: maximum recursion depth"),
+        ("checkpoints/0/_CHECKPOINT_METADATA", "[" * 20000 + "]" * 20000, "checkpoint of step 0 cannot be read"),
+        ("checkpoints/0/data/metadata", '{"step": 0, "dtype": "int7"}', "its parameters' dtype is 'int7'"),
+        ("checkpoints/0/data/metadata", '{"step": 0, "dtype": []}', r"its parameters' dtype is \[\]"),
+    ],
+)
+def test_damaged_run_is_refused_in_one_line(imported, tmp_path, file, text, message):
+    """JSON nested too deeply, and a dtype that is none, once ended in tracebacks."""
+    shutil.copytree(imported, tmp_path / "run")
+    (tmp_path / "run" / file).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_stored_params(tmp_path / "run")
     assert "\n" not in str(error.value)
