@@ -64,7 +64,8 @@ def apply(files: Files, edits: list[Edit]) -> Files:
 
 def flip(data: bytes, place: int, bit: int) -> bytes:
     """Flips one bit."""
-    return put(data, place, bytes([data[place % len(data)] ^ (1 << bit)])) if data else data
+    place %= len(data)
+    return put(data, place, bytes([data[place] ^ (1 << bit)]))
 
 
 def put(data: bytes, place: int, new: bytes) -> bytes:
@@ -200,13 +201,17 @@ def protobuf_edit(data: bytes, path: tuple[int, ...], change: str, new: bytes) -
     return layouts.edit_message(data, path, change, new)
 
 
-def gguf_edit(data: bytes, place: int, value: int) -> bytes:
-    """Overwrites one number of a GGUF file's structure: a count, a length, a type, a dimension, an offset, a value."""
-    fields = layouts.gguf_numbers(data)
-    if not fields:
+def gguf_edit(data: bytes, part: str, place: int, value: int) -> bytes:
+    """Overwrites one number of a GGUF file's head ("layout", "value"), or swaps a text for another of it ("text")."""
+    places = [(at, size) for kind, at, size in layouts.gguf_places(data) if kind.value == part]
+    if not places:
         return data
-    at, width = fields[place % len(fields)]
-    return integer(data, at, width, value)
+    at, size = places[place % len(places)]
+    if part != "text":
+        return integer(data, at, size, value)
+    other, length = places[value % len(places)]
+    new = data[other : other + length]
+    return data[: at - 8] + struct.pack("<Q", len(new)) + new + data[at + size :]
 
 
 def record_length(data: bytes, place: int, value: int) -> bytes:

@@ -365,6 +365,9 @@ def _read_gguf(path: Path) -> dict[str, np.ndarray]:
         places.append((name, shape, kind, offset))
     start = -(-at // align) * align
     kinds = {0: np.float32, 1: np.float16}
+    for _, shape, kind, offset in places:
+        size = math.prod(shape) * np.dtype(kinds.get(kind, np.uint8)).itemsize
+        require(offset % align == 0 and start + offset + size <= len(data), "a tensor beyond the file or off its grid")
     return {
         name: np.frombuffer(data, kinds[kind], math.prod(shape), start + offset).astype(np.float32)
         for name, shape, kind, offset in places
@@ -440,9 +443,13 @@ def _settings_edits(files: Files) -> st.SearchStrategy[Edit]:
 def _gguf_edits(files: Files) -> st.SearchStrategy[Edit]:
     from tests.fuzz.edits import INTEGERS
 
-    numbers = st.tuples(st.just("gguf"), st.integers(0, 2000), st.sampled_from(INTEGERS) | st.integers(0, 600))
-    early = st.tuples(st.just("gguf"), st.integers(0, 60), st.sampled_from(INTEGERS) | st.integers(0, 40))
-    return of("model.gguf", numbers, early, byte_arguments())
+    number = st.sampled_from(INTEGERS) | st.integers(0, 40)
+
+    def parts(part: str, most: int) -> st.SearchStrategy[tuple]:
+        return st.tuples(st.just("gguf"), st.just(part), st.integers(0, most), number)
+
+    value, text = parts("value", 200), parts("text", 200)
+    return of("model.gguf", value, parts("value", 30), value, text, text, parts("layout", 300), byte_arguments())
 
 
 KINDS = [

@@ -1,5 +1,6 @@
 """Formats taken apart just far enough to damage their insides: containers, protobuf, GGUF, TFRecord."""
 
+import enum
 import gzip
 import json
 import struct
@@ -185,42 +186,54 @@ def edit_message(data: bytes, path: tuple[int, ...], change: str, new: bytes) ->
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of GGUF's value types
 
 
-def gguf_numbers(data: bytes) -> list[tuple[int, int]]:
-    """(place, bytes) of every number in a GGUF file's head, of long lists the first few."""
-    found = [(0, 4), (4, 4), (8, 8), (16, 8)]
+class Part(enum.Enum):
+    """What a stretch of a GGUF file's head says: how it is laid out, a value, a text."""
+
+    LAYOUT = "layout"
+    VALUE = "value"
+    TEXT = "text"
+
+
+Place = tuple[Part, int, int]  # what, where, how many bytes
+
+
+def gguf_places(data: bytes) -> list[Place]:
+    """The parts of a GGUF file's head, of long lists the first few: lengths, counts and types; numbers; texts."""
+    found: list[Place] = [(Part.LAYOUT, 0, 4), (Part.LAYOUT, 4, 4), (Part.LAYOUT, 8, 8), (Part.LAYOUT, 16, 8)]
     try:
         tensors, pairs = struct.unpack_from("<QQ", data, 8)
         at = 24
         for _ in range(pairs):
             at = _text(data, at, found)
-            found.append((at, 4))
+            found.append((Part.LAYOUT, at, 4))
             kind, at = struct.unpack_from("<I", data, at)[0], at + 4
             at = _value(data, at, kind, found)
         for _ in range(tensors):
             at = _text(data, at, found)
-            found.append((at, 4))
+            found.append((Part.LAYOUT, at, 4))
             dimensions, at = min(8, struct.unpack_from("<I", data, at)[0]), at + 4
-            found += [(at + 8 * n, 8) for n in range(dimensions)] + [(at + 8 * dimensions, 4)]
-            found.append((at + 8 * dimensions + 4, 8))
+            found += [(Part.VALUE, at + 8 * n, 8) for n in range(dimensions)]
+            found += [(Part.VALUE, at + 8 * dimensions, 4), (Part.VALUE, at + 8 * dimensions + 4, 8)]
             at += 8 * dimensions + 12
     except (struct.error, KeyError, RecursionError, OverflowError):
-        pass  # a damaged file: the numbers so far
-    return [field for field in found[:2000] if field[0] < len(data)]
+        pass  # a damaged file: the parts so far
+    return [place for place in found[:2000] if place[1] < len(data)]
 
 
-def _text(data: bytes, at: int, found: list[tuple[int, int]]) -> int:
-    found.append((at, 8))
-    return at + 8 + struct.unpack_from("<Q", data, at)[0]
+def _text(data: bytes, at: int, found: list[Place]) -> int:
+    length = struct.unpack_from("<Q", data, at)[0]
+    found += [(Part.LAYOUT, at, 8), (Part.TEXT, at + 8, length)]
+    return at + 8 + length
 
 
-def _value(data: bytes, at: int, kind: int, found: list[tuple[int, int]]) -> int:
+def _value(data: bytes, at: int, kind: int, found: list[Place]) -> int:
     if kind == 8:
         return _text(data, at, found)
     if kind != 9:
-        found.append((at, _SIZES[kind]))
+        found.append((Part.VALUE, at, _SIZES[kind]))
         return at + _SIZES[kind]
     inner, count = struct.unpack_from("<IQ", data, at)
-    found += [(at, 4), (at + 4, 8)]
+    found += [(Part.LAYOUT, at, 4), (Part.LAYOUT, at + 4, 8)]
     at += 12
     for index in range(min(count, len(data))):
         if at > len(data):

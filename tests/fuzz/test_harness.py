@@ -59,6 +59,7 @@ def test_faults_are_gathered_and_reduced(tmp_path, monkeypatch):
     ("edit", "result"),
     [
         (("flip", 0, 0), b"`bcd"),
+        (("flip", -1, 0), b"abce"),
         (("cut", 2), b"ab"),
         (("drop", 1, 2), b"ad"),
         (("swap", 0, 2, 2), b"cdab"),
