@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture.engine import ConjectureRunner
 
 from tests.fuzz.edits import Edit, Files, apply
 from tests.fuzz.kind import Kind, write_files
@@ -206,7 +208,9 @@ def fuzz(kind: Kind, root: Path, *, inputs: int = INPUTS, seed: int = SEED) -> R
             if worker.starts <= STARTS:
                 _record(report, worker.try_files(apply(files, edits)), edits)
 
-        one()
+        # Hypothesis also repeats parts of examples that it drew before; half of the inputs would be alike.
+        with mock.patch.object(ConjectureRunner, "generate_mutations_from"):
+            one()
         for fault in report.faults.values():
             if worker.starts <= STARTS:
                 fault.edits = reduced(fault, functools.partial(_place_of, worker, files))
