@@ -16,6 +16,7 @@ from launch import cli
 
 SPECIAL = ["<pad>", "<|endoftext|>"]
 SMALLEST = len(SPECIAL) + 256
+LARGEST = 1 << 22  # the trainer takes memory for all of them at once, and ends the process where there is too little
 
 
 def texts(config: ExperimentConfig) -> Iterator[str]:
@@ -36,8 +37,9 @@ def main(flags: argparse.Namespace) -> None:
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     size = whole_number(flags.size)
-    if size is None or size < SMALLEST:
-        raise ConfigError(f"--size must be an integer >= {SMALLEST} (the bytes and special ids), got {flags.size!r}.")
+    if size is None or not SMALLEST <= size <= LARGEST:
+        allowed = f"{SMALLEST} (the bytes and special ids) to {LARGEST}"
+        raise ConfigError(f"--size must be an integer from {allowed}, got {flags.size!r}.")
     config = cli.load_experiment(flags)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split_digits, byte_level = (

@@ -1,5 +1,6 @@
 """Every fault that fuzzing found, as a small input of its own: read right, or refused in one line."""
 
+import argparse
 import math
 import shutil
 
@@ -11,6 +12,7 @@ from fot_jax.config import ConfigError, ExperimentConfig, UserError
 from fot_jax.config.build import build, to_dict
 from fot_jax.config.gin import build_from_gin
 from fot_jax.config.override import apply_override, whole_number
+from launch import make_vocabulary
 from tests.fuzz import kinds_runs
 from tests.fuzz.kind import write_files
 
@@ -134,3 +136,10 @@ def test_damaged_run_is_refused_in_one_line(imported, tmp_path, file, text, mess
     with pytest.raises(UserError, match=message) as error:
         load_stored_params(tmp_path / "run")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", ["1000000000000", "257", "9" * 5000])
+def test_vocabulary_size_out_of_range_is_refused(size):
+    """A size of 10^12 once ended the process in native code, as the trainer reserves memory for every token."""
+    with pytest.raises(ConfigError, match=r"--size must be an integer from 258 .* to 4194304, got"):
+        make_vocabulary.main(argparse.Namespace(size=size))
