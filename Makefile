@@ -1,4 +1,4 @@
-# make demo | smollm2 | corpora | aot | bench | bench-gpu | test | test-all | test-aot | lint | update-golden. The
+# make demo | smollm2 | corpora | aot | bench | bench-gpu | test | test-all | test-aot | fuzz | lint | update-golden. The
 # environment (.venv) is made by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
@@ -11,7 +11,7 @@ RUNS := runs
 DATA_CACHE := data_cache
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 corpora libtpu libcuda aot bench bench-gpu test test-all test-aot lint format update-golden
+.PHONY: help demo smollm2 corpora libtpu libcuda aot bench bench-gpu test test-all test-aot fuzz lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-all       the slow ones too"
 	@echo "make aot            compile the large configs for TPU pods, without a TPU; $(RUNS)/aot has the reports"
 	@echo "make test-aot       tests that compile for TPU pods and GPUs"
+	@echo "make fuzz           $(FUZZ_INPUTS) damaged inputs of every kind that is read: files, configs, command lines"
 	@echo "make lint           ruff, pyright, import-linter"
 	@echo "make format         ruff's formatter"
 	@echo "make update-golden  rewrite tests/golden and print what changed"
@@ -109,7 +110,15 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	@echo "== all tests"
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not aot"
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not aot and not fuzz"
+
+FUZZ_INPUTS ?= 2000
+
+fuzz: $(VENV)/.dev
+	@echo "== $(FUZZ_INPUTS) damaged inputs a kind; faults go to tests/fuzz/found"
+	rm -rf tests/fuzz/found
+	FUZZ_INPUTS=$(FUZZ_INPUTS) nice -n 10 $(BIN)/pytest -q -n $(WORKERS) --dist load --maxschedchunk=1 -m fuzz \
+	  tests/fuzz --tb=no; code=$$?; cat tests/fuzz/found/*.txt; exit $$code
 
 LIBTPU := .libtpu
 
@@ -159,5 +168,5 @@ format: $(VENV)/.dev
 
 update-golden: $(VENV)/.dev
 	@echo "== rewriting tests/golden"
-	$(BIN)/pytest -q -m "not aot" -k golden --update-golden
+	$(BIN)/pytest -q -m "not aot and not fuzz" -k golden --update-golden
 	@git --no-pager diff --stat -- tests/golden

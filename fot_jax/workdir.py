@@ -90,7 +90,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
         raise UserError(f"--workdir must hold a run (a config.json), got {os.fspath(workdir)!r}. Train it first.")
     try:
         config = build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint beside it,"
             " or use another --workdir."

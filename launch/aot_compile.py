@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, PlanKind, UserError
+from fot_jax.config.override import whole_number
 from launch import cli
 
 if TYPE_CHECKING:
@@ -50,11 +51,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def whole_number(text: str, flag: str, *, least: int) -> int:
+def integer(text: str, flag: str, *, least: int) -> int:
     """A flag's integer. Raises ConfigError where it is none, or too small."""
-    if not text.strip().isdecimal() or int(text) < least:
+    number = whole_number(text.strip())
+    if number is None or number < least:
         raise ConfigError(f"{flag} must be an integer >= {least}, got {text!r}.")
-    return int(text)
+    return number
 
 
 def meshes(flags: argparse.Namespace, config: ExperimentConfig) -> list[MeshConfig]:
@@ -70,11 +72,12 @@ def _mesh(text: str) -> MeshConfig:
     sizes = {}
     for part in text.split(":"):
         name, _, size = part.strip().partition("=")
-        if name not in axes or not size.isdecimal() or int(size) < 1:
+        number = whole_number(size)
+        if name not in axes or not number:
             raise ConfigError(
                 f"--sweep-mesh must be AXIS=SIZE joined by ':' (meshes by ','), of {', '.join(axes)}; got {part!r}."
             )
-        sizes[name] = int(size)
+        sizes[name] = number
     return MeshConfig(**sizes)
 
 
@@ -84,7 +87,7 @@ def contexts(flags: argparse.Namespace, config: ExperimentConfig) -> list[int]:
         if config.crossbatch.plan in (PlanKind.OFF, PlanKind.SEGMENTS, PlanKind.OWN_PAST):
             plan = config.crossbatch.plan.value
             raise ConfigError(f"--sweep-contexts needs a plan that uses d, got crossbatch.plan='{plan}'.")
-        return [whole_number(text, "--sweep-contexts", least=1) for text in flags.sweep_contexts.split(",")]
+        return [integer(text, "--sweep-contexts", least=1) for text in flags.sweep_contexts.split(",")]
     from fot_jax.train.context_schedule import ContextSchedule
 
     return [ContextSchedule(config.crossbatch.schedule, config.seed).final]
@@ -99,8 +102,8 @@ def jobs(flags: argparse.Namespace, config: ExperimentConfig) -> "list[Job]":
     for name in names:
         if name not in PROGRAMS:
             raise ConfigError(f"--programs must be some of {', '.join(PROGRAMS)}, got {name!r}.")
-    rows = whole_number(flags.rows, "--rows", least=1) if flags.rows else 0
-    entries = whole_number(flags.memory_entries, "--memory-entries", least=0)
+    rows = integer(flags.rows, "--rows", least=1) if flags.rows else 0
+    entries = integer(flags.memory_entries, "--memory-entries", least=0)
     found = []
     for mesh in meshes(flags, config):
         own = dataclasses.replace(config, mesh=mesh)

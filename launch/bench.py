@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fot_jax.config import AttentionForm, ConfigError, ExperimentConfig, Retrieval
+from fot_jax.config.override import whole_number
 from launch import cli
 
 MEBIBYTE = 2**20
@@ -27,10 +28,10 @@ FORMS = tuple(form.value for form in AttentionForm)
 
 
 def _integers(text: str, flag: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+    numbers = [whole_number(part.strip()) for part in text.split(",")]
+    if not all(numbers):
         raise ConfigError(f"{flag} must be integers >= 1, got {text!r}.")
-    return [int(part) for part in parts]
+    return [number for number in numbers if number]
 
 
 def _names(text: str, flag: str, allowed: tuple[str, ...]) -> list[str]:

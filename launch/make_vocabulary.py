@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fot_jax.config import ConfigError, ExperimentConfig, VocabularyConfig, VocabularyKind
+from fot_jax.config.override import whole_number
 from launch import cli
 
 SPECIAL = ["<pad>", "<|endoftext|>"]
 SMALLEST = len(SPECIAL) + 256
+LARGEST = 1 << 22  # the trainer takes memory for all of them at once, and ends the process where there is too little
 
 
 def texts(config: ExperimentConfig) -> Iterator[str]:
@@ -36,8 +38,10 @@ def main(flags: argparse.Namespace) -> None:
 
     from fot_jax.workdir import write_whole
 
-    if not flags.size.isdecimal() or int(flags.size) < SMALLEST:
-        raise ConfigError(f"--size must be an integer >= {SMALLEST} (the bytes and special ids), got {flags.size!r}.")
+    size = whole_number(flags.size)
+    if size is None or not SMALLEST <= size <= LARGEST:
+        allowed = f"{SMALLEST} (the bytes and special ids) to {LARGEST}"
+        raise ConfigError(f"--size must be an integer from {allowed}, got {flags.size!r}.")
     config = cli.load_experiment(flags)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split_digits, byte_level = (
@@ -47,7 +51,7 @@ def main(flags: argparse.Namespace) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split_digits, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
-        vocab_size=int(flags.size), special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(texts(config), trainer)
     out = Path(flags.out)

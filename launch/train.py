@@ -125,7 +125,7 @@ def _profile_steps(text: str | None):
     """The ProfileSteps of FROM:TO, None where nothing is asked for."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+):(\d+)", text)
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
     if not match:
         raise ConfigError(f"--profile-steps must be FROM:TO, e.g. 20:24, got {text!r}.")
     from fot_jax.train.profile import ProfileSteps

@@ -86,7 +86,7 @@ def unreadable_step(folder: Path, steps: list[int]) -> int | None:
             if file.is_file() and file.name in ("_CHECKPOINT_METADATA", "metrics", "_METADATA"):
                 try:
                     json.loads(file.read_bytes())
-                except ValueError:
+                except (ValueError, RecursionError):
                     return step
     return None
 

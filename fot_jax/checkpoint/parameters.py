@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fot_jax.checkpoint.checkpointer import Checkpointer
+from fot_jax.checkpoint.failures import damaged
 from fot_jax.checkpoint.streaming import chunks, streaming_handlers, uncopied
 from fot_jax.config import Dtype, ExperimentConfig, ModelConfig, UserError
 from fot_jax.models.init import param_shapes
@@ -78,7 +79,7 @@ def _opened(
 def stored_bytes(workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest") -> int:
     """Bytes of a checkpoint's parameters in the dtype they are stored in, before compression; see `load_params`."""
     with _opened(workdir, step) as (checkpoints, config, number):
-        return num_bytes(config.model, _dtype(checkpoints, number))
+        return num_bytes(config.model, _dtype(checkpoints, number, workdir))
 
 
 def num_bytes(model: ModelConfig, dtype: Dtype) -> int:
@@ -87,9 +88,17 @@ def num_bytes(model: ModelConfig, dtype: Dtype) -> int:
     return count * np.dtype(DTYPES[dtype]).itemsize
 
 
-def _dtype(checkpoints: Checkpointer, step: int) -> Dtype:
-    """The dtype of a checkpoint's parameters; float32 where training wrote it."""
-    return Dtype(checkpoints.read_data(step).get("dtype", Dtype.FLOAT32.value))
+def _dtype(checkpoints: Checkpointer, step: int, workdir: str | os.PathLike[str]) -> Dtype:
+    """Returns the dtype of a checkpoint's parameters: float32 where training wrote it.
+
+    Raises:
+      UserError: the checkpoint names a dtype that does not exist.
+    """
+    stored = checkpoints.read_data(step).get("dtype", Dtype.FLOAT32.value)
+    if stored not in [kind.value for kind in Dtype]:
+        folder = Path(workdir) / "checkpoints"
+        raise damaged(folder, step, checkpoints.steps(), reason=f"its parameters' dtype is {stored!r}")
+    return Dtype(stored)
 
 
 def load_stored_params(
@@ -97,7 +106,7 @@ def load_stored_params(
 ) -> tuple[Any, Dtype]:
     """Parameters as numpy arrays in the dtype they are stored in, and that dtype; see `load_params`."""
     with _opened(workdir, step) as (checkpoints, config, number):
-        dtype = _dtype(checkpoints, number)
+        dtype = _dtype(checkpoints, number, workdir)
         like = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), DTYPES[dtype]), leaf.shape), param_shapes(config.model)
         )

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from fot_jax.config.errors import ConfigError
 from fot_jax.config.experiment import ExperimentConfig
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1  # integer of a config: what numpy's and JAX's hold
 
 
 @functools.cache
@@ -80,10 +82,14 @@ def _value(annotation: Any, value: Any, path: str) -> Any:
         if value in [member.value for member in annotation]:
             return annotation(value)
         raise _mistyped(path, annotation, value)
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if annotation is float and type(value) is int and abs(value) <= LARGEST:
+        value = float(value)
     if type(value) is not annotation:  # bool is not an int here
         raise _mistyped(path, annotation, value)
+    if annotation is float and not math.isfinite(value):
+        raise ConfigError(f"{path} must be a finite number, got {value!r}.")
+    if annotation is int and abs(value) > LARGEST:
+        raise ConfigError(f"{path} must be an integer of 64 bits, got one of {value.bit_length()} bits.")
     return value
 
 

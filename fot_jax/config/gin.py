@@ -46,6 +46,9 @@ _KINDS = (
     EvaluationConfig,
 )
 _UNBOUND = None  # no field of a config is ever None
+# What gin raises: with a text that tells what is wrong; of its own functions, for imports, for deep nesting.
+_READING = (ValueError, SyntaxError, tokenize.TokenError, OSError, TypeError, NameError)
+_OTHER = (KeyError, AttributeError, ImportError, RecursionError)
 
 
 def _bindings_of(kind: type) -> Callable[..., dict[str, Any]]:
@@ -114,8 +117,11 @@ def build_from_gin(files: Sequence[str], bindings: Sequence[str] = ()) -> Experi
     try:
         gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
         fields = _resolve(ExperimentConfig)
-    except (ValueError, SyntaxError, tokenize.TokenError, OSError, TypeError, NameError) as error:
+    except _READING as error:
         raise ConfigError(_one_line(error)) from error
+    except _OTHER as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"gin cannot read the bindings: {type(error).__name__}: {reason}") from error
     finally:
         gin.clear_config()
     return build(ExperimentConfig, fields)

@@ -11,6 +11,7 @@ The declared type of the field, not the text, says how to read it:
     one of the sources     by its number         --config.data.sources[0].path=~/text/*.txt
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -40,6 +41,11 @@ def parse(annotation: Any, text: str, *, path: str) -> Any:
     except (ValueError, KeyError):
         kind = "true or false" if annotation is bool else type_name(annotation)
         raise ConfigError(f"{path} must be {kind}, got {text!r}.") from None
+
+
+def whole_number(text: str) -> int | None:
+    """The number that at most 18 decimal digits stand for (int() refuses more than 4,300), None for other texts."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
@@ -86,11 +92,14 @@ def apply_override(config: config_dict.ConfigDict, path: str, text: str) -> None
     if dataclasses.is_dataclass(annotation):
         inner = ", ".join(field_types(typing.cast(type, annotation)))
         raise ConfigError(f"{path} is a section: name one of its fields ({inner}), as --config.{path}.FIELD=VALUE.")
-    node[last] = parse(annotation, text, path=path)
+    _require_section(kind, node, walked)
+    value = parse(annotation, text, path=path)
+    with node.ignore_type() if isinstance(node, config_dict.ConfigDict) else contextlib.nullcontext():
+        node[last] = value  # `build` checks types, also of what the file holds
 
 
 def _split_index(part: str, path: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", part)
+    match = re.fullmatch(r"(\w+)(?:\[(\d{1,18})\])?", part)
     if not match:
         raise ConfigError(f"--config.{path} is not a path: write names joined by dots, as data.sources[0].path.")
     return match[1], None if match[2] is None else int(match[2])
@@ -103,8 +112,15 @@ def _require(kind: Any, name: str, walked: str) -> None:
         raise ConfigError(f"{prefix}{name} is unknown to {kind.__name__}. {suggestion(name, known)}")
 
 
+def _require_section(kind: Any, node: Any, walked: str) -> None:
+    if not isinstance(node, (dict, config_dict.ConfigDict)):
+        place = walked or "config"
+        raise ConfigError(f"{place} must be a mapping of {kind.__name__}'s fields in the config file, got {node!r}.")
+
+
 def _step(kind: Any, node: Any, name: str, walked: str) -> tuple[Any, Any]:
     _require(kind, name, walked)
+    _require_section(kind, node, walked)
     if name not in node:
         raise ConfigError(f"The config file has no section {name!r}: let its get_config() start from template().")
     return field_types(kind)[name], node[name]
@@ -113,6 +129,9 @@ def _step(kind: Any, node: Any, name: str, walked: str) -> tuple[Any, Any]:
 def _member(kind: Any, node: Any, index: int, walked: str) -> tuple[Any, Any]:
     if not isinstance(kind, types.GenericAlias):
         raise ConfigError(f"{walked} is not a list: leave out the [{index}].")
-    if index >= len(node or ()):
-        raise ConfigError(f"{walked} does not exist: there are {len(node or ())} entries, counted from 0.")
-    return typing.get_args(kind)[0], node[index]
+    entries = () if node is None else node
+    if not isinstance(entries, (list, tuple)):
+        raise ConfigError(f"{walked} must be in a list in the config file, got {node!r}.")
+    if index >= len(entries):
+        raise ConfigError(f"{walked} does not exist: there are {len(entries)} entries, counted from 0.")
+    return typing.get_args(kind)[0], entries[index]

@@ -1,0 +1,145 @@
+"""Every fault that fuzzing found, as a small input of its own: read right, or refused in one line."""
+
+import argparse
+import math
+import shutil
+
+import pytest
+
+from configs import tiny_code
+from fot_jax.checkpoint.parameters import load_stored_params
+from fot_jax.config import ConfigError, ExperimentConfig, UserError
+from fot_jax.config.build import build, to_dict
+from fot_jax.config.gin import build_from_gin
+from fot_jax.config.override import apply_override, whole_number
+from launch import make_vocabulary
+from tests.fuzz import kinds_runs
+from tests.fuzz.kind import write_files
+
+
+def _experiment(path, value):
+    values = to_dict(build(ExperimentConfig, tiny_code.get_config()))
+    section, name = path.split(".")
+    values[section][name] = value
+    return build(ExperimentConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("optimizer.learning_rate", math.inf, r"optimizer\.learning_rate must be a finite number, got inf"),
+        ("train.peak_tflops", math.nan, r"train\.peak_tflops must be a finite number, got nan"),
+        ("optimizer.epsilon", 10**400, r"optimizer\.epsilon must be float, got 1000"),
+        ("train.steps", 2**63, r"train\.steps must be an integer of 64 bits, got one of 64 bits"),
+        ("train.steps", 10**400, r"train\.steps must be an integer of 64 bits, got one of 1329 bits"),
+    ],
+)
+def test_config_number_out_of_range_is_refused(path, value, message):
+    """Infinity and integers beyond 64 bits once passed every `>=`, or raised OverflowError."""
+    with pytest.raises(ConfigError, match=message):
+        _experiment(path, value)
+
+
+def test_config_number_at_the_border_is_read():
+    """The largest integer of 64 bits is a number like any other."""
+    assert _experiment("train.steps", 2**63 - 1).train.steps == 2**63 - 1
+    assert _experiment("optimizer.clip_norm", 2).optimizer.clip_norm == 2.0
+
+
+@pytest.mark.parametrize(
+    ("section", "path", "message"),
+    [
+        (None, "train.steps", r"train must be a mapping of TrainConfig's fields in the config file, got None"),
+        ("x", "train.steps", r"train must be a mapping of TrainConfig's fields in the config file, got 'x'"),
+        (0.5, "train.steps", r"train must be a mapping of TrainConfig's fields in the config file, got 0\.5"),
+    ],
+)
+def test_override_in_a_section_that_is_none_is_refused(section, path, message):
+    """A section of the config file that holds something else once raised TypeError under an override."""
+    config = tiny_code.get_config()
+    with config.unlocked(), config.ignore_type():
+        config.train = section
+    with pytest.raises(ConfigError, match=message):
+        apply_override(config, path, "5")
+
+
+def test_override_of_a_list_that_is_none_is_refused():
+    """`data.sources` that is no list once raised TypeError under `--config.data.sources[0].path`."""
+    config = tiny_code.get_config()
+    with config.ignore_type():
+        config.data.sources = 3
+    with pytest.raises(ConfigError, match=r"data\.sources\[0\] must be in a list in the config file, got 3"):
+        apply_override(config, "data.sources[0].path", "x")
+
+
+def test_override_replaces_a_value_of_another_type():
+    """A value of the wrong type in the config file once raised ml_collections' TypeError under an override."""
+    config = tiny_code.get_config()
+    with config.ignore_type():
+        config.optimizer.learning_rate = "x"
+    apply_override(config, "optimizer.learning_rate", "0.5")
+    assert build(ExperimentConfig, config).optimizer.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("9" * 18, 10**18 - 1), ("9" * 19, None), ("9" * 5000, None), ("-1", None), ("²", None)],
+)
+def test_number_of_a_flag_has_18_digits_at_most(text, number):
+    """Python's int() refuses more than 4,300 digits with a ValueError; flags of thousands of digits met it."""
+    assert whole_number(text) == number
+
+
+def test_index_of_thousands_of_digits_is_refused():
+    """`--config.data.sources[999...].path` once ended in int()'s ValueError."""
+    with pytest.raises(ConfigError, match="is not a path"):
+        apply_override(tiny_code.get_config(), f"data.sources[{'9' * 5000}].path", "x")
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("ModelConfig.num_layers = " + "[" * 3000, "gin cannot read the bindings: "),
+        ("ModelConfig.num_layers = " + "-" * 3000 + "1", "gin cannot read the bindings: "),
+        ("ModelConfig.num_layers = @gin.constant()", "gin cannot read the bindings: "),
+        ("import nothing.here", "gin cannot read the bindings: ModuleNotFoundError: "),
+    ],
+)
+def test_gin_that_cannot_be_read_is_one_line(binding, message):
+    """Deep nesting, gin's own functions and unknown modules once ended in tracebacks."""
+    with pytest.raises(ConfigError, match=message) as error:
+        build_from_gin(["configs/tiny_code.gin"], [binding])
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A run that an import wrote."""
+    root = tmp_path_factory.mktemp("imported")
+    write_files(root / "run", kinds_runs.imported_files())
+    return root / "run"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "[" * 20000 + "]" * 20000, r"config\.json cannot be read: maximum recursion depth"),
+        ("checkpoints/0/_CHECKPOINT_METADATA", "[" * 20000 + "]" * 20000, "checkpoint of step 0 cannot be read"),
+        ("checkpoints/0/data/metadata", '{"step": 0, "dtype": "int7"}', "its parameters' dtype is 'int7'"),
+        ("checkpoints/0/data/metadata", '{"step": 0, "dtype": []}', r"its parameters' dtype is \[\]"),
+    ],
+)
+def test_damaged_run_is_refused_in_one_line(imported, tmp_path, file, text, message):
+    """JSON nested too deeply, and a dtype that is none, once ended in tracebacks."""
+    shutil.copytree(imported, tmp_path / "run")
+    (tmp_path / "run" / file).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_stored_params(tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", ["1000000000000", "257", "9" * 5000])
+def test_vocabulary_size_out_of_range_is_refused(size):
+    """A size of 10^12 once ended the process in native code, as the trainer reserves memory for every token."""
+    with pytest.raises(ConfigError, match=r"--size must be an integer from 258 .* to 4194304, got"):
+        make_vocabulary.main(argparse.Namespace(size=size))
