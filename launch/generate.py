@@ -106,7 +106,7 @@ def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namespace) -> list[Any]:
-    """Token ids of each prompt from its beginning (BOS), in the chat template with --chat."""
+    """Token ids of each prompt from its beginning (BOS), with --chat as a message in the chat template."""
     import numpy as np
 
     from fot_jax.data.chat import encode_chat
@@ -160,7 +160,7 @@ def write_texts(steps: Any, vocabulary: Any, paths: list[str]) -> None:
     texts = [""] * len(paths)
     for tokens in steps:
         for row, token in enumerate(tokens.tolist()):
-            if token not in (FINISHED, vocabulary.eos_id):
+            if token not in (FINISHED, *vocabulary.end_ids):
                 piece = streams[row].push(token)
                 texts[row] += piece
                 if len(paths) == 1:
@@ -182,7 +182,7 @@ def main(flags: argparse.Namespace) -> None:
     check(flags.max_new_tokens >= 1, "--max-new-tokens", "be >= 1", flags.max_new_tokens)
 
     from fot_jax import checkpoint
-    from fot_jax.data.vocabulary import load_vocabulary
+    from fot_jax.data.vocabulary import check_ids, check_vocabulary, load_vocabulary
     from fot_jax.infer.generate import generate, push_local
     from fot_jax.infer.windows import read
     from fot_jax.memory import files
@@ -197,7 +197,10 @@ def main(flags: argparse.Namespace) -> None:
     if flags.save_memory:
         files.check_writable(flags.save_memory)
     vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
+    check_vocabulary(vocabulary, config.model)
     prompts = encode_prompts(vocabulary, texts, flags)
+    for prompt in prompts:
+        check_ids(vocabulary, prompt.tolist(), config.model)
     config, params, _ = checkpoint.load_params(flags.workdir, step=flags.step)
     identity = fingerprint(params, config.model)
     store = None
@@ -219,7 +222,7 @@ def main(flags: argparse.Namespace) -> None:
         reading,
         sampling=dataclasses.replace(sampling, vocab_limit=vocabulary.size),
         max_new_tokens=flags.max_new_tokens,
-        eos_id=vocabulary.eos_id,
+        end_ids=vocabulary.end_ids,
     )
     write_texts(steps, vocabulary, names)
     if flags.save_memory and reading.store is not None:

@@ -29,7 +29,7 @@ from fot_jax.data import stdlib_source
 from fot_jax.data.readers import source_files
 from fot_jax.data.vocabulary import existing_file, load_vocabulary
 
-CACHE_VERSION = 2  # raise it whenever the same files would give other tokens or files
+CACHE_VERSION = 3  # raise it whenever the same files would give other tokens or files
 PROGRESS_SECONDS = 5.0
 
 
@@ -56,12 +56,11 @@ def fingerprint(source: SourceConfig, *, data: DataConfig, seed: int) -> str:
 
 
 def vocabulary_identity(config: VocabularyConfig) -> list[object]:
-    """Kind and digest of its file; the token that begins documents too where there is one."""
+    """Kind and digest of its file, and what the files next to it change."""
     if not config.path:
         return [config.kind.value, None]
     digest = hashlib.blake2b(pathlib.Path(existing_file(config.path)).read_bytes(), digest_size=16).hexdigest()
-    begin = load_vocabulary(config).bos_id
-    return [config.kind.value, digest, *([] if begin is None else [begin])]
+    return [config.kind.value, digest, *load_vocabulary(config).identity]
 
 
 def _file_part(path: pathlib.Path) -> list[object]:
