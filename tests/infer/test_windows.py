@@ -190,7 +190,7 @@ def test_a_row_does_not_depend_on_its_neighbour(params):
     assert texts[0][1].tolist() != texts[0][0].tolist()
     eos = int(texts[0][1][2])
     first = texts[0][1].tolist().index(eos)
-    ended = continue_greedily(params, read(params, MODEL, [TEXTS[1], TEXTS[0]], memory=DENSE), end_ids=(eos,))
+    ended = continue_greedily(params, read(params, MODEL, [TEXTS[1], TEXTS[0]], memory=DENSE), end_ids=(-7, eos))
     assert ended[1].tolist()[: first + 1] == texts[0][1].tolist()[: first + 1]
     assert set(ended[1].tolist()[first + 1 :]) <= {FINISHED}
     kept = texts[0][0].tolist()
