@@ -1,4 +1,4 @@
-"""Documents out of TFRecord files; TensorFlow is imported when one is read."""
+"""Reads documents from TFRecord files; TensorFlow is imported when one is read."""
 
 import pathlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from fot_jax.data.utf8 import decode_utf8
 
 
 def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
-    """One document a record: a tf.train.Example with one bytes feature; .gz is decompressed."""
+    """Yields one document a record: a tf.train.Example with one bytes feature; .gz is decompressed."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
@@ -39,7 +39,7 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
 
 
 def _is_gzip(path: pathlib.Path) -> bool:
-    """Whether a TFRecord file is gzip by its name. Raises UserError where its content says otherwise."""
+    """True if a TFRecord file is gzip by its name. Raises UserError where its content says otherwise."""
     with open(path, "rb") as file:
         found = format_of(file.read(16))
     stated = BY_SUFFIX.get(path.suffix.lower())
