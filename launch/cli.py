@@ -202,7 +202,7 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
     if from_gin:
         if flags.overrides:
             raise ConfigError(f"--config.{flags.overrides[0][0]} needs --config; with gin use --gin_bindings.")
-        from fot_jax.config.gin import build_from_gin  # gin is wanted only here
+        from fot_jax.config.gin import build_from_gin  # only gin configs need gin
 
         return build_from_gin(flags.gin_file, flags.gin_bindings)
     values = _config_dict(flags.config)
@@ -230,7 +230,7 @@ def run(
     """
     flags = parse_flags(parser, sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig()
-    logging.getLogger("fot_jax").setLevel(logging.INFO)  # what was chosen or left out, once and by name
+    logging.getLogger("fot_jax").setLevel(logging.INFO)  # shows what was chosen or left out
     try:
         main(flags)
     except UserError as error:

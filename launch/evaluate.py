@@ -105,7 +105,7 @@ def main(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--workdir may be repeated (seeds) for --task=dictionary only, got {len(flags.workdir)}.")
     changes = {section: section_changes(flags, section) for section in SECTIONS}
     documents = sources(flags)
-    from fot_jax.eval.report import render_terminal, write_report  # JAX is wanted only after the flags are understood
+    from fot_jax.eval.report import render_terminal, write_report  # imports JAX only once the flags are valid
     from fot_jax.eval.runs import load_comparison
     from fot_jax.eval.tasks import TASKS
 

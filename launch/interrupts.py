@@ -1,6 +1,6 @@
 """Handles Ctrl-C and SIGTERM during long work: what is whole is kept, and one line says so.
 
-Exit codes are those of shells: 130 after Ctrl-C, 143 after SIGTERM.
+Exit codes are as in shells: 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import contextlib

@@ -63,8 +63,8 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     Raises:
       UserError: an error that the user can fix.
     """
-    profile = _profile_steps(flags.profile_steps)  # before minutes go into imports
-    from fot_jax.train.loop import train  # JAX is wanted only after the flags are understood
+    profile = _profile_steps(flags.profile_steps)  # fails before the slow imports
+    from fot_jax.train.loop import train  # imports JAX only once the flags are valid
     from fot_jax.train.recorder import NonFiniteError
 
     _keep_compiled(flags.compilation_cache)
@@ -95,7 +95,7 @@ def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member
         link.fail("was interrupted", cli.INTERRUPTED)
     except BaseException as error:
         traceback.print_exc()
-        link.fail(f"{type(error).__name__}, see its output", 70)  # not this run's to name: a lost peer raises too
+        link.fail(f"{type(error).__name__}, see its output", 70)  # not 1 or 2: a lost peer may be the cause
     distributed.leave()
     if code:  # all have saved at the same step
         sys.exit(code)

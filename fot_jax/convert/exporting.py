@@ -43,7 +43,7 @@ def export_checkpoint(
 ) -> list[str]:
     """Writes a checkpoint of a run for others to load; tensors keep the dtype they are stored in.
 
-    Importing what HF wrote gives the same parameters, bit for bit.
+    Importing an HF export gives the same parameters, bit for bit.
 
     Args:
       workdir: the run's folder.
@@ -56,7 +56,7 @@ def export_checkpoint(
       The names of the files and folders.
 
     Raises:
-      UserError: no such checkpoint, a model that transformers has no name for (HF), or a full disk.
+      UserError: no such checkpoint, a model that transformers' LLaMA would not compute (HF), or a full disk.
     """
     config = read_config(workdir)
     if form is Format.HF:

@@ -67,7 +67,7 @@ class GGUFFile:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Nothing stays open."""
+        """Does nothing: no file stays open."""
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields (rows, their float32 values) of a tensor, rows and heads in Hugging Face's order.

@@ -46,7 +46,7 @@ class Contents:
 
 
 class _EndOfFileError(Exception):
-    """The file ends before `needed` bytes."""
+    """Error of a file that ends before `needed` bytes."""
 
     def __init__(self, needed: int):
         self.needed = needed

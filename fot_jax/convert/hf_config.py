@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "LongLlamaForCausalLM": "longllama"}
 OURS = "fot_jax"
-# What "fot_jax" may set of the model beyond the shapes, which config.json's own keys give.
+# Fields of the model that "fot_jax" may set; config.json's own keys give the shapes.
 KEPT = ("local_context", "memory_layers", "memory_positions", "dtype", "attention", "attention_block", "remat")
 
 

@@ -22,7 +22,7 @@ OTHER_CODE = ("alpha", "long_factor", "short_factor", "mrope_section")  # keys o
 
 
 class _Scaling:
-    """The object with the positions' numbers that transformers 5 chooses, with typed access.
+    """The object from which transformers 5 reads the positions' numbers, with typed access.
 
     It is `rope_scaling` unless that is empty, else `rope_parameters`; never parts of both.
     """

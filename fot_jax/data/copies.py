@@ -46,7 +46,7 @@ def first_copies(digests: np.ndarray) -> np.ndarray:
 
 
 def first_in(contents: np.ndarray) -> np.ndarray:
-    """True for the first document of each content, in their order.
+    """Returns, for each document, True if it is the first one of its content.
 
     Args:
       contents: int64 [documents] >= 0, equal for equal documents (see `first_copies`).

@@ -37,7 +37,7 @@ class DocumentSet:
     contents: tuple[np.ndarray, ...]
     rates: tuple[float, ...]
     sources: tuple[str, ...]
-    lengths: np.ndarray = dataclasses.field(init=False)  # int64 [documents], tokens, the final one included
+    lengths: np.ndarray = dataclasses.field(init=False)  # int64 [documents], in tokens, the end included
     content_ids: np.ndarray = dataclasses.field(init=False)  # int64 [documents], equal for equal documents
     segment_ids: np.ndarray = dataclasses.field(init=False)  # int32 [documents], content_ids + 1
 
@@ -89,7 +89,7 @@ class DocumentSet:
         return cache.tokens[begin + start : last]
 
     def name(self, document: int) -> str:
-        """The document's name: its file and record."""
+        """Returns the document's name: its file and record."""
         component, local = self._place(document)
         return self.caches[component].names()[local]
 
@@ -207,7 +207,7 @@ def build_store(data: DataConfig, *, seed: int) -> DocumentStore:
 
 
 def cache_folder(data: DataConfig) -> pathlib.Path:
-    """`data.cache_dir` with '~' and variables expanded."""
+    """Returns `data.cache_dir` with '~' and variables expanded."""
     return pathlib.Path(os.path.expanduser(os.path.expandvars(data.cache_dir)))
 
 

@@ -41,7 +41,7 @@ class DrawOrder:
         self._seed = seed
 
     def components(self, block: int) -> np.ndarray:
-        """Component of each draw of a block, int64 [DRAWS_PER_BLOCK]."""
+        """Returns the component of each draw of a block, int64 [DRAWS_PER_BLOCK]."""
         order = generator(self._seed, "block", block).permutation(DRAWS_PER_BLOCK)
         return np.repeat(np.arange(len(self._quotas)), self._quotas)[order]
 

@@ -1,4 +1,4 @@
-"""Retrieval from long prompts after RULER: needles in filler, chains of variables, common words. Pure numpy.
+"""Draws retrieval prompts after RULER: needles in filler, chains of variables, common words. Pure numpy.
 
     kind               the text holds                                     the question asks for
     single             one key with one value                             the value
@@ -66,10 +66,10 @@ REPEATS, LONG_REPEATS, EXAMPLE_REPEATS = (6, 1), (30, 3), (3, 1)  # of a common 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeedlePrompt:
-    """One trial.
+    """A needle trial.
 
     Attributes:
-      kind: what it asks.
+      kind: the kind of its question.
       prompt: the text up to the answer.
       answers: texts that the answer must hold, distinct and none a part of another.
       tokens: int32 [T], ids of the prompt.
@@ -108,7 +108,7 @@ def needle_prompt(
 
     Args:
       rng: source of keys, values, names, words and places.
-      kind: what is asked.
+      kind: the kind of question.
       length_tokens: the most tokens the prompt may have.
       vocabulary: counts the tokens.
 

@@ -1,4 +1,4 @@
-"""SentencePiece models: LLaMA's as transformers 5 takes them, others by the sentencepiece library itself."""
+"""Opens SentencePiece models: LLaMA's as transformers 5 does, others by the sentencepiece library itself."""
 
 import re
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class SentencePieceVocabulary:
             raise no_end(self.path)
         self.end_ids = settings.end_ids or (self.eos_id,)
         self.bos_id = self._find_begin(settings)
-        self.identity: list[object] = [self.bos_id, self.eos_id]  # the file's own digest says the rest
+        self.identity: list[object] = [self.bos_id, self.eos_id]  # the file's own digest covers the rest
 
     def _find_begin(self, settings: TokenizerSettings) -> int | None:
         name = settings.name_of("bos")

@@ -31,7 +31,7 @@ def make_store(config: ExperimentConfig) -> DocumentStore:
 
 
 def is_dictionary(config: ExperimentConfig) -> bool:
-    """True for dictionary lookup. Raises ConfigError when it is mixed with text or another vocabulary."""
+    """True if the data is dictionary lookup. Raises ConfigError when it is mixed with text or another vocabulary."""
     kinds = {source.kind for source in config.data.sources}
     if SourceKind.DICTIONARY not in kinds:
         return False

@@ -101,11 +101,11 @@ def dictionary(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Passkey:
-    """One trial.
+    """A passkey trial.
 
     Attributes:
       prompt: the text up to the answer.
-      answer: what must follow, its leading space included.
+      answer: the text that must follow, its leading space included.
       tokens: ids of the prompt.
       place: share of the filler before the key (0 start, 1 end).
     """

@@ -20,7 +20,7 @@ class TokenizerVocabulary:
 
     Attributes: see Vocabulary; `special_ids` are the special tokens by name.
 
-    Raises UserError where it cannot be read, holds no end-of-text token, not the token that is to begin texts, or an
+    Raises UserError where it cannot be read, lacks an end-of-text token or the token that is to begin texts, or has an
     added token under another id than stated.
     """
 
@@ -200,7 +200,7 @@ def _build(definition: dict[str, Any], settings: TokenizerSettings) -> Any:
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     named = {*settings.names().values()}
     for token in settings.added:
-        if not (token.content in known and token.file.startswith("added_tokens")):  # tokenizer.json knows better
+        if not (token.content in known and token.file.startswith("added_tokens")):  # tokenizer.json overrides it
             flags = {**token.flags, "special": token.flags.get("special", False) or token.content in named}
             tokenizer.add_tokens([tokenizers.AddedToken(token.content, **flags)])
         found = tokenizer.token_to_id(token.content)

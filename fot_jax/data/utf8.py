@@ -11,7 +11,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16LE"),
     (codecs.BOM_UTF16_BE, "UTF-16BE"),
 )
-# Which of the first four bytes are zero where a text begins with two ASCII characters (RFC 4627, section 3).
+# Zeros among the first four bytes of a text that begins with two ASCII characters (RFC 4627, section 3).
 ZEROS = {
     (True, True, True, False): "UTF-32BE",
     (True, False, True, False): "UTF-16BE",

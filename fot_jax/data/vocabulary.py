@@ -41,7 +41,7 @@ __all__ = [
 
 
 class Vocabulary(Protocol):
-    """Text to token ids and back. Id 0 fills padding, which segments mask, whatever else it means.
+    """Map from text to token ids and back. Id 0 fills padding, which segments mask, whatever else it means.
 
     Attributes:
       size: one more than the largest id.

@@ -1,4 +1,4 @@
-"""One run on several hosts.
+"""Runs one training on several hosts.
 
     seats.from_flags(...)           this process' number, from flags; `from_environment`: from the TPU environment
     supervisor.run(...)             one supervisor a process; it never touches JAX

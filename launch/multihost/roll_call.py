@@ -210,7 +210,7 @@ def _hold(seat: Seat, me: Hello, deadline: float, seconds: float, token: str) ->
             line = Line(connection)
             hello = _parsed(line.receive(seconds=min(BEAT_SECONDS, deadline - time.monotonic())))
             problem = _misfit(hello, hellos, seat) if hello else None
-            if hello is None or problem:  # a stranger, or a process that cannot be of this run
+            if hello is None or problem:  # not a process of this run
                 line.send(kind="stop", message=problem or "not one of this run")
                 line.close()
             else:

@@ -70,7 +70,7 @@ def from_environment(
 
     Args:
       environ: the environment variables.
-      attribute: the value of an attribute of the metadata server, None if it has none; None: no such server.
+      attribute: reads an attribute of the metadata server, None if it has none; None: there is no such server.
 
     Raises:
       UserError: the environment contradicts itself.

@@ -34,7 +34,7 @@ class Package:
 
     @property
     def kept(self) -> re.Pattern[str]:
-        """`keep`, compiled."""
+        """Compiled `keep`."""
         return re.compile(self.keep)
 
 
