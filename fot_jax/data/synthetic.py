@@ -23,8 +23,8 @@ class Episode:
     """One dictionary and questions about it.
 
     Attributes:
-      definitions: int32 [definition_tokens], `<k> key <v> value` again and again, <pad> at the end.
-      questions: int32 [question_tokens], `<q> key <v> value` again and again, <pad> at the end.
+      definitions: int32 [definition_tokens], `<k> key <v> value` again and again, <pad> at the tail.
+      questions: int32 [question_tokens], `<q> key <v> value` again and again, <pad> at the tail.
       answers: bool [question_tokens], True on the value tokens (the loss on each is one position
         earlier, where the model predicts it).
     """
@@ -44,7 +44,7 @@ def episode(
 ) -> Episode:
     """Draws a dictionary of distinct keys with random values, and questions about random keys of it.
 
-    Tokens that do not fill a whole entry are <pad> at the end (segment 0 in a batch).
+    Tokens that do not fill a whole entry are <pad> at the tail (segment 0 in a batch).
     Source: FoT fig. 4, app. D.
 
     Raises:
@@ -119,7 +119,7 @@ class Passkey:
 def passkey(rng: np.random.Generator, *, length_tokens: int, vocabulary: Vocabulary) -> Passkey:
     """Draws a trial with a random key at a random place and as much filler as fits `length_tokens`.
 
-    Source: FoT fig. 1.
+    Source: FoT sec. 4.2, fig. 1.
 
     Args:
       rng: source of the key and its place.

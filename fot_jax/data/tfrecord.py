@@ -1,4 +1,4 @@
-"""Reads documents from TFRecord files; TensorFlow is imported when one is read."""
+"""Documents out of TFRecord files; TensorFlow is imported when one is read."""
 
 import pathlib
 from collections.abc import Iterator
