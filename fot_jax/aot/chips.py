@@ -1,4 +1,4 @@
-"""The chips a program can be compiled for, as published, and the names of their pods."""
+"""Published figures of the chips that a program can be compiled for, and the names of their pods."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ class Chip:
       hbm_bytes: size of its high-bandwidth memory.
       hbm_bytes_per_second: bandwidth of that memory.
       ici_bytes_per_second: bandwidth at which the chip receives over all its links together.
-      source: source of the figures.
+      source: publication of the figures.
     """
 
     name: str

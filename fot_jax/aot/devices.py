@@ -46,7 +46,7 @@ def prepare_environment(pod: Pod) -> None:
 
 @contextlib.contextmanager
 def only_libtpu(pod: Pod, *, say: Callable[[str], None] = print, folder: str | None = None) -> Iterator[None]:
-    """Holds this machine's lock of libtpu, which serves one process at a time; waits while another has it."""
+    """Holds this machine's lock on libtpu, which serves one process at a time; waits for other processes of ours."""
     if pod.chip is CPU:
         yield
         return

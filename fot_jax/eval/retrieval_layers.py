@@ -38,7 +38,7 @@ class LookupMass:
     accuracy: float
 
     def layers(self, *, least: float) -> tuple[int, ...]:
-        """The layers whose best head has a mass of at least `least`, ascending."""
+        """Returns the layers whose best head has a mass of at least `least`, ascending."""
         return tuple(int(layer) for layer in np.flatnonzero(self.mass.max(axis=1) >= least))
 
 

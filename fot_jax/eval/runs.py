@@ -38,7 +38,7 @@ class Run:
     Attributes:
       workdir: its folder.
       config: the experiment's config.
-      step: the optimizer steps its parameters were trained for.
+      step: optimizer steps for which its parameters were trained.
       saved: when its checkpoint was saved (st_mtime_ns); 0 if the checkpoint is gone.
       subject: the model as it is measured.
     """

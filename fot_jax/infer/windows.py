@@ -12,8 +12,8 @@ and o (`memory.overlap`): see `cut_windows`, `cut_exactly`.
 Neither the batch nor the piece length changes the cuts, or the result beyond rounding; another c does,
 and so does reading a text in two halves.
 
-With an overlap every window but the last begins with the newest o tokens of the window before. They are read
-again so that all layers see them, but go to memory once, as first read, after the window that reads them again:
+With an overlap every window but the first and the last begins with the newest o tokens of the one before, read
+again so that all layers see them. They go to memory once, as first read, after the window that reads them again:
 
     W = 8, o = 3    reads a b c d e f g h    memory a b c d e
                           f g h i j k l m    memory a b c d e f g h i j
@@ -131,7 +131,7 @@ def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> lis
 
 
 def cut_exactly(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
-    """Returns the number of new tokens of each window, as LongLLaMA: full ones, a rest, and exactly `last` tokens.
+    """Returns the number of new tokens of each window: full ones, a rest, and a last one of exactly `last` tokens.
 
     With window 8, last 4:   3 -> [3]   8 -> [4, 4]   13 -> [8, 1, 4]
                    last 0:   3 -> [3]   8 -> [8]      13 -> [8, 5]      the last one goes to memory too
@@ -160,7 +160,7 @@ def reads_memory(length: int, config: ModelConfig, memory: MemoryConfig) -> bool
 
 
 def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
-    """Returns `memory.last_context_length`; if it is 0 and a least length, half of the local context."""
+    """Returns `memory.last_context_length`; 0 means half of the local context under AT_LEAST, nothing under EXACT."""
     half = max(1, config.local_context // 2) if memory.last_context is LastContext.AT_LEAST else 0
     return memory.last_context_length or half
 

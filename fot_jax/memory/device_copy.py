@@ -1,4 +1,4 @@
-"""Copy of a store's entries on a device or over a mesh, which receives new entries only.
+"""Copy of a store's entries on a device or over a mesh; it receives new entries only, unless its capacity grows.
 
 Over n devices slot i of a stream is on device i mod n, at place i // n of its part, so that all fill evenly and
 an entry stays on its device as the memory grows:

@@ -8,5 +8,5 @@ logger = logging.getLogger("fot_jax")
 
 @functools.cache
 def notice_once(name: str, message: str) -> None:
-    """Logs the warning `name: message`, at most once per process."""
+    """Logs the warning `name: message`, once per process."""
     logger.warning("%s: %s", name, message)

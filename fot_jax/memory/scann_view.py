@@ -35,7 +35,7 @@ def _search(number, slot, queries, *, top_k: int):
 
 @jax.tree_util.register_pytree_node_class
 class ScannView:
-    """A memory searched by ScaNN; as a pytree a number and the streams' lengths, so that growth compiles nothing.
+    """A memory searched by ScaNN. Its pytree is a number and the streams' lengths, so that growth compiles nothing.
 
     The view made by `of` keeps its index alive; copies made by jax.tree.map do not.
     """

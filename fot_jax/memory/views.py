@@ -124,7 +124,7 @@ class ViewSource:
     """
 
     def __init__(self, store: MemoryStore, config: MemoryConfig, *, mesh: Mesh | None = None):
-        """Takes a mesh to split the arrays over its devices. Raises ConfigError if they cannot be split."""
+        """Splits the arrays over `mesh`, if one is given. Raises ConfigError if they cannot be split."""
         config.validate("memory")
         self.store, self.config, self.mesh = store, config, mesh
         self.layout = None

@@ -44,7 +44,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
 
 
 def _trials(evaluation: EvaluationConfig) -> str:
-    """Returns '20', or '10-20' where the trials of lengths differ."""
+    """Returns '20', or '10-20' if lengths have different numbers of trials."""
     counts = sorted(set(evaluation.passkey_trials))
     return "-".join(str(count) for count in {counts[0]: None, counts[-1]: None})
 
