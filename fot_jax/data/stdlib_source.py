@@ -7,7 +7,7 @@ The rule that makes documents ("families"), a function of the files alone:
   - single modules are sorted by name (leading underscores ignored, so that `_pydecimal` stands
     near `decimal`) and joined in that order into groups of at most GROUP bytes.
 In a document the files come in a seeded random order, each after a comment line with its path,
-as the paper joins the files of a GitHub repository (sec. 5; method.md section 5).
+as the paper joins the files of a GitHub repository (FoT sec. 5.1).
 """
 
 import logging

@@ -45,7 +45,7 @@ def episode(
     """A dictionary of distinct keys with random values, and questions about random ones of its keys.
 
     Tokens that do not fill a whole entry are <pad> at the tail (segment 0 in a batch).
-    Source: FoT fig. 4, app. D; method.md section 6.2.
+    Source: FoT fig. 4, app. D.
 
     Raises:
       ConfigError: not one entry fits, or there are fewer keys than definitions.
@@ -119,7 +119,7 @@ class Passkey:
 def passkey(rng: np.random.Generator, *, length_tokens: int, vocabulary: Vocabulary) -> Passkey:
     """A trial with a random key at a random place and as much filler as fits `length_tokens`.
 
-    Source: FoT fig. 1; method.md section 6.1.
+    Source: FoT sec. 4.2, fig. 1.
 
     Args:
       rng: source of the key and its place.

@@ -7,7 +7,7 @@ The SAME target windows (W tokens each) are scored at every context n·W, the ta
              every token has at least W − W/STRIDES others before it; more context than that is not read
     FULL     one pass of ordinary causal attention over n·W tokens
 
-At n = 1 all three score the target alone. Source: FoT sec. 5.4, table 4 (method.md 6.4).
+At n = 1 all three score the target alone. Source: FoT sec. 5.4, table 4.
 """
 
 import dataclasses
