@@ -139,7 +139,7 @@ class Checkpointer:
     def _start(self, step: int, items: dict[str, Any], data: Any, *, metric: float | None, arrays: Any) -> None:
         """Hands a checkpoint to Orbax; `arrays` are what takes room on the disk."""
         silence_abandoned()
-        self.wait()  # a failure of the save before is told with its own step
+        self.wait()  # a failure of the earlier save is reported with its own step
         self._saving = step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(to_dict(self._config))}
         with self._told():

@@ -25,9 +25,9 @@ def quiet_absl(least: int = logging.ERROR) -> Iterator[None]:
 
 
 def streaming_handlers() -> dict[str, Any]:
-    """Orbax's handlers for a checkpoint that is written as it is compressed.
+    """Returns Orbax's handlers for a checkpoint that is written as it is compressed.
 
-    Without OCDBT, a database in few files that is held in memory until 2 GB of it are full: every chunk is
+    They do without OCDBT, a database in few files that stays in memory until 2 GB of it are full: every chunk is
     a file of its own.
     """
     json_handler = ocp.JsonCheckpointHandler
@@ -48,8 +48,8 @@ def chunks(params: Any) -> Any:
 def uncopied() -> Iterator[None]:
     """Lets Orbax write numpy arrays in place: it copies them first, as they could change while it saves.
 
-    What it warns of here (another handler for arrays, no OCDBT to merge) is wanted. An error is raised once the save
-    ends; the tracebacks that each of Orbax's threads logs of it are dropped.
+    It warns here of things that are wanted (another handler for arrays, no OCDBT to merge). An error is raised once the
+    save ends; the tracebacks that each of Orbax's threads logs of it are dropped.
     """
     kinds = ocp.type_handlers
     with quiet_absl(logging.CRITICAL):

@@ -56,7 +56,7 @@ class Speed:
     """Tokens per second since the last report, and the time left at that speed."""
 
     def __init__(self, *, tokens_per_step: int, steps: int) -> None:
-        """`tokens_per_step` counts every token of a batch, padding too; `steps` is the length of the run."""
+        """Takes the tokens of a batch, padding too, and `steps`, the length of the run."""
         self._tokens_per_step = tokens_per_step
         self._steps = steps
         self._since: tuple[int, float] | None = None

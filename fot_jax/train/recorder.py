@@ -21,7 +21,7 @@ MEANS = ("loss", "z_loss", "accuracy", "row_mean_loss")  # over a step's loss to
 
 
 class NonFiniteError(ArithmeticError):
-    """A metric became NaN or infinite; the message names step and metric."""
+    """The error of a metric that became NaN or infinite; the message names step and metric."""
 
 
 class Recorder:
