@@ -2,8 +2,8 @@
 
     WORKDIR/checkpoints/N/         after N optimizer steps: params, optimizer, data, config, metrics
 
-The only package that touches Orbax. Saving is asynchronous: a checkpoint appears under its number in one
-rename when it is whole, so a half-written one is never read.
+Only this package uses Orbax. Saving is asynchronous: one rename gives a whole checkpoint its number, so a
+half-written one is never read.
 """
 
 from fot_jax.checkpoint.checkpointer import Checkpointer, newest_step

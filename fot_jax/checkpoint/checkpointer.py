@@ -31,7 +31,7 @@ METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller i
 
 
 def _policy(train: TrainConfig) -> policies.PreservationPolicy:
-    """The last `keep_checkpoints`, and the one with the smallest held-out loss."""
+    """Returns the policy that keeps the last `keep_checkpoints`, and the one with the smallest held-out loss."""
     latest = policies.LatestN(train.keep_checkpoints)
     if not train.keep_best:
         return latest
@@ -45,7 +45,7 @@ def _rank(metrics: dict[str, float | None]) -> float:
 
 
 def newest_step(workdir: str | os.PathLike[str]) -> int | None:
-    """Number of the newest whole checkpoint of a run's folder, None if there is none; opens nothing."""
+    """Returns the number of the newest whole checkpoint of a run's folder, None if there is none; opens nothing."""
     folder = Path(workdir) / "checkpoints"
     return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=None)
 
@@ -123,7 +123,7 @@ class Checkpointer:
           params: parameters.
           optimizer: the optimizer's state.
           data: the data position and whatever else the next step depends on, as JSON.
-          heldout_loss: what ranks this checkpoint; None if it was not measured.
+          heldout_loss: the loss that ranks this checkpoint; None if it was not measured.
 
         Raises:
           UserError: this save, or the one before, failed; older checkpoints are whole.
@@ -139,7 +139,7 @@ class Checkpointer:
     def _start(self, step: int, items: dict[str, Any], data: Any, *, metric: float | None, arrays: Any) -> None:
         """Hands a checkpoint to Orbax; `arrays` are what takes room on the disk."""
         silence_abandoned()
-        self.wait()  # a failure of the save before is told with its own step
+        self.wait()  # a failure of the earlier save is reported with its own step
         self._saving = step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(to_dict(self._config))}
         with self._told():
@@ -158,7 +158,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Turns what the disk or the file system refused into one line."""
+        """Turns an error of the disk or the file system into one line."""
         try:
             yield
         except (OSError, ValueError, RuntimeError, ExceptionGroup) as error:  # TensorStore raises the middle two
@@ -185,7 +185,7 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """The state saved at `step`, laid out as the abstract trees say (any mesh).
+        """Restores the state saved at `step`, laid out as the abstract trees say (any mesh).
 
         Args:
           step: the checkpoint's number.
@@ -208,11 +208,11 @@ class Checkpointer:
         return restored["params"], restored["optimizer"], self._checked(step, restored["data"])
 
     def read_data(self, step: int) -> dict[str, Any]:
-        """The data position alone; see `restore`."""
+        """Restores the data position alone; see `restore`."""
         return self._checked(step, self._read(step, {"data": ocp.args.JsonRestore()})["data"])
 
     def restore_params(self, step: int, *, params: Any) -> Any:
-        """The parameters alone; see `restore`."""
+        """Restores the parameters alone; see `restore`."""
         return self._read(step, {"params": ocp.args.StandardRestore(params)})["params"]
 
     def _checked(self, step: int, data: Any) -> dict[str, Any]:
