@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 ROPE_FACTORS = "rope_freqs.weight"
 ARCHITECTURE = "llama"
+END_ROLES = ("eos", "eot", "eom")  # of the tokens that end generated text
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # other values would change the numbers
     "expert_count": (0,),
     "expert_used_count": (0,),
@@ -106,7 +107,7 @@ class Metadata:
         head_dim = self._integer("attention.key_length", embed // max(heads, 1))
         self._check_keys(head_dim)
         rows = shapes.get(names.EMBEDDING, ())
-        specials = {name: self._values.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", "eos_token_id")}
+        specials = {"bos_token_id": self._values.get("tokenizer.ggml.bos_token_id"), "eos_token_id": self._ends()}
         return {
             "architectures": ["LlamaForCausalLM"],
             "hidden_size": embed,
@@ -122,6 +123,12 @@ class Metadata:
             **write_rope(self._rope(head_dim, divisors)),
             **{name: value for name, value in specials.items() if value is not None},
         }
+
+    def _ends(self) -> Any:
+        """The ids of END_ROLES, each once, as config.json has them: one or a list; None where there is no eos."""
+        ids = [self._values.get(f"tokenizer.ggml.{role}_token_id") for role in END_ROLES]
+        ends = [index for place, index in enumerate(ids) if index is not None and index not in ids[:place]]
+        return ids[0] if ids[0] is None or len(ends) == 1 else ends
 
     def _get(self, key: str, default: Any) -> Any:
         """Returns a value; a list of equal values (one a layer) counts as one. Raises UserError if it is missing."""

@@ -16,12 +16,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from fot_jax.config import UserError
+from fot_jax.convert.gguf_metadata import END_ROLES
 from fot_jax.data import llama_tokenizer
 from fot_jax.data.llama_tokenizer import CONTROL, NORMAL, USER_DEFINED
 from fot_jax.data.tokenizer_settings import FILE, GENERATION_FILE
 
 PREFIX = "tokenizer.ggml."
-END_KEYS = ("eos", "eot", "eom")
 LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 LLAMA3_NAMES = {"<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}
 # LLaMA 3's split, as its tokenizer.json has it.
@@ -94,7 +94,7 @@ def _index(metadata: dict[str, Any], role: str, *, count: int, source: str) -> i
     index = metadata.get(key)
     if index is None or (isinstance(index, int) and 0 <= index < count):
         return index
-    if role in ("bos", *END_KEYS):
+    if role in ("bos", *END_ROLES):
         raise UserError(f"{source}: {key} must be a token's id below {count}, got {index!r}. Give --tokenizer=FILE.")
     logger.info("%s: %s is no token's id (%r) and is left out.", source, key, index)
     return None
@@ -132,7 +132,7 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, *, source: str) -> s
         )
     special = {
         role: _index(metadata, role, count=len(tokens), source=source)
-        for role in ("bos", *END_KEYS, "unknown", "padding")
+        for role in ("bos", *END_ROLES, "unknown", "padding")
     }
     pre = ""
     if kind == "gpt2":
@@ -152,7 +152,7 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, *, source: str) -> s
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     named = {role: tokens[index] for role, index in special.items() if index is not None}
     _write_settings(metadata, named, folder, begins=begins)
-    ends = list(dict.fromkeys(special[role] for role in END_KEYS if special[role] is not None))
+    ends = list(dict.fromkeys(special[role] for role in END_ROLES if special[role] is not None))
     if ends:
         generation = {"eos_token_id": ends[0] if len(ends) == 1 else ends}
         (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")

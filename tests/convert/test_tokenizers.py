@@ -158,6 +158,18 @@ def test_gguf_end_tokens_are_eos_eot_and_eom(tmp_path):
         write_tokenizer({**metadata, "tokenizer.ggml.eot_token_id": 400}, tmp_path, source="m.gguf")
 
 
+def test_gguf_end_tokens_hold_for_a_given_tokenizer_too(tmp_path):
+    """--tokenizer=FILE is needed where the file's own `pre` is not known; its end tokens count all the same."""
+    values = {**SMALL, "vocab_size": ROWS}
+    ends = {f"tokenizer.ggml.{role}_token_id": index for role, index in (("eos", 2), ("eot", 401), ("eom", 2))}
+    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "unknown", **ends}
+    file = checkpoints.write_gguf(tmp_path / "m.gguf", values, random_tensors(values), metadata=metadata)
+    given = save_json(tmp_path / "given", {**NAMES, "tokenizer_class": "PreTrainedTokenizerFast"}, kind="bytes")
+    (tmp_path / "given/config.json").unlink()
+    ours = vocabulary_of(import_checkpoint(file, tmp_path / "run", tokenizer=given))
+    assert ours.end_ids == (2, 401)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
