@@ -19,7 +19,8 @@ from fot_jax.convert.hf_config import write_config as hugging_face_config
 from fot_jax.convert.importing import TOKENIZER
 from fot_jax.convert.safetensors_files import read_json, write_folder
 from fot_jax.convert.sources import copy_tokenizer
-from fot_jax.convert.tokenizer_files import VOCABULARIES, complete_for_transformers, end_ids
+from fot_jax.convert.tokenizer_files import VOCABULARIES, complete_for_transformers, one_or_list, write_end_ids
+from fot_jax.data.tokenizer_settings import parse_end_ids, read_settings
 from fot_jax.data.vocabulary import existing_file, load_vocabulary
 from fot_jax.workdir import HERE, SOURCE_CONFIG, inherit_source, read_config, with_tokenizer, write_config
 
@@ -97,6 +98,9 @@ def write_experiment(target: Path, config: ExperimentConfig) -> None:
     if main is None:
         place.rmdir()  # an empty folder would suggest a tokenizer
     else:
+        stated = read_settings(existing_file(config.data.vocabulary.path)).end_ids
+        if stated is not None:  # maybe by a config.json next to the tokenizer, which is not copied with it
+            write_end_ids(place, stated)
         config = with_tokenizer(config, f"{HERE}{TOKENIZER}/{main}")
     write_config(target, config)
 
@@ -107,12 +111,18 @@ def _write_hugging_face(
     tensors = {name: names.view(params, slot) for name, slot in names.slots(config.model).items()}
     write_folder(target, tensors, max_shard_bytes=max_shard_bytes)
     origin = workdir / SOURCE_CONFIG
-    values = hugging_face_config(config, dtype=dtype, source_values=read_json(origin) if origin.is_file() else {})
+    source_values = read_json(origin) if origin.is_file() else {}
+    values = hugging_face_config(config, dtype=dtype, source_values=source_values)
     main = _copy_tokenizer(config, target)
     if main is not None:
         vocabulary = load_vocabulary(config.data.vocabulary)
-        complete_for_transformers(target, main, vocabulary)
-        values["eos_token_id"] = end_ids(vocabulary)
+        ends = read_settings(existing_file(config.data.vocabulary.path)).end_ids
+        stated = source_values.get("eos_token_id")
+        if ends is None and stated is not None:  # the import did not yet write it next to the tokenizer
+            ends = parse_end_ids(stated, where=str(origin))
+        ends = ends or vocabulary.end_ids
+        complete_for_transformers(target, main, vocabulary, ends)
+        values["eos_token_id"] = one_or_list(ends)
         if vocabulary.bos_id is not None:
             values["bos_token_id"] = vocabulary.bos_id
     (target / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -110,13 +110,14 @@ def _check_rows(vocabulary: Vocabulary, rows: int, *, main: str) -> None:
         logger.info("%s: special tokens without a row in the embedding: %s.", main, ", ".join(special.values()))
 
 
-def complete_for_transformers(target: Path, main: str, vocabulary: Vocabulary) -> None:
+def complete_for_transformers(target: Path, main: str, vocabulary: Vocabulary, ends: tuple[int, ...]) -> None:
     """States in the files what transformers would guess differently, so that it gives equal ids and end tokens.
 
     Args:
       target: the folder with the tokenizer's files.
       main: tokenizer.json or tokenizer.model.
       vocabulary: of the run.
+      ends: the tokens that end generated text.
     """
     place = target / FILE
     values = read_json(place) if place.is_file() else {}
@@ -140,15 +141,20 @@ def complete_for_transformers(target: Path, main: str, vocabulary: Vocabulary) -
             completed[f"{role}_token"] = names[index]
     if completed != values:
         _write(place, completed)
+    write_end_ids(target, ends)
+
+
+def write_end_ids(target: Path, ends: tuple[int, ...]) -> None:
+    """Writes the tokens that end generated text to generation_config.json if that states none."""
     generation = target / GENERATION_FILE
     stated = read_json(generation) if generation.is_file() else {}
     if stated.get("eos_token_id") is None:
-        _write(generation, {**stated, "eos_token_id": end_ids(vocabulary)})
+        _write(generation, {**stated, "eos_token_id": one_or_list(ends)})
 
 
-def end_ids(vocabulary: Vocabulary) -> int | list[int]:
-    """Returns the tokens that end generated text, as Hugging Face writes them."""
-    return vocabulary.end_ids[0] if len(vocabulary.end_ids) == 1 else list(vocabulary.end_ids)
+def one_or_list(ends: tuple[int, ...]) -> int | list[int]:
+    """Returns end tokens as Hugging Face writes them: one as a number, several as a list."""
+    return ends[0] if len(ends) == 1 else list(ends)
 
 
 def _put_before(path: Path, vocabulary: Vocabulary) -> None:

@@ -100,6 +100,17 @@ def test_what_was_made_of_an_imported_run_is_exported_as_that_checkpoint_was(sta
         assert (written["eos_token_id"], written["max_position_embeddings"]) == (7, 4096)
 
 
+def test_end_tokens_of_a_config_next_to_the_tokenizer_are_kept(started, tmp_path):
+    """A run may name a checkpoint's own tokenizer.json, whose config.json is not copied with it."""
+    (tmp_path / "hf/config.json").write_text(json.dumps({**VALUES, "eos_token_id": [2, 5]}))
+    run = tuned(started, change=lambda x: x)
+    write_config(run, with_tokenizer(read_config(run), str(tmp_path / "hf/tokenizer.json")))
+    average_runs(run, other=run, folder=tmp_path / "average", share=0.5)
+    export_checkpoint(run, tmp_path / "bare", form=Format.ORBAX)
+    for folder in (run, tmp_path / "average", tmp_path / "bare"):
+        assert load_vocabulary(read_config(folder).data.vocabulary).end_ids == (2, 5)
+
+
 def test_runs_that_do_not_match_are_refused(started, tmp_path):
     one, out = tuned(started, change=lambda x: x), tmp_path / "out"
     write_folder(tmp_path / "wide", wide := {**VALUES, "intermediate_size": 40}, random_tensors(wide))
