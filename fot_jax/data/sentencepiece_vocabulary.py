@@ -13,10 +13,11 @@ from fot_jax.data.tokenizer_vocabulary import TokenizerVocabulary, no_begin
 class SentencePieceVocabulary:
     """A SentencePiece model file as it is, without added tokens.
 
-    Attributes: see Vocabulary; `special_ids` are the control pieces by name.
+    Attributes: see Vocabulary; `special_ids` are the control pieces by name; `ends_as_model` is False where the files
+      next to it name another end token than the model's own.
 
-    Raises UserError when it has no end-of-sentence id, lacks the token that is to begin texts, or when the files next
-    to it add tokens.
+    Raises UserError when it has no end-of-sentence id, lacks the token that is to begin texts or one that ends them,
+    or when the files next to it add tokens.
     """
 
     pad_id = 0
@@ -36,7 +37,8 @@ class SentencePieceVocabulary:
         self.eos_id = model.eos_id() if named is None else self.special_ids.get(named, -1)
         if self.eos_id < 0:
             raise no_end(self.path)
-        self.end_ids = settings.end_ids or (self.eos_id,)
+        self.ends_as_model = self.eos_id == model.eos_id()
+        self.end_ids = settings.checked_end_ids(self.size) or (self.eos_id,)
         self.bos_id = self._find_begin(settings)
         self.identity: list[object] = [self.bos_id, self.eos_id]  # the file's own digest covers the rest
 

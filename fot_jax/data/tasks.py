@@ -66,11 +66,14 @@ class WrappedVocabulary(seqio.Vocabulary):
 
 
 def seqio_vocabulary(config: VocabularyConfig) -> seqio.Vocabulary:
-    """Returns seqio's own vocabulary for bytes and for bare SentencePiece models, else this package's, wrapped."""
+    """Returns seqio's own vocabulary for bytes and for bare SentencePiece models, else this package's, wrapped.
+
+    seqio ends documents with the model's own </s>: a model whose files name another end token is wrapped too.
+    """
     if config.kind is VocabularyKind.BYTES:
         return seqio.ByteVocabulary()
     vocabulary = load_vocabulary(config)
-    if isinstance(vocabulary, SentencePieceVocabulary):
+    if isinstance(vocabulary, SentencePieceVocabulary) and vocabulary.ends_as_model:
         return seqio.SentencePieceVocabulary(vocabulary.path)
     return WrappedVocabulary(vocabulary)
 

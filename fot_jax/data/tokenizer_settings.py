@@ -104,6 +104,14 @@ class TokenizerSettings:
             raise UserError(f"'{self.path.with_name(FILE)}' must have {key} true or false, got {value!r}.")
         return value
 
+    def checked_end_ids(self, size: int) -> tuple[int, ...] | None:
+        """`end_ids`. Raises UserError where one is no token of a vocabulary of this size."""
+        beyond = [i for i in self.end_ids or () if i >= size]
+        if beyond:
+            place = self.path.with_name(self.end_file)
+            raise UserError(f"'{place}' must have eos_token_id below {size}, the number of tokens, got {beyond}.")
+        return self.end_ids
+
     def tokenizer_class(self) -> str:
         """Returns `tokenizer_class` without "Fast", empty where none is stated."""
         return str(self.values.get("tokenizer_class") or "").removesuffix("Fast")

@@ -46,7 +46,7 @@ class TokenizerVocabulary:
         self._added = {index: token.content for index, token in added.items()}
         # Ids may have gaps: the model needs a row for the largest one.
         self.size = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
-        self.end_ids = self._find_ends()
+        self.end_ids = settings.checked_end_ids(self.size) or (self.eos_id,)
         stated = definition.get("decoder") or {}
         self._decoders = {part["type"] for part in stated.get("decoders", [stated]) if "type" in part}
         self._check_plain(unknown={settings.name_of("unk"), definition["model"].get("unk_token")})
@@ -69,14 +69,6 @@ class TokenizerVocabulary:
                 f" {self._plain.id_to_token(found[0])!r} is taken. Name it in a tokenizer_config.json next to it."
             )
         return found[0]
-
-    def _find_ends(self) -> tuple[int, ...]:
-        ends = self._settings.end_ids or (self.eos_id,)
-        beyond = [i for i in ends if i >= self.size]
-        if beyond:
-            place = pathlib.Path(self.path).with_name(self._settings.end_file)
-            raise UserError(f"'{place}' must have eos_token_id below {self.size}, the number of tokens, got {beyond}.")
-        return ends
 
     def _find_begin(self, begins: bool | None) -> int | None:
         name = self._settings.name_of("bos")

@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from fot_jax.config import UserError
+from fot_jax.config import DataConfig, SourceConfig, SourceKind, UserError, VocabularyConfig, VocabularyKind
+from fot_jax.data.documents import build_store
 from fot_jax.data.sentencepiece_vocabulary import SentencePieceVocabulary
 from fot_jax.data.tokenizer_settings import log_once, read_settings
 from fot_jax.data.vocabulary import encode_prompt, encode_text
@@ -186,4 +187,27 @@ def test_models_that_change_text_take_no_added_tokens(tmp_path):
     """transformers drops the model's normalization; the sentencepiece library has no added tokens."""
     path = save_model(tmp_path / "t", decoder_of({**LLAMA, **NAMES}), remove_extra_whitespaces=True)
     with pytest.raises(UserError, match=r"adds '<\|im_end\|>' to a SentencePiece model that is no LLaMA tokenizer"):
+        load(path)
+
+
+def test_documents_end_with_the_token_that_is_named(tmp_path):
+    """A model that is no LLaMA tokenizer, with a chat's end token: seqio alone would end them with </s>."""
+    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "<|im_end|>"}
+    path = save_model(tmp_path / "t", settings, model_type="unigram", vocab_size=300, control_symbols=["<|im_end|>"])
+    vocabulary = load(path)
+    assert vocabulary.eos_id == vocabulary.special_ids["<|im_end|>"] != vocabulary.special_ids["</s>"]
+    (tmp_path / "a.txt").write_text("the quick </s> fox")
+    data = DataConfig(
+        sources=(SourceConfig(name="a", kind=SourceKind.TEXT, path=str(tmp_path / "a.txt")),),
+        vocabulary=VocabularyConfig(kind=VocabularyKind.SENTENCEPIECE, path=str(path)),
+        cache_dir=str(tmp_path / "cache"),
+    )
+    tokens = build_store(data, seed=0).caches[0].tokens.tolist()
+    assert tokens == [*vocabulary.encode("the quick </s> fox"), vocabulary.eos_id]
+
+
+def test_end_tokens_beyond_a_model_as_it_is_are_refused(tmp_path):
+    path = save_model(tmp_path / "t", {"tokenizer_class": "T5Tokenizer"}, model_type="unigram", vocab_size=300)
+    (tmp_path / "t/generation_config.json").write_text('{"eos_token_id": [2, 300]}')
+    with pytest.raises(UserError, match=r"must have eos_token_id below 300.*got \[300\]"):
         load(path)
