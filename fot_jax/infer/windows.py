@@ -155,8 +155,12 @@ def cuts_of(length: int, config: ModelConfig, memory: MemoryConfig) -> list[int]
 
 
 def reads_memory(length: int, config: ModelConfig, memory: MemoryConfig) -> bool:
-    """True if an input of this length is cut, so that its last window reads a memory of the windows before it."""
-    return bool(config.memory_layers) and len(cuts_of(length, config, memory)) > 1
+    """True if a memory is read before the local context overflows.
+
+    So it is where an input of this length is cut, and where all of it goes to memory before the first new token.
+    """
+    cut = len(cuts_of(length, config, memory)) > 1 or last_context(config, memory) == 0
+    return bool(config.memory_layers) and cut
 
 
 def last_context(config: ModelConfig, memory: MemoryConfig) -> int:

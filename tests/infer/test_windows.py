@@ -86,8 +86,10 @@ def test_reads_memory_tells_inputs_that_are_cut():
     lengths = (5, 6, 8, 9)
     assert [windows.reads_memory(n, MODEL, DENSE) for n in lengths] == [False, False, False, True]
     assert [windows.reads_memory(n, MODEL, exact) for n in lengths] == [False, True, True, True]
+    none = dataclasses.replace(exact, last_context_length=0)  # all of the input goes to memory, however short
+    assert [windows.reads_memory(n, MODEL, none) for n in lengths] == [True] * 4
     plain = dataclasses.replace(MODEL, memory_layers=())
-    assert not windows.reads_memory(99, plain, DENSE)
+    assert not windows.reads_memory(99, plain, DENSE) and not windows.reads_memory(99, plain, none)
 
 
 def test_exact_cuts_are_drawn_as_documented():
