@@ -25,6 +25,7 @@ from fot_jax.config.override import parse
 from launch import cli, interrupts
 
 DOCUMENT_TASKS = ("perplexity", "context", "distraction")
+GOES_ON = "The same command goes on from there."
 SECTIONS = {"memory": MemoryConfig, "evaluation": EvaluationConfig}
 
 
@@ -94,9 +95,11 @@ def _check_lines(path: Path) -> None:
 
 
 def kept_of(task: str, directory: Path) -> str:
-    """Says what is left of a task after an interrupt between two pieces of its measurement."""
+    """Says what is left of a task after an interrupt between two pieces, and what the same command does then."""
     journals = sorted(str(path) for path in directory.glob(f"{task}.*.partial.jsonl"))
-    return f"finished pieces are kept in {', '.join(journals)}" if journals else f"nothing is kept of {task} so far"
+    if not journals:
+        return f"nothing is kept of {task} so far. The same command begins again."
+    return f"finished pieces are kept in {', '.join(journals)}. {GOES_ON}"
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -123,9 +126,9 @@ def main(flags: argparse.Namespace) -> None:
             report = TASKS[flags.task](comparison, directory=directory)
             write_report(report, directory=directory)
     except KeyboardInterrupt as interrupt:
-        kept = " ".join(getattr(interrupt, "__notes__", [])) or kept_of(flags.task, directory)
-        number = getattr(interrupt, "number", signal.SIGINT)
-        interrupts.leave(number, f"{kept}. The same command goes on from there.")
+        noted = " ".join(getattr(interrupt, "__notes__", []))
+        kept = f"{noted}. {GOES_ON}" if noted else kept_of(flags.task, directory)
+        interrupts.leave(getattr(interrupt, "number", signal.SIGINT), kept)
     print("\n\n".join(render_terminal(table) for table in report.tables))
     print(f"\nwritten to {directory}: {report.task}.md, .json, .png and examples")
 
