@@ -102,6 +102,7 @@ class Side(enum.IntEnum):
     HELDOUT = 2
 
 
+COPIES_TOGETHER = "+copies"  # in a digest, see `DocumentStore._marked`
 SPLITS = {"train": Side.TRAIN, "heldout": Side.HELDOUT}
 
 
@@ -138,12 +139,20 @@ class DocumentStore:
                 f" {self.data.heldout_fraction}. Raise it, or add documents (two different ones or more per source)."
             )
         return DocumentSet(
-            caches=tuple(self.caches[i] for i in kept),
+            caches=tuple(self._marked(i) for i in kept),
             local_ids=tuple(chosen[i] for i in kept),
             contents=tuple(self._contents[i][chosen[i]] for i in kept),
             rates=tuple(self.data.sources[i].rate for i in kept),
             sources=tuple(self.data.sources[i].name for i in kept),
         )
+
+    def _marked(self, index: int) -> SourceCache:
+        """The cache of a source; if the source holds copies, its digest says that they share a side.
+
+        Earlier versions chose a side for each copy: a run of theirs goes on, or is evaluated, with other documents.
+        """
+        cache = self.caches[index]
+        return dataclasses.replace(cache, digest=cache.digest + COPIES_TOGETHER) if self._copies[index] else cache
 
     @functools.cached_property
     def _contents(self) -> list[np.ndarray]:
@@ -178,12 +187,16 @@ class DocumentStore:
         eligible, _ = list(self._parts())[index]
         return f": all {len(eligible)} are copies of documents of other sources that are held out" * bool(len(eligible))
 
+    @functools.cached_property
+    def _copies(self) -> list[int]:
+        """Per source, how many of its documents are copies of others."""
+        starts = np.cumsum([0, *(len(contents) for contents in self._contents)])
+        own = [np.arange(start, start + len(contents)) for start, contents in zip(starts, self._contents, strict=False)]
+        return [int(np.count_nonzero(c != o)) for c, o in zip(self._contents, own, strict=True)]
+
     def notice_copies(self) -> None:
         """Logs, once for each source, how many of its documents are copies of others."""
-        start = 0
-        for source, contents in zip(self.data.sources, self._contents, strict=True):
-            copies = int(np.count_nonzero(contents != np.arange(start, start + len(contents))))
-            start += len(contents)
+        for source, contents, copies in zip(self.data.sources, self._contents, self._copies, strict=True):
             if copies:
                 _log_once(
                     f"data.sources['{source.name}']: {copies} of {len(contents)} documents are copies of others, token"

@@ -22,7 +22,7 @@ from fot_jax.config import (
 )
 from fot_jax.config.build import to_dict
 from fot_jax.data.cache import vocabulary_identity
-from fot_jax.data.documents import DocumentSet, build_store
+from fot_jax.data.documents import COPIES_TOGETHER, DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval.reading import Subject, lend_memory_layers
 from fot_jax.infer.windows import reads_memory
@@ -269,14 +269,15 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
 def _warn_of_trained(documents: DocumentSet, run: Run, *, given: bool) -> None:
     """Warns of given sources that equal a source of the run token by token, and of held-out ones that differ now."""
     trained = trained_documents(run.workdir, step=run.step)
-    same = [name for name, digest in documents.digests.items() if digest in trained.values()]
+    tokens = {digest.removesuffix(COPIES_TOGETHER) for digest in trained.values()}
+    same = [name for name, digest in documents.digests.items() if digest.removesuffix(COPIES_TOGETHER) in tokens]
     changed = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
     if given and same:
         logger.warning("documents %s: a source that %s was trained on; most were not held out.", same, run.workdir)
     if changed and not given:
         logger.warning(
-            "data.sources %s: not the tokens that %s was trained on (files or the vocabulary changed);"
-            " what is held out now may have been trained on.",
+            "data.sources %s: not the tokens that %s was trained on (files, the vocabulary or the split of"
+            " copies changed); what is held out now may have been trained on.",
             changed,
             run.workdir,
         )

@@ -189,8 +189,8 @@ def _changed_documents(
     changed = [name for name, digest in digests.items() if saved.get(name, digest) != digest]
     if changed and not any(run_folder.allows(name, run_folder.DOCUMENTS) for name in allow_changes):
         raise UserError(
-            f"data.sources {changed} must give the tokens that {folder} was trained on, got others: files or the"
-            " vocabulary changed. Put them back, use another --workdir,"
+            f"data.sources {changed} must give the tokens that {folder} was trained on, got others: files, the"
+            " vocabulary or the split of copies changed. Put them back, use another --workdir,"
             f" or go on with --allow-change={run_folder.DOCUMENTS}"
         )
     return [f"documents changed: {name}" for name in changed]

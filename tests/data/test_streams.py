@@ -209,6 +209,14 @@ def test_a_source_without_copies_is_split_as_ever(tmp_path, caplog):
     assert "copies" not in caplog.text
 
 
+def test_the_digest_of_a_source_tells_that_it_holds_copies(tmp_path):
+    """Earlier versions split the same tokens otherwise: their runs must not go on, or be evaluated, unnoticed."""
+    store = build_store(copies_of(tmp_path, {"a": ["one", "two", "one", "three"], "b": ["x", "y", "z"]}), seed=0)
+    plain = [cache.digest for cache in store.caches]
+    for split in ("train", "heldout"):
+        assert store.split(split).digests == {"a": f"{plain[0]}+copies", "b": plain[1]}
+
+
 def test_a_source_whose_copies_are_all_held_out_is_named(tmp_path):
     """The fix is another than for a source whose documents are too short."""
     a = [f"text {i}" for i in range(10)]
