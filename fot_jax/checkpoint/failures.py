@@ -101,7 +101,7 @@ def damaged(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> Us
     )
 
 
-def one_line(error: Exception) -> str:
-    """An error's text in one line of 200 characters at most; its type's name where it has none."""
+def one_line(error: object) -> str:
+    """The text of an error or a value in one line of 200 characters at most; its type's name where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
