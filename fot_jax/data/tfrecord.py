@@ -1,11 +1,22 @@
-"""Documents out of TFRecord files; TensorFlow is imported when one is read."""
+"""Documents out of TFRecord files; TensorFlow is imported when one is read.
 
+A record: 8 bytes of its length, 4 of their checksum, its bytes, 4 of their checksum. TensorFlow compares the checksums;
+of a length beyond the file's end it crashes, and a file that ends within the first 12 bytes is whole to it.
+"""
+
+import gzip
 import pathlib
+import struct
+import zlib
 from collections.abc import Iterator
+from typing import IO
 
 from fot_jax.config import UserError
 from fot_jax.data.compressed import BY_SUFFIX, format_of
 from fot_jax.data.utf8 import decode_utf8
+
+HEAD, TAIL = 12, 4  # bytes around a record
+PIECE = 1 << 20
 
 
 def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
@@ -17,7 +28,7 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
     records = tf.data.TFRecordDataset([str(path)], compression_type="GZIP" if compressed else "")
     index = 0
     try:
-        for serialised in records.as_numpy_iterator():
+        for _, serialised in zip(_frames(path, compressed), records.as_numpy_iterator(), strict=False):
             where = f"'{path}' record {index}"
             features = tf.train.Example.FromString(serialised).features.feature
             values = features[text_field].bytes_list.value if text_field in features else []
@@ -30,12 +41,43 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
             index += 1
     except DecodeError as error:
         raise UserError(f"'{path}' record {index} must be a tf.train.Example, got another record ({error}).") from error
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, _FrameError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"'{path}' record {index} must be a whole record of a TFRecord file, got one that is cut short or"
             f" corrupt ({reason}). Fetch the file again."
         ) from error
+
+
+class _FrameError(Exception):
+    """A record does not end before its file does."""
+
+
+def _frames(path: pathlib.Path, compressed: bool) -> Iterator[int]:
+    """Yields the length of every record once it is known to be whole, before TensorFlow reads it.
+
+    Raises:
+      _FrameError: the file ends within a record.
+      EOFError, gzip.BadGzipFile, zlib.error: it is compressed, and damaged.
+    """
+    with gzip.open(path) if compressed else path.open("rb") as file:
+        while head := file.read(HEAD):
+            if len(head) < HEAD:
+                raise _FrameError(f"the file ends {len(head)} bytes after the record before")
+            length = struct.unpack("<Q", head[:8])[0]
+            if not _skip(file, length + TAIL):
+                raise _FrameError(f"the file ends before its {length} bytes do")
+            yield length
+
+
+def _skip(file: IO[bytes], count: int) -> bool:
+    """Goes on by a number of bytes; False if the file ends before."""
+    while count:
+        piece = file.read(min(count, PIECE))
+        if not piece:
+            return False
+        count -= len(piece)
+    return True
 
 
 def _is_gzip(path: pathlib.Path) -> bool:

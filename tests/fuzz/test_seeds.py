@@ -1,19 +1,23 @@
 """Every fault that fuzzing found, as a small input of its own: read right, or refused in one line."""
 
 import argparse
+import gzip
 import math
 import shutil
 
 import pytest
 
 from configs import tiny_code
-from fot_jax.checkpoint.parameters import load_stored_params
+from fot_jax.checkpoint import load_params, load_stored_params
 from fot_jax.config import ConfigError, ExperimentConfig, UserError
 from fot_jax.config.build import build, to_dict
 from fot_jax.config.gin import build_from_gin
 from fot_jax.config.override import apply_override, whole_number
-from launch import make_vocabulary
-from tests.fuzz import kinds_runs
+from fot_jax.convert.gguf_reader import read_contents
+from fot_jax.data.tfrecord import read_tfrecord
+from launch import cli, make_vocabulary
+from tests.fuzz import kinds_convert, kinds_data, kinds_runs
+from tests.fuzz.edits import put, record_length
 from tests.fuzz.kind import write_files
 
 
@@ -143,3 +147,55 @@ def test_vocabulary_size_out_of_range_is_refused(size):
     """A size of 10^12 once ended the process in native code, as the trainer reserves memory for every token."""
     with pytest.raises(ConfigError, match=r"--size must be an integer from 258 .* to 4194304, got"):
         make_vocabulary.main(argparse.Namespace(size=size))
+
+
+def test_gguf_tensor_out_of_order_is_refused(tmp_path):
+    """An offset of 2^64 - 1 once was one byte before the data: the package adds modulo 2^64."""
+    data = kinds_convert.gguf_files()["model.gguf"]
+    place = data.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 2 * 8 + 4  # of its offset
+    for value in (2**64 - 1, 2**64 - 32, 32):
+        (tmp_path / "model.gguf").write_bytes(put(data, place, value.to_bytes(8, "little")))
+        with pytest.raises(UserError, match=r"token_embd\.weight must begin at byte 0 of the data"):
+            read_contents(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data + b"\0" * 7, r"record 5 must be a whole record .* ends 7 bytes after the record before"),
+        (lambda data: data[:-2], "record 4 must be a whole record .* ends before its 17 bytes do"),
+        (lambda data: record_length(data, 0, 2**40), "record 0 must be a whole record .* before its 1099511627776"),
+        (lambda data: record_length(data, 4, 2**64 - 16), "record 4 must be a whole record "),
+    ],
+)
+def test_tfrecord_that_ends_within_a_record_is_refused(tmp_path, suffix, damage, message):
+    """Less than 12 bytes at the end were no record to TensorFlow; a length of 2^40 ended the process."""
+    path = tmp_path / f"a.tfrecord{suffix}"
+    data = damage(kinds_data.tfrecord_files()["a.tfrecord"])
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    with pytest.raises(UserError, match=message):
+        list(read_tfrecord(path, "text"))
+
+
+def test_loss_that_is_no_number_is_refused(tmp_path):
+    """A list for a held-out loss once raised TypeError where the best checkpoint was looked for."""
+    write_files(tmp_path, kinds_runs.trained_files())
+    (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text('{"heldout_loss": [0]}')
+    with pytest.raises(UserError, match=r"checkpoint of step 2 .*its heldout_loss is not a number"):
+        load_params(tmp_path, step="best")
+
+
+@pytest.mark.parametrize("step", ["²", "-1", "9" * 5000])
+def test_step_that_is_no_number_is_refused(step):
+    """A digit that is no decimal, and more digits than int() takes, once raised ValueError."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    cli.add_step_flag(parser)
+    with pytest.raises(argparse.ArgumentError, match="must be a number, 'latest' or 'best'"):
+        parser.parse_args([f"--step={step}"])
+
+
+def test_override_nested_too_deeply_is_refused():
+    """A list of lists of lists once raised RecursionError."""
+    with pytest.raises(ConfigError, match=r"model\.memory_layers must be tuple"):
+        apply_override(tiny_code.get_config(), "model.memory_layers", "[" * 5000)
