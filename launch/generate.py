@@ -110,7 +110,7 @@ def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namespace) -> list[Any]:
-    """Token ids of each prompt from its beginning (BOS), in the chat template with --chat."""
+    """Token ids of each prompt from its beginning (BOS), with --chat as a message in the chat template."""
     import numpy as np
 
     from fot_jax.data.chat import encode_chat
@@ -164,7 +164,7 @@ def write_texts(steps: Any, vocabulary: Any, paths: list[str]) -> None:
     texts = [""] * len(paths)
     for tokens in steps:
         for row, token in enumerate(tokens.tolist()):
-            if token not in (FINISHED, vocabulary.eos_id):
+            if token not in (FINISHED, *vocabulary.end_ids):
                 piece = streams[row].push(token)
                 texts[row] += piece
                 if len(paths) == 1:
@@ -186,7 +186,7 @@ def main(flags: argparse.Namespace) -> None:
     check(flags.max_new_tokens >= 1, "--max-new-tokens", "be >= 1", flags.max_new_tokens)
 
     from fot_jax import checkpoint
-    from fot_jax.data.vocabulary import load_vocabulary
+    from fot_jax.data.vocabulary import check_ids, check_vocabulary, load_vocabulary
     from fot_jax.infer.generate import generate
     from fot_jax.infer.windows import push_local, read
     from fot_jax.memory import files
@@ -204,7 +204,10 @@ def main(flags: argparse.Namespace) -> None:
         if files.is_memory(flags.save_memory):
             print(f"the memory in {flags.save_memory} is replaced once the new one is whole", file=sys.stderr)
     vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
+    check_vocabulary(vocabulary, config.model)
     prompts = encode_prompts(vocabulary, texts, flags)
+    for prompt in prompts:
+        check_ids(vocabulary, prompt.tolist(), config.model)
     config, params, _ = checkpoint.load_params(flags.workdir, step=flags.step)
     identity = fingerprint(params, config.model)
     store = None
@@ -231,7 +234,7 @@ def main(flags: argparse.Namespace) -> None:
                 reading,
                 sampling=dataclasses.replace(sampling, vocab_limit=vocabulary.size),
                 max_new_tokens=flags.max_new_tokens,
-                eos_id=vocabulary.eos_id,
+                end_ids=vocabulary.end_ids,
             )
             write_texts(stop.until(steps), vocabulary, names)
             if flags.save_memory:

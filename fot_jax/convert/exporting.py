@@ -16,10 +16,11 @@ from fot_jax.convert import names
 from fot_jax.convert.folders import new_folder
 from fot_jax.convert.hf_config import check_exportable
 from fot_jax.convert.hf_config import write_config as hugging_face_config
-from fot_jax.convert.importing import TOKENIZER, VOCABULARIES
+from fot_jax.convert.importing import TOKENIZER
 from fot_jax.convert.safetensors_files import read_json, write_folder
 from fot_jax.convert.sources import copy_tokenizer
-from fot_jax.data.vocabulary import existing_file
+from fot_jax.convert.tokenizer_files import VOCABULARIES, complete_for_transformers, end_ids
+from fot_jax.data.vocabulary import existing_file, load_vocabulary
 from fot_jax.workdir import HERE, SOURCE_CONFIG, inherit_source, read_config, with_tokenizer, write_config
 
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers writes them
@@ -107,7 +108,11 @@ def _write_hugging_face(
     write_folder(target, tensors, max_shard_bytes=max_shard_bytes)
     origin = workdir / SOURCE_CONFIG
     values = hugging_face_config(config, dtype=dtype, source_values=read_json(origin) if origin.is_file() else {})
+    main = _copy_tokenizer(config, target)
+    if main is not None:
+        vocabulary = load_vocabulary(config.data.vocabulary)
+        complete_for_transformers(target, main, vocabulary)
+        values["eos_token_id"] = end_ids(vocabulary)
+        if vocabulary.bos_id is not None:
+            values["bos_token_id"] = vocabulary.bos_id
     (target / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    main, settings = _copy_tokenizer(config, target), target / "tokenizer_config.json"
-    if main == "tokenizer.json" and not settings.exists():  # without it transformers builds LLaMA's own around it
-        settings.write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n', encoding="utf-8")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,16 @@ def new_folder(path: Path, *, needed: int | None = None, compressed: bool = Fals
         yield temporary
         os.replace(temporary, path)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # which makes room again
+        _remove(temporary)  # which makes room again
         if isinstance(error, Exception) and is_disk_full(error):  # whoever told it knows the passing name alone
             raise disk_full(path, error, needed=needed) from error
         raise
+
+
+def _remove(folder: Path, *, tries: int = 20) -> None:
+    """Removes a folder in which a failed save may still be writing: its last files come a moment later."""
+    for attempt in range(tries):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05 * (attempt + 1))

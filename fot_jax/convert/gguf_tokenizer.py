@@ -1,6 +1,14 @@
-"""The tokenizer in a GGUF file's metadata as a tokenizer.json (byte-level BPE) or a tokenizer.model (SentencePiece)."""
+"""The tokenizer in a GGUF file's metadata as a tokenizer.json, with the ids that llama.cpp gives.
+
+    gpt2     byte-level BPE: tokens, merges, `pre` (how text is cut)
+    llama    SentencePiece: tokens and scores
+
+Keys that are read: pre, tokens, token_type (absent: all normal), scores, merges, the ids of special tokens,
+add_bos_token, add_eos_token, add_space_prefix, chat_template. Source: llama.cpp, src/llama-vocab.cpp.
+"""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,46 +16,88 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from fot_jax.config import UserError
+from fot_jax.data import llama_tokenizer
+from fot_jax.data.llama_tokenizer import CONTROL, NORMAL, USER_DEFINED
+from fot_jax.data.tokenizer_settings import FILE, GENERATION_FILE
 
 PREFIX = "tokenizer.ggml."
-CONTROL, USER_DEFINED = 3, 4  # token types; the same numbers as SentencePiece's
+END_KEYS = ("eos", "eot", "eom")
 LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+LLAMA3_NAMES = {"<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"}
 # LLaMA 3's split, as its tokenizer.json has it.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+# llama.cpp's split for `pre` "default": each cuts what those before it left.
+DEFAULT_SPLITS = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
+
+logger = logging.getLogger(__name__)
 
 
 def _byte_level(*, use_regex: bool = True) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
 
 
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+
+
 def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer | None:
     """How text is cut before merging, by llama.cpp's name for it; None if unknown."""
-    if kind in ("gpt-2", "default"):
+    if kind == "gpt-2":
         return _byte_level()
+    if kind == "default":
+        return pre_tokenizers.Sequence([*map(_split, DEFAULT_SPLITS), _byte_level(use_regex=False)])
     if kind == "smollm":  # digits one by one
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
     if kind in LLAMA3:
-        split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_SPLIT), behavior="isolated")
-        return pre_tokenizers.Sequence([split, _byte_level(use_regex=False)])
+        return pre_tokenizers.Sequence([_split(LLAMA3_SPLIT), _byte_level(use_regex=False)])
     return None
 
 
-def _adds_bos(metadata: dict[str, Any]) -> bool:
+def _kind_of_split(metadata: dict[str, Any], tokens: list[str], types: list[int], *, source: str) -> str:
+    """The stated `pre`. Files of before May 2024 have none: LLaMA 3's are known by their special tokens."""
+    stated = metadata.get(PREFIX + "pre")
+    if stated is None:
+        special = {token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL}
+        if special >= LLAMA3_NAMES:
+            logger.info(
+                "%s: %spre is absent; llama-bpe is taken, since the special tokens are LLaMA 3's.", source, PREFIX
+            )
+            return LLAMA3[0]
+    elif isinstance(stated, str) and _pre_tokenizer(stated) is not None:
+        return stated
+    got = "none, as files of before May 2024 have" if stated is None else repr(stated)
+    raise UserError(
+        f"{source}: {PREFIX}pre must be smollm, llama-bpe, gpt-2 or default, got {got}. Give --tokenizer=FILE."
+    )
+
+
+def _adds_bos(metadata: dict[str, Any], pre: str) -> bool:
     """Whether texts begin with BOS: as the file says, else as llama.cpp does."""
     stated = metadata.get(PREFIX + "add_bos_token")
     if stated is not None:
         return bool(stated)
-    llama3 = metadata.get(PREFIX + "pre") in LLAMA3 and PREFIX + "bos_token_id" in metadata
+    llama3 = pre in LLAMA3 and PREFIX + "bos_token_id" in metadata
     return metadata[PREFIX + "model"] == "llama" or llama3
 
 
-def _token(metadata: dict[str, Any], tokens: list[str], role: str) -> str | None:
-    """A special token's text, None where the file names none."""
-    index = metadata.get(f"{PREFIX}{role}_token_id")
-    return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None
+def _index(metadata: dict[str, Any], role: str, *, count: int, source: str) -> int | None:
+    """A special token's id, None where the file names none or, but for BOS and end tokens, none that is there."""
+    key = f"{PREFIX}{role}_token_id"
+    index = metadata.get(key)
+    if index is None or (isinstance(index, int) and 0 <= index < count):
+        return index
+    if role in ("bos", *END_KEYS):
+        raise UserError(f"{source}: {key} must be a token's id below {count}, got {index!r}. Give --tokenizer=FILE.")
+    logger.info("%s: %s is no token's id (%r) and is left out.", source, key, index)
+    return None
 
 
 def _all(values: Any, kind: type) -> bool:
@@ -56,7 +106,7 @@ def _all(values: Any, kind: type) -> bool:
 
 
 def write_tokenizer(metadata: dict[str, Any], folder: Path, *, source: str) -> str | None:
-    """Writes tokenizer.json or tokenizer.model, and tokenizer_config.json (special tokens, chat template).
+    """Writes tokenizer.json, tokenizer_config.json (special tokens, chat template) and generation_config.json.
 
     Args:
       metadata: of the GGUF file.
@@ -73,94 +123,99 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, *, source: str) -> s
     if kind is None:
         return None
     tokens: Any = metadata.get(PREFIX + "tokens")
-    types: Any = metadata.get(PREFIX + "token_type")
-    if not _all(tokens, str) or not _all(types, int) or len(tokens) != len(types):
-        raise UserError(f"{source}: {PREFIX}tokens and token_type must be texts and as many types. Download it again.")
+    if not _all(tokens, str) or len(set(tokens)) != len(tokens):
+        raise UserError(f"{source}: {PREFIX}tokens must be distinct texts. Give --tokenizer=FILE.")
+    types: Any = metadata.get(PREFIX + "token_type", [NORMAL] * len(tokens))
+    if not _all(types, int) or len(tokens) != len(types):
+        raise UserError(
+            f"{source}: {PREFIX}token_type must be a number for each of {len(tokens)} tokens. Give --tokenizer=FILE."
+        )
+    special = {
+        role: _index(metadata, role, count=len(tokens), source=source)
+        for role in ("bos", *END_KEYS, "unknown", "padding")
+    }
+    pre = ""
     if kind == "gpt2":
-        _write_bpe(metadata, tokens, types, folder / "tokenizer.json", source=source)
+        pre = _kind_of_split(metadata, tokens, types, source=source)
+        tokenizer = _bpe(metadata, tokens, types, pre=pre, source=source)
     elif kind == "llama":
-        _write_sentencepiece(metadata, tokens, types, folder / "tokenizer.model", source=source)
+        tokenizer = _sentencepiece(metadata, tokens, types, source=source)
+        special = _as_llama_cpp(special, count=len(tokens))
     else:
         raise UserError(f"{source}: {PREFIX}model must be 'gpt2' or 'llama', got {kind!r}. Give --tokenizer=FILE.")
-    main, loader = (
-        ("tokenizer.json", "PreTrainedTokenizerFast") if kind == "gpt2" else ("tokenizer.model", "LlamaTokenizer")
-    )
-    _write_settings(metadata, tokens, folder, loader=loader)
-    return main
-
-
-def _write_bpe(metadata: dict[str, Any], tokens: list[str], types: list[int], path: Path, *, source: str) -> None:
-    kind = metadata.get(PREFIX + "pre", "default")
-    cut = _pre_tokenizer(kind)
-    if cut is None:
-        raise UserError(
-            f"{source}: {PREFIX}pre must be smollm, llama-bpe, gpt-2 or default, got {kind!r}. Give --tokenizer=FILE."
+    begin = special["bos"]
+    begins = begin is not None and _adds_bos(metadata, pre)
+    if begin is not None and begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[tokens[begin], "$A"], special_tokens=[(tokens[begin], begin)]
         )
-    merges = [tuple(str(merge).split(" ")) for merge in metadata.get(PREFIX + "merges", [])]
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    named = {role: tokens[index] for role, index in special.items() if index is not None}
+    _write_settings(metadata, named, folder, begins=begins)
+    ends = list(dict.fromkeys(special[role] for role in END_KEYS if special[role] is not None))
+    if ends:
+        generation = {"eos_token_id": ends[0] if len(ends) == 1 else ends}
+        (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    return "tokenizer.json"
+
+
+def _as_llama_cpp(special: dict[str, int | None], *, count: int) -> dict[str, int | None]:
+    """The ids of special tokens with llama.cpp's defaults for SentencePiece models."""
+    defaults = {"unknown": 0, "bos": 1, "eos": 2}
+    return {
+        role: defaults[role] if index is None and role in defaults and defaults[role] < count else index
+        for role, index in special.items()
+    }
+
+
+def _bpe(
+    metadata: dict[str, Any], tokens: list[str], types: list[int], *, pre: str, source: str
+) -> tokenizers.Tokenizer:
+    stated: Any = metadata.get(PREFIX + "merges")
+    merges = [tuple(merge.split(" ")) for merge in stated] if _all(stated, str) else [()]
+    if not all(len(merge) == 2 for merge in merges):
+        raise UserError(f"{source}: {PREFIX}merges must be pairs of tokens. Give --tokenizer=FILE.")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens) or not all(len(merge) == 2 for merge in merges):
-        raise UserError(f"{source}: {PREFIX}tokens and merges must be distinct tokens and pairs. Download it again.")
     try:
-        ignore = kind not in ("smollm", "gpt-2", "default")  # LLaMA 3 takes a whole word that is a token
+        ignore = pre in LLAMA3  # LLaMA 3 takes a whole word that is a token
         model = models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False, ignore_merges=ignore)
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{source}: {PREFIX}merges must merge into tokens ({error}). Download it again.") from error
+        raise UserError(f"{source}: {PREFIX}merges must merge into tokens ({error}). Give --tokenizer=FILE.") from error
     tokenizer = tokenizers.Tokenizer(model)
+    cut = _pre_tokenizer(pre)
+    assert cut is not None
     tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.ByteLevel()
-    added = [t for t, kind_ in zip(tokens, types, strict=True) if kind_ in (CONTROL, USER_DEFINED)]
-    special = {t for t, kind_ in zip(tokens, types, strict=True) if kind_ == CONTROL}
-    tokenizer.add_tokens([tokenizers.AddedToken(t, special=t in special, normalized=False) for t in added])
-    begin = _token(metadata, tokens, "bos")
-    if _adds_bos(metadata) and begin is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[begin, "$A"], special_tokens=[(begin, vocabulary[begin])]
-        )
-    path.write_text(tokenizer.to_str(), encoding="utf-8")
+    added = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
+    tokenizer.add_tokens([tokenizers.AddedToken(t, special=kind == CONTROL, normalized=False) for t, kind in added])
+    return tokenizer
 
 
-def _write_sentencepiece(
-    metadata: dict[str, Any], tokens: list[str], types: list[int], path: Path, *, source: str
-) -> None:
+def _sentencepiece(
+    metadata: dict[str, Any], tokens: list[str], types: list[int], *, source: str
+) -> tokenizers.Tokenizer:
     """LLaMA 1 and 2: pieces, scores and types are the model itself."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto: Any = sentencepiece_model_pb2  # its classes are made at run time
     scores = metadata.get(PREFIX + "scores")
     if not _all(scores, float) or len(scores) != len(tokens):
-        raise UserError(f"{source}: {PREFIX}scores must be a number for each token. Download it again.")
-    model = proto.ModelProto()
-    for token, score, kind in zip(tokens, scores, types, strict=True):
-        model.pieces.add(piece=token, score=score, type=kind)
-    model.trainer_spec.model_type = proto.TrainerSpec.BPE
-    model.trainer_spec.byte_fallback = True
-    model.trainer_spec.vocab_size = len(tokens)
-    for name, default in (("unk_id", 0), ("bos_id", 1), ("eos_id", 2)):
-        key = {"unk_id": "unknown_token_id", "bos_id": "bos_token_id", "eos_id": "eos_token_id"}[name]
-        index = metadata.get(PREFIX + key, default)
-        setattr(model.trainer_spec, name, index)
-        if 0 <= index < len(tokens):
-            setattr(model.trainer_spec, name.replace("id", "piece"), tokens[index])
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = bool(metadata.get(PREFIX + "add_space_prefix", True))
-    model.normalizer_spec.remove_extra_whitespaces = False
-    model.normalizer_spec.escape_whitespaces = True
-    path.write_bytes(model.SerializeToString())
+        raise UserError(f"{source}: {PREFIX}scores must be a number for each token. Give --tokenizer=FILE.")
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        if metadata.get(PREFIX + key):
+            raise UserError(f"{source}: {PREFIX}{key} must be absent, since it changes text. Give --tokenizer=FILE.")
+    prefix = bool(metadata.get(PREFIX + "add_space_prefix", True))
+    definition = llama_tokenizer.as_sentencepiece(tokens, scores, types, dummy_prefix=prefix)
+    return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
-def _write_settings(metadata: dict[str, Any], tokens: list[str], folder: Path, *, loader: str) -> None:
+def _write_settings(metadata: dict[str, Any], named: dict[str, str], folder: Path, *, begins: bool) -> None:
     """tokenizer_config.json: the names of special tokens, the chat template, the trained context."""
-    settings: dict[str, Any] = {"tokenizer_class": loader, "clean_up_tokenization_spaces": False}
-    names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-    for theirs, ours in names.items():
-        token = _token(metadata, tokens, theirs)
-        if token is not None:
-            settings[f"{ours}_token"] = token
-    settings["add_bos_token"] = _adds_bos(metadata)
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+    settings |= {f"{ours}_token": named[theirs] for theirs, ours in roles.items() if theirs in named}
+    settings["add_bos_token"] = begins
     if PREFIX + "add_eos_token" in metadata:
         settings["add_eos_token"] = bool(metadata[PREFIX + "add_eos_token"])
     if "tokenizer.chat_template" in metadata:
         settings["chat_template"] = metadata["tokenizer.chat_template"]
     if "llama.context_length" in metadata:
         settings["model_max_length"] = metadata["llama.context_length"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

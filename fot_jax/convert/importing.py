@@ -2,7 +2,7 @@
 
     WORKDIR/config.json           the experiment: model and memory from the checkpoint, the rest defaults
     WORKDIR/checkpoints/0/        the parameters
-    WORKDIR/tokenizer/            the tokenizer's files as they came
+    WORKDIR/tokenizer/            the tokenizer's files as they came, and the end tokens in generation_config.json
     WORKDIR/source_config.json    the checkpoint's own config.json, for export
 
 Memory: the output's buffers and one block of rows (with a mesh: the output on its devices and one tensor).
@@ -32,7 +32,6 @@ from fot_jax.config import (
     TrainConfig,
     UserError,
     VocabularyConfig,
-    VocabularyKind,
 )
 from fot_jax.config.build import validated
 from fot_jax.convert import names
@@ -40,18 +39,13 @@ from fot_jax.convert.folders import new_folder
 from fot_jax.convert.hf_config import Changes
 from fot_jax.convert.hf_config import read_config as read_source_config
 from fot_jax.convert.parameters import Progress, check_tied_head, read_params
-from fot_jax.convert.sources import Source, copy_tokenizer, open_source
-from fot_jax.data import tokenizer_settings
-from fot_jax.data.vocabulary import HuggingFaceVocabulary, SentencePieceVocabulary
+from fot_jax.convert.sources import Source, open_source
+from fot_jax.convert.tokenizer_files import VOCABULARIES, write_tokenizer
 from fot_jax.ops.rope import rope_frequencies
 from fot_jax.sharding import make_mesh
 from fot_jax.workdir import HERE, SOURCE_CONFIG, read_config, write_config
 
 TOKENIZER = "tokenizer"
-VOCABULARIES = {
-    "tokenizer.json": (VocabularyKind.HF_TOKENIZER, HuggingFaceVocabulary),
-    "tokenizer.model": (VocabularyKind.SENTENCEPIECE, SentencePieceVocabulary),
-}
 
 
 def import_checkpoint(
@@ -81,7 +75,7 @@ def import_checkpoint(
 
     Raises:
       UserError: an unsupported or damaged checkpoint, a missing, unexpected or misshapen tensor, a tokenizer
-        with more tokens than the embedding has rows, a full disk.
+        that is not supported or has tokens, not special, without a row in the embedding; a full disk.
       ConfigError: the mesh does not fit the devices or the model.
     """
     final = Path(workdir).absolute()
@@ -93,7 +87,7 @@ def import_checkpoint(
         _check_frequencies(opened, model)
         needed = checkpoint.num_bytes(model, dtype)
         folder = stack.enter_context(new_folder(final, needed=needed, compressed=True))
-        main = _write_tokenizer(opened, folder / TOKENIZER, tokenizer, model)
+        main = write_tokenizer(opened, folder / TOKENIZER, tokenizer, model)
         config = _experiment(final.name, model, memory, main)
         params = read_params(opened, model, dtype=dtype, mesh=devices, progress=progress)
         check_tied_head(opened, model, params)
@@ -144,39 +138,6 @@ def _check_frequencies(source: Source, model: ModelConfig) -> None:
         raise UserError(
             f"{source.path}: rope_theta and its scaling must give finite frequencies above 0, got {model.rope}."
         )
-
-
-def _write_tokenizer(source: Source, folder: Path, given: str | Path | None, model: ModelConfig) -> str | None:
-    """Writes the tokenizer's files to a new folder; the name of the main one, None if there is none.
-
-    Raises:
-      UserError: it cannot be read, or has more tokens than the embedding has rows.
-    """
-    folder.mkdir()
-    if given is None:
-        main = source.write_tokenizer(folder)
-    else:
-        place = Path(given)
-        main = copy_tokenizer(place if place.is_dir() else place.parent, folder)
-        main = main if place.is_dir() else place.name
-        if main not in VOCABULARIES or not (folder / main).is_file():
-            allowed = " or ".join(VOCABULARIES)
-            raise UserError(f"--tokenizer must name a {allowed}, or a folder of one, got {str(given)!r}.")
-    if main is None:
-        return None
-    if main == "tokenizer.model" and not (folder / tokenizer_settings.FILE).exists():  # as transformers takes it
-        settings = {"tokenizer_class": "LlamaTokenizer"}
-        (folder / tokenizer_settings.FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    try:
-        size = VOCABULARIES[main][1](str(folder / main)).size
-    except UserError as error:
-        raise UserError(str(error).replace(f"{folder}/", "")) from error  # the folder's name is a passing one
-    if size > model.vocab_size:
-        raise UserError(
-            f"{main} must have at most {model.vocab_size} tokens, the rows of the embedding, got {size}."
-            " Give the model's own with --tokenizer=FILE."
-        )
-    return main
 
 
 def _experiment(folder: str, model: ModelConfig, memory: MemoryConfig, tokenizer: str | None) -> ExperimentConfig:

@@ -34,7 +34,7 @@ from fot_jax.data.readers import source_files
 from fot_jax.data.vocabulary import existing_file, load_vocabulary
 
 # Raise it whenever the same files would give other tokens or files.
-#   3: byte order marks are no text; contents.npy
+#   3: byte order marks are no text; contents.npy; names of special tokens in documents are text
 CACHE_VERSION = 3
 DTYPES = (np.dtype(np.uint16), np.dtype(np.uint32))
 PROGRESS_SECONDS = 5.0
@@ -63,12 +63,11 @@ def fingerprint(source: SourceConfig, *, data: DataConfig, seed: int) -> str:
 
 
 def vocabulary_identity(config: VocabularyConfig) -> list[object]:
-    """Kind and digest of its file; the token that begins documents too where there is one."""
+    """Kind and digest of its file, and what the files next to it change."""
     if not config.path:
         return [config.kind.value, None]
     digest = hashlib.blake2b(pathlib.Path(existing_file(config.path)).read_bytes(), digest_size=16).hexdigest()
-    begin = load_vocabulary(config).bos_id
-    return [config.kind.value, digest, *([] if begin is None else [begin])]
+    return [config.kind.value, digest, *load_vocabulary(config).identity]
 
 
 def _file_part(path: pathlib.Path) -> list[object]:

@@ -7,15 +7,17 @@ The template is a Jinja program in the tokenizer's files, run in a sandbox witho
 transformers shows it: `messages`, `add_generation_prompt`, the special tokens' names, `raise_exception`,
 `strftime_now`, and `tools` and `documents`, which are none.
 
-Names of special tokens in the user's text are broken by a mark before the template runs, and mended as text behind
-it. Only such texts are encoded piece by piece; all others go through the tokenizer whole, as in transformers.
+Every conversation is encoded in one way, as one text, so that the ids of the template's part do not depend on which
+names a message holds: each name in a message becomes a mark, the template runs, each name that it writes becomes
+another mark, and the first marks become names again, which are text now. The ids are those of transformers'
+`apply_chat_template`; BOS is there where the template writes it.
 """
 
 import dataclasses
 import datetime
 import json
 import pathlib
-import re
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -25,10 +27,12 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fot_jax.config import UserError
-from fot_jax.data.tokenizer_settings import FILE, read_settings, token_names
-from fot_jax.data.vocabulary import HuggingFaceVocabulary, SentencePieceVocabulary, Vocabulary
+from fot_jax.data.sentencepiece_vocabulary import any_of
+from fot_jax.data.tokenizer_settings import FILE, read_settings
+from fot_jax.data.vocabulary import MarkedVocabulary, Vocabulary
 
-TEMPLATE_FILE = "chat_template.jinja"  # wins over the settings' `chat_template`
+TEMPLATE_FILE = "chat_template.jinja"  # goes before the settings' `chat_template`
+PROCESSOR_FILE = "chat_template.json"  # of older checkpoints; goes behind it
 MARKS = range(0xF0000, 0xFFFFE)  # a private plane of Unicode: some of it is free in any text
 
 
@@ -37,19 +41,30 @@ class _Generation(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """See jinja2.ext.Extension."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """See jinja2.ext.Extension; as in transformers, names that are set inside are unknown outside."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
+
+    @staticmethod
+    def _inside(caller: Callable[[], str]) -> str:
+        return caller()
 
 
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
-    """Jinja's own escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes for HTML; templates give the settings by place too."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -93,10 +108,10 @@ def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
     Raises:
       UserError: there is none (base models and vocabularies without files have none), or it is no Jinja.
     """
-    if not isinstance(vocabulary, (HuggingFaceVocabulary, SentencePieceVocabulary)):
+    if not isinstance(vocabulary, MarkedVocabulary):
         raise UserError("--chat needs a tokenizer with a chat template, got a vocabulary without files. Leave it out.")
     settings = read_settings(vocabulary.path)
-    path, text = _find_text(pathlib.Path(vocabulary.path).parent, settings.get("chat_template"))
+    path, text = _find_text(pathlib.Path(vocabulary.path).parent, settings.values.get("chat_template"))
     try:
         template = _environment().from_string(text)
     except jinja2.TemplateSyntaxError as error:
@@ -104,29 +119,40 @@ def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
             f"'{path}': the chat template must be Jinja, but its line {error.lineno} is not: {error.message}."
             " Correct it, or write the prompt out without --chat."
         ) from error
-    return ChatTemplate(template=template, path=path, tokens=token_names(settings, tokenizer=vocabulary.path))
+    except (RecursionError, MemoryError, ValueError, SyntaxError) as error:  # Python's own, of what Jinja makes of it
+        raise UserError(
+            f"'{path}': the chat template cannot be compiled: {type(error).__name__}. Write the prompt out without --chat."
+        ) from error
+    return ChatTemplate(template=template, path=path, tokens=settings.names())
 
 
 def _find_text(folder: pathlib.Path, stored: Any) -> tuple[pathlib.Path, str]:
     """The file that holds the template, and the template."""
-    if (folder / TEMPLATE_FILE).is_file():
-        return folder / TEMPLATE_FILE, (folder / TEMPLATE_FILE).read_text("utf-8")
+    try:
+        if (folder / TEMPLATE_FILE).is_file():
+            return folder / TEMPLATE_FILE, (folder / TEMPLATE_FILE).read_text("utf-8")
+        place = FILE
+        if stored is None and (folder / PROCESSOR_FILE).is_file():
+            values = json.loads((folder / PROCESSOR_FILE).read_text("utf-8"))
+            place, stored = PROCESSOR_FILE, values.get("chat_template") if isinstance(values, dict) else values
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{folder}': {TEMPLATE_FILE} or {PROCESSOR_FILE} cannot be read: {error}.") from error
     if isinstance(stored, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
-        stored = named.get("default")
+        stored = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
+    if isinstance(stored, dict):
+        stored = stored.get("default")
     if not isinstance(stored, str):
         raise UserError(
             f"--chat needs a chat template, a text `chat_template` in '{folder / FILE}' or a {TEMPLATE_FILE} beside it,"
             f" got {'none' if stored is None else repr(stored)}. Base models have none: leave --chat out."
         )
-    return folder / FILE, stored
+    return folder / place, stored
 
 
 def encode_chat(vocabulary: Vocabulary, *, user: str, system: str | None = None) -> list[int]:
     """Token ids of a conversation that waits for the assistant's answer.
 
-    Special tokens that the template writes are special tokens; their names in the messages are text. A vocabulary
-    with a `bos_id` gets exactly one at the beginning, whether or not the template writes it.
+    Special tokens that the template writes are special tokens; their names in the messages are text.
 
     Args:
       vocabulary: of an imported checkpoint: its files hold the template.
@@ -137,32 +163,18 @@ def encode_chat(vocabulary: Vocabulary, *, user: str, system: str | None = None)
       UserError: no template, one that is no Jinja, or one that refuses the messages.
     """
     template = load_chat_template(vocabulary)
-    assert isinstance(vocabulary, (HuggingFaceVocabulary, SentencePieceVocabulary))
-    mark = next(chr(code) for code in MARKS if chr(code) not in user + (system or ""))
-    names = _any_of(vocabulary.special_ids)
+    assert isinstance(vocabulary, MarkedVocabulary)
+    names = any_of(vocabulary.special_ids)
+    taken = {*user, *(system or ""), *template.render(user=user, system=system)}
+    free = (chr(code) for code in MARKS if chr(code) not in taken)
+    as_text = {name: next(free) for name in vocabulary.special_ids}
+    as_token = {name: next(free) for name in vocabulary.special_ids}
 
-    def escaped(text: str) -> str:
-        return names.sub(lambda found: found[0][0] + mark + found[0][1:], text)
+    def hidden(text: str) -> str:
+        return names.sub(lambda found: as_text[found[0]], text)
 
-    text = template.render(user=escaped(user), system=None if system is None else escaped(system))
-    if mark not in text and isinstance(vocabulary, HuggingFaceVocabulary):
-        ids = vocabulary.encode(text)
-    else:
-        ids = _encode_pieces(vocabulary, text, mark=mark)
-    return ids if vocabulary.bos_id in (None, *ids[:1]) else [vocabulary.bos_id, *ids]
-
-
-def _any_of(names: dict[str, int]) -> re.Pattern[str]:
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # without names: no match
-
-
-def _encode_pieces(vocabulary: HuggingFaceVocabulary | SentencePieceVocabulary, text: str, *, mark: str) -> list[int]:
-    """Special tokens by name, what lies between them as text."""
-    ids: list[int] = []
-    end = 0
-    for found in _any_of(vocabulary.special_ids).finditer(text):
-        ids += vocabulary.encode_plain(text[end : found.start()].replace(mark, ""))
-        ids.append(vocabulary.special_ids[found[0]])
-        end = found.end()
-    return ids + vocabulary.encode_plain(text[end:].replace(mark, ""))
+    text = template.render(user=hidden(user), system=None if system is None else hidden(system))
+    text = names.sub(lambda found: as_token[found[0]], text)
+    text = text.translate({ord(mark): name for name, mark in as_text.items()})
+    marks = {mark: vocabulary.special_ids[name] for name, mark in as_token.items() if mark in text}
+    return vocabulary.encode_marked(text, marks)

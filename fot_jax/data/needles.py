@@ -23,7 +23,7 @@ import numpy as np
 from fot_jax.config import NeedleKind
 from fot_jax.data.filling import fill
 from fot_jax.data.synthetic import FILLER
-from fot_jax.data.vocabulary import Vocabulary, encode_prompt
+from fot_jax.data.vocabulary import Vocabulary, encode_text
 from fot_jax.data.words import WORD_COUNT, word
 
 TEMPLATES_VERSION = 1  # changes with every change of a prompt: figures of two versions are not comparable
@@ -123,7 +123,7 @@ def needle_prompt(
     else:
         raise ValueError(f"a needle prompt must be of a known kind, got {kind!r}")
     filled = fill(
-        lambda fillers: encode_prompt(vocabulary, draft.text(fillers)),
+        lambda fillers: encode_text(vocabulary, draft.text(fillers)),
         length_tokens=length_tokens,
         what=f"a needle prompt of kind '{kind.value}'",
         most=draft.fillers,

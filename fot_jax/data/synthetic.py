@@ -6,7 +6,7 @@ import numpy as np
 
 from fot_jax.config import ConfigError, DictionaryConfig
 from fot_jax.data.filling import fill
-from fot_jax.data.vocabulary import SymbolVocabulary, Vocabulary, encode_prompt
+from fot_jax.data.vocabulary import SymbolVocabulary, Vocabulary, encode_text
 
 INSTRUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -137,7 +137,7 @@ def passkey(rng: np.random.Generator, *, length_tokens: int, vocabulary: Vocabul
         return INSTRUCTION + FILLER * before + KEY.format(key=key) + FILLER * (fillers - before) + QUESTION
 
     filled = fill(
-        lambda fillers: encode_prompt(vocabulary, prompt(fillers)), length_tokens=length_tokens, what="a passkey prompt"
+        lambda fillers: encode_text(vocabulary, prompt(fillers)), length_tokens=length_tokens, what="a passkey prompt"
     )
     fillers = filled.fillers
     place = round(share * fillers) / fillers if fillers else 0.0

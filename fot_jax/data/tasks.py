@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from fot_jax.config import DataConfig, SourceConfig, VocabularyConfig, VocabularyKind
 from fot_jax.data.readers import read_source
-from fot_jax.data.vocabulary import Vocabulary, existing_file, load_vocabulary
+from fot_jax.data.sentencepiece_vocabulary import SentencePieceVocabulary
+from fot_jax.data.vocabulary import Vocabulary, load_vocabulary
 
 tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
 
@@ -26,7 +27,7 @@ FEATURE = "targets"
 
 
 class WrappedVocabulary(seqio.Vocabulary):
-    """A `Vocabulary` of ours inside a seqio task (Hugging Face tokenizers)."""
+    """A `Vocabulary` of ours inside a seqio task; documents are text, whatever names they hold."""
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__()
@@ -65,12 +66,13 @@ class WrappedVocabulary(seqio.Vocabulary):
 
 
 def seqio_vocabulary(config: VocabularyConfig) -> seqio.Vocabulary:
-    """seqio's own byte and SentencePiece vocabularies; ours, wrapped, for a tokenizer.json."""
+    """seqio's own vocabularies for bytes and for SentencePiece models as they are; others are ours, wrapped."""
     if config.kind is VocabularyKind.BYTES:
         return seqio.ByteVocabulary()
-    if config.kind is VocabularyKind.SENTENCEPIECE:
-        return seqio.SentencePieceVocabulary(existing_file(config.path))
-    return WrappedVocabulary(load_vocabulary(config))
+    vocabulary = load_vocabulary(config)
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        return seqio.SentencePieceVocabulary(vocabulary.path)
+    return WrappedVocabulary(vocabulary)
 
 
 class _Records:

@@ -1,49 +1,202 @@
-"""tokenizer_config.json beside a tokenizer's file: special tokens by role, whether a text begins with one."""
+"""Files next to a tokenizer's main file: special tokens by role, added tokens, the tokens that end generated text.
 
+    tokenizer_config.json      ROLE_token, added_tokens_decoder, add_bos_token, legacy, add_prefix_space, chat_template
+    special_tokens_map.json    ROLE_token, of older checkpoints (its lists are not read, as in transformers)
+    added_tokens.json          added tokens, of older checkpoints
+    generation_config.json     eos_token_id, a number or a list; where it has none, config.json's
+
+Precedence is that of transformers 5: where tokenizer_config.json has an `added_tokens_decoder` it is the newer form
+and goes before the two older files; otherwise special_tokens_map.json goes before tokenizer_config.json, and
+added_tokens.json counts.
+"""
+
+import dataclasses
+import functools
 import json
+import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from fot_jax.config import UserError
 
 FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"
+ADDED_FILE = "added_tokens.json"
+GENERATION_FILE = "generation_config.json"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+LISTS = ("additional_special_tokens", "extra_special_tokens")
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+logger = logging.getLogger(__name__)
 
 
-def read_settings(tokenizer: str) -> dict[str, Any]:
-    """The settings beside a tokenizer's file, empty where there are none. Raises UserError where they are no object."""
-    path = pathlib.Path(tokenizer).with_name(FILE)
+@functools.cache
+def log_once(message: str) -> None:
+    """Logs a guess, once a process."""
+    logger.info(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddedToken:
+    """A token that a file adds to the tokenizer's own.
+
+    Attributes:
+      content: its text.
+      id: None where the file names none: it becomes the next one.
+      flags: see `tokenizers.AddedToken`.
+      file: the name of the file that states it.
+    """
+
+    content: str
+    id: int | None
+    flags: dict[str, bool]
+    file: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """What the files next to a tokenizer's main file state.
+
+    Attributes:
+      path: the main file.
+      values: tokenizer_config.json and special_tokens_map.json, merged.
+      added: the added tokens with a stated id, by id.
+      end_ids: the tokens that end generated text; None where none are stated.
+      end_file: the name of the file that states them.
+      stated: False where no file about the tokenizer is there at all.
+    """
+
+    path: pathlib.Path
+    values: dict[str, Any]
+    added: tuple[AddedToken, ...]
+    end_ids: tuple[int, ...] | None
+    end_file: str
+    stated: bool
+
+    def name_of(self, role: str) -> str | None:
+        """The text of `ROLE_token`, None where none is named. Raises UserError where it is no token."""
+        value = self.values.get(f"{role}_token")
+        return None if value is None else _content(value, key=f"{role}_token", path=self.path) or None
+
+    def names(self) -> dict[str, str]:
+        """Every special token that is named: {"bos_token": "<s>", ...}. Raises as `name_of`."""
+        found = {f"{role}_token": self.name_of(role) for role in ROLES}
+        others = {key: value for key, value in self.values.items() if key.endswith("_token") and key not in found}
+        found |= {key: value for key, value in others.items() if isinstance(value, str)}
+        return {key: name for key, name in found.items() if name is not None}
+
+    def more_special(self) -> list[str]:
+        """Special tokens without a role, in order. Raises UserError where they are no tokens."""
+        found: list[str] = []
+        for key in LISTS:
+            value = self.values.get(key) or []
+            entries = list(value.values()) if isinstance(value, dict) else value
+            if not isinstance(entries, list):
+                raise _no_config(self.path.with_name(FILE), f"{key}={value!r}")
+            found += [_content(entry, key=key, path=self.path) for entry in entries]
+        return found
+
+    def flag(self, key: str) -> bool | None:
+        """A setting that is true or false, None where it is not set. Raises UserError where it is neither."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise UserError(f"'{self.path.with_name(FILE)}' must have {key} true or false, got {value!r}.")
+        return value
+
+    def tokenizer_class(self) -> str:
+        """`tokenizer_class` without "Fast", empty where none is stated."""
+        return str(self.values.get("tokenizer_class") or "").removesuffix("Fast")
+
+    def shown(self) -> str:
+        """The main file for a line in the log, without the folders above its own."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+
+def _no_config(path: pathlib.Path, got: str) -> UserError:
+    return UserError(f"'{path}' must be a Hugging Face {path.name}, got {got}.")
+
+
+def _content(value: Any, *, key: str, path: pathlib.Path) -> str:
+    name = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        raise _no_config(path.with_name(FILE), f"{key}={value!r}")
+    return name
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """A file's JSON object, empty where there is no file."""
     if not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{path}' must be a Hugging Face tokenizer_config.json, got {error!r}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_config(path, repr(error)) from error
     if not isinstance(values, dict):
-        raise UserError(f"'{path}' must be a Hugging Face tokenizer_config.json, got {type(values).__name__}.")
+        raise _no_config(path, type(values).__name__)
     return values
 
 
-def token_name(settings: dict[str, Any], role: str, *, tokenizer: str) -> str | None:
-    """The text of `ROLE_token`, None where none is named. Raises UserError where it is neither text nor its object."""
-    named = settings.get(f"{role}_token")
-    name = named.get("content") if isinstance(named, dict) else named
-    if named is None or isinstance(name, str):
-        return name or None
-    path = pathlib.Path(tokenizer).with_name(FILE)
-    raise UserError(f"'{path}' must be a Hugging Face tokenizer_config.json, got {role}_token={named!r}.")
+def read_settings(tokenizer: str | pathlib.Path) -> TokenizerSettings:
+    """Reads what lies next to a tokenizer's main file.
+
+    Raises:
+      UserError: a file is no JSON object, or states what is no token or no id.
+    """
+    path = pathlib.Path(tokenizer)
+    config = _read_object(path.with_name(FILE))
+    older = {k: v for k, v in _read_object(path.with_name(SPECIAL_FILE)).items() if v is not None and k not in LISTS}
+    newer = {k: v for k, v in config.items() if v is not None}
+    values = {**older, **newer} if "added_tokens_decoder" in newer else {**newer, **older}
+    if values.get("split_special_tokens"):
+        raise UserError(f"'{path.with_name(FILE)}' must have split_special_tokens false, got true. Remove the key.")
+    legacy = _read_object(path.with_name(ADDED_FILE))
+    settings = TokenizerSettings(
+        path=path, values=values, added=(), end_ids=None, end_file="", stated=bool(config or older or legacy)
+    )
+    if "added_tokens_decoder" in newer:
+        added = _read_decoder(newer["added_tokens_decoder"], path=path.with_name(FILE))
+    else:
+        special = {*settings.names().values(), *settings.more_special()}
+        added = _read_added(legacy, special=special, path=path.with_name(ADDED_FILE))
+    end_ids, end_file = _read_end_ids(path)
+    in_order = tuple(sorted(added, key=lambda token: token.id or 0))
+    return dataclasses.replace(settings, added=in_order, end_ids=end_ids, end_file=end_file)
 
 
-def token_names(settings: dict[str, Any], *, tokenizer: str) -> dict[str, str]:
-    """Every special token that is named: {"bos_token": "<s>", ...}; see `token_name`."""
-    found = {f"{role}_token": token_name(settings, role, tokenizer=tokenizer) for role in ROLES}
-    return {key: name for key, name in found.items() if name is not None}
+def _read_decoder(decoder: Any, *, path: pathlib.Path) -> Iterator[AddedToken]:
+    """The tokens of {"32000": {"content": "<|im_end|>", "special": true, ...}, ...}."""
+    if not isinstance(decoder, dict):
+        raise _no_config(path, f"added_tokens_decoder={decoder!r}")
+    for index, entry in decoder.items():
+        fits = isinstance(entry, dict) and isinstance(entry.get("content"), str) and index.isdecimal()
+        if not fits or not entry["content"] or not all(isinstance(entry.get(flag, False), bool) for flag in FLAGS):
+            raise _no_config(path, f"added_tokens_decoder[{index!r}]={entry!r}")
+        flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
+        yield AddedToken(content=entry["content"], id=int(index), flags=flags, file=path.name)
 
 
-def adds_bos(settings: dict[str, Any], *, tokenizer: str) -> bool | None:
-    """`add_bos_token`, None where it is not set. Raises UserError where it is no boolean."""
-    value = settings.get("add_bos_token")
-    if value is not None and not isinstance(value, bool):
-        path = pathlib.Path(tokenizer).with_name(FILE)
-        raise UserError(f"'{path}' must have add_bos_token true or false, got {value!r}.")
-    return value
+def _read_added(legacy: dict[str, Any], *, special: set[str], path: pathlib.Path) -> Iterator[AddedToken]:
+    """The tokens of {"<|im_end|>": 32000, ...}: special where a role or a list names them."""
+    for content, index in legacy.items():
+        if not content or not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise _no_config(path, f"{content!r}: {index!r}")
+        flags = {"special": content in special, "normalized": content not in special}
+        yield AddedToken(content=content, id=index, flags=flags, file=path.name)
+
+
+def _read_end_ids(path: pathlib.Path) -> tuple[tuple[int, ...] | None, str]:
+    """`eos_token_id` of generation_config.json, else of config.json, and which of them states it."""
+    for name in (GENERATION_FILE, "config.json"):
+        stated = _read_object(path.with_name(name)).get("eos_token_id")
+        if stated is not None:
+            return parse_end_ids(stated, where=f"'{path.with_name(name)}'"), name
+    return None, ""
+
+
+def parse_end_ids(stated: Any, *, where: str) -> tuple[int, ...]:
+    """The token ids of an `eos_token_id`, each once. Raises UserError unless it is a number or a list of them."""
+    ids = stated if isinstance(stated, list) else [stated]
+    if not ids or any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
+        raise UserError(f"{where} must have token ids as eos_token_id, got {stated!r}.")
+    return tuple(dict.fromkeys(ids))

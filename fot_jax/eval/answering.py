@@ -20,7 +20,7 @@ def answer(
       subject: the model and how its memory is read; without memory layers only the last window counts.
       prompts: token ids, of any lengths.
       vocabulary: of the model.
-      max_new_tokens: at most so many a prompt; the end-of-text token ends one earlier.
+      max_new_tokens: at most that many a prompt; an end token of the vocabulary ends one earlier.
     """
     tokens = [np.asarray(prompt, np.int32) for prompt in prompts]
     reading = read(subject.params, subject.model, tokens, memory=subject.memory)
@@ -30,8 +30,8 @@ def answer(
         reading,
         sampling=SamplingConfig(vocab_limit=vocabulary.size),
         max_new_tokens=max_new_tokens,
-        eos_id=vocabulary.eos_id,
+        end_ids=vocabulary.end_ids,
     )
     columns = np.stack(list(steps), axis=1)
-    stop = (FINISHED, vocabulary.eos_id)
+    stop = (FINISHED, *vocabulary.end_ids)
     return [vocabulary.decode([int(token) for token in row if token not in stop]) for row in columns]

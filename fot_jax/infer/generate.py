@@ -11,7 +11,7 @@ where `memory.last_context = "exact"` and `memory.last_context_length = 0`.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -51,11 +51,11 @@ def generate(
     *,
     sampling: SamplingConfig,
     max_new_tokens: int,
-    eos_id: int | None = None,
+    end_ids: Collection[int] = (),
 ) -> Iterator[np.ndarray]:
     """Yields the next token of every row, int32 [B], as soon as it is chosen.
 
-    A row that has yielded `eos_id` yields FINISHED from then on; the iterator ends with the last row.
+    A row that has yielded one of `end_ids` yields FINISHED from then on; the iterator ends with the last row.
     A row's tokens do not depend on the other rows (beyond rounding), on their number or lengths;
     sampled ones depend on the row's place in the batch, which seeds its draws.
 
@@ -65,7 +65,7 @@ def generate(
       reading: from `read`; changed in place. The last token yielded is not in it.
       sampling: how tokens are chosen.
       max_new_tokens: at most so many per row.
-      eos_id: the token that ends a row; None: rows only end by max_new_tokens.
+      end_ids: the tokens that end a row; none: rows only end by max_new_tokens.
 
     Raises:
       UserError: logits are not finite.
@@ -82,8 +82,7 @@ def generate(
             raise UserError(f"logits must be finite, got NaN or infinity in {where}. Check the model's parameters.")
         tokens = np.where(alive, np.asarray(sample(reading.logits, sampling, step=step)), FINISHED).astype(np.int32)
         yield tokens
-        if eos_id is not None:
-            alive &= tokens != eos_id
+        alive &= ~np.isin(tokens, list(end_ids))
         if not alive.any() or step == max_new_tokens - 1:
             return
         counts = alive.astype(np.int32)

@@ -107,6 +107,9 @@ class Decoder(nn.Module):
             raise ValueError("a crossbatch plan excludes memory and cache: contexts come from the batch itself")
         if plan is not None and segments is None:
             raise ValueError("a crossbatch plan needs segments: without them every row is one document to the others")
+        if segments is None:
+            segments = jnp.ones_like(tokens)
+        follows = _follows(segments, boundaries, None if cache is None else cache.lengths)
         config = self.config
         dtype = layers.DTYPES[config.dtype]
         embedding = layers.weight(
@@ -118,11 +121,9 @@ class Decoder(nn.Module):
         x = constrain(hidden, "batch", "length", "activation_embed")
         if token_counts is None:
             token_counts = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
-        if segments is None:
-            segments = jnp.ones_like(tokens)
         call = Call(
             segments=segments,
-            follows=_follows(segments, boundaries, None if cache is None else cache.lengths),
+            follows=follows,
             plan=plan,
             lengths=None if cache is None else cache.lengths,
             token_counts=token_counts,

@@ -31,7 +31,7 @@ OTHERS = [
     (b"\x80\x04\x95" + b"x" * 100, "is pickled .* Convert it to safetensors first"),
     (zipped(), "is pickled .* Convert it to safetensors first"),
     (b"tjgg\x03\0\0\0" + b"x" * 90, "is a GGML file, older than GGUF. Convert it with llama.cpp"),
-    (gzip.compress(b"GGUF"), r"is compressed \(gzip\). Decompress it"),
+    (gzip.compress(b"GGUF", mtime=0), r"is compressed \(gzip\). Decompress it"),
 ]
 
 
@@ -54,7 +54,7 @@ def file(tmp_path):
     return write_gguf(tmp_path / "m.gguf", SMALL, random_tensors(SMALL))
 
 
-@pytest.mark.parametrize(("content", "message"), OTHERS)
+@pytest.mark.parametrize(("content", "message"), OTHERS, ids=range(len(OTHERS)))
 def test_other_kinds_of_files_are_named(tmp_path, whole, file, content, message):
     """In place of safetensors and of GGUF."""
     for path, source in ((whole, whole.parent), (file, file)):

@@ -130,9 +130,9 @@ def test_a_byte_level_tokenizer_comes_along(tmp_path):
     assert config.data.vocabulary.kind is VocabularyKind.HF_TOKENIZER
     vocabulary = load_vocabulary(config.data.vocabulary)
     for text in (TEXT, "In 1984, 7 × 8 = 56.\n\tπ naïve 🙂", "<|im_start|>user\nhi<|im_end|>\n", " a  b"):
-        assert vocabulary.encode(text) == tokenizer.encode(text).ids
-        assert vocabulary.decode(vocabulary.encode(text)) == tokenizer.decode(tokenizer.encode(text).ids)
-    assert vocabulary.eos_id == 2 == vocabulary.encode("<|im_end|>")[0]
+        assert vocabulary.encode_trusted(text) == tokenizer.encode(text).ids
+        assert vocabulary.decode(vocabulary.encode_trusted(text)) == tokenizer.decode(tokenizer.encode(text).ids)
+    assert vocabulary.eos_id == 2 == vocabulary.encode_trusted("<|im_end|>")[0]
     assert vocabulary.bos_id is None
     settings = json.loads((tmp_path / "run/tokenizer/tokenizer_config.json").read_text())
     assert settings["chat_template"] == "{{ messages }}" and settings["eos_token"] == "<|im_end|>"
@@ -174,7 +174,7 @@ def test_a_sentencepiece_tokenizer_comes_along(tmp_path):
     values = {**SMALL, "vocab_size": 512}
     file = checkpoints.write_gguf(tmp_path / "m.gguf", values, random_tensors(values), metadata=metadata)
     config = import_checkpoint(file, tmp_path / "run")
-    assert config.data.vocabulary.kind is VocabularyKind.SENTENCEPIECE
+    assert config.data.vocabulary.kind is VocabularyKind.HF_TOKENIZER, "transformers gives the same ids"
     ours = load_vocabulary(config.data.vocabulary)
     assert ours.bos_id == theirs.bos_id() == 1, "SentencePiece: LLaMA 1 and 2"
     for text in (TEXT, "In 1984, 7 × 8 = 56.\n\tπ naïve 🙂", " a  b"):

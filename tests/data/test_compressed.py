@@ -43,7 +43,7 @@ def test_plain_and_padded_and_skippable(tmp_path):
     for name, data, expected in (
         ("a.jsonl", TEXT, TEXT),
         ("b.jsonl", b"", b""),
-        ("c.gz", gzip.compress(SMALL) + b"\0" * 3 * PIECE, SMALL),
+        ("c.gz", gzip.compress(SMALL, mtime=0) + b"\0" * 3 * PIECE, SMALL),
         ("d.zst", SKIPPABLE + WRITE[".zst"](SMALL) + SKIPPABLE + WRITE[".zst"](SMALL), SMALL * 2),
         ("e.zst", frame_header(31), b"a"),
     ):
@@ -54,17 +54,17 @@ def test_plain_and_padded_and_skippable(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.gz", gzip.compress(TEXT)[:-9], "must be a whole gzip file, got one cut short after"),
+        ("a.gz", gzip.compress(TEXT, mtime=0)[:-9], "must be a whole gzip file, got one cut short after"),
         ("a.zst", WRITE[".zst"](TEXT)[:-9], "must be a whole zstd file, got one cut short after"),
         ("a.zst", WRITE[".zst"](SMALL) + WRITE[".zst"](SMALL)[:5], "a frame with a bad header"),
-        ("a.gz", gzip.compress(SMALL)[:-8] + b"\0" * 8, "got a corrupt one before byte .*check"),
+        ("a.gz", gzip.compress(SMALL, mtime=0)[:-8] + b"\0" * 8, "got a corrupt one before byte .*check"),
         ("a.zst", WRITE[".zst"](SMALL)[:-4] + b"\0" * 4, "got a corrupt one before byte .*checksum"),
-        ("a.gz", gzip.compress(SMALL) + b"more", "gzip data alone, got b'more' after the end of it"),
+        ("a.gz", gzip.compress(SMALL, mtime=0) + b"more", "gzip data alone, got b'more' after the end of it"),
         ("a.zst", WRITE[".zst"](SMALL) + b"more", "zstd data alone, got b'more' after the end of it"),
         ("a.gz", b"", "must be a gzip file, got an empty one"),
         ("a.zst", b"", "must be a zstd file, got an empty one"),
         ("a.jsonl.gz", WRITE[".zst"](SMALL), r"must be gzip, as its name says, got zstd. Name it 'a.jsonl.zst'"),
-        ("a.jsonl", gzip.compress(SMALL), r"must be text, as its name says, got gzip. Name it 'a.jsonl.gz'"),
+        ("a.jsonl", gzip.compress(SMALL, mtime=0), r"must be text, as its name says, got gzip. Name it 'a.jsonl.gz'"),
         ("a.jsonl.zst", SMALL, r"must be zstd, as its name says, got something else. Name it 'a.jsonl' if"),
         ("a.jsonl", b"\xfd7zXZ\0...", "got xz. Decompress it first"),
         ("a.jsonl", b"PAR1...", "got Parquet. Name the kind"),

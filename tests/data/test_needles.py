@@ -9,7 +9,7 @@ import pytest
 from fot_jax.config import NeedleKind, UserError, VocabularyKind
 from fot_jax.data import needles, words
 from fot_jax.data.needles import needle_prompt
-from fot_jax.data.vocabulary import ByteVocabulary, HuggingFaceVocabulary
+from fot_jax.data.vocabulary import ByteVocabulary, open_tokenizer_json
 
 BYTES = ByteVocabulary()
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
@@ -66,7 +66,7 @@ def read(kind, text):
 @KINDS
 @pytest.mark.parametrize("vocabulary", ["bytes", "bpe"])
 def test_the_prompt_holds_its_answers_and_fills_its_length(kind, vocabulary, vocabulary_files):
-    chosen = BYTES if vocabulary == "bytes" else HuggingFaceVocabulary(vocabulary_files[VocabularyKind.HF_TOKENIZER])
+    chosen = BYTES if vocabulary == "bytes" else open_tokenizer_json(vocabulary_files[VocabularyKind.HF_TOKENIZER])
     for seed, length in enumerate((2500, 3001, 4095, 7000, 9999)):
         trial = made(kind, length, seed=seed, vocabulary=chosen)
         answers, possible = read(kind, trial.prompt)

@@ -83,7 +83,7 @@ def test_other_encodings_of_files_are_named(tmp_path, encoding):
 
 def test_text_files_that_are_something_else_are_named(tmp_path):
     """A .txt that is gzip, and one whose bytes are unknown."""
-    (tmp_path / "a.txt").write_bytes(gzip.compress(b"text"))
+    (tmp_path / "a.txt").write_bytes(gzip.compress(b"text", mtime=0))
     with pytest.raises(UserError, match=r"must be valid UTF-8, got byte 0x8b.*It looks like gzip data"):
         texts(tmp_path / "a.txt", SourceKind.TEXT)
 
@@ -128,7 +128,7 @@ def test_read_parquet_takes_every_column_of_text(tmp_path):
         (b"PARE" + b"x" * 40, "got an encrypted Parquet file. Decrypt it first"),
         (b"PAR1" + b"x" * 40 + b"PAR1", "must be a Parquet file that can be read, got: "),
         (b"", "must be a Parquet file, got b''. Set kind of the source"),
-        (gzip.compress(b"text"), "must be a Parquet file, got gzip. Set kind"),
+        (gzip.compress(b"text", mtime=0), "must be a Parquet file, got gzip. Set kind"),
         (b'{"text": "a"}', r"must be a Parquet file, got b'{"),
     ],
 )

@@ -11,7 +11,7 @@ from tokenizers import processors
 
 from fot_jax.config import ConfigError, DictionaryConfig, ModelConfig, UserError, VocabularyConfig, VocabularyKind
 from fot_jax.data.synthetic import passkey
-from fot_jax.data.vocabulary import check_vocabulary, encode_prompt, load_vocabulary
+from fot_jax.data.vocabulary import check_ids, check_vocabulary, encode_prompt, load_vocabulary
 
 TEXT = "def naïve(x):\n    return 'Ωmega' + x  # 你好\n"
 
@@ -137,15 +137,6 @@ def test_passkey_prompts_begin_as_texts_do(tmp_path, vocabulary_files):
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS[1:])
-def test_names_of_special_tokens_can_be_text(vocabulary_files, kind):
-    vocabulary = load_vocabulary(VocabularyConfig(kind=kind, path=vocabulary_files[kind]))
-    (name, token), *_ = sorted(vocabulary.special_ids.items())
-    text = f"a{name}b"
-    assert token not in vocabulary.encode_plain(text) and vocabulary.decode(vocabulary.encode_plain(text)) == text
-    assert (token in vocabulary.encode(text)) == (kind is VocabularyKind.HF_TOKENIZER), "and is restored"
-
-
-@pytest.mark.parametrize("kind", TEXT_KINDS[1:])
 def test_broken_and_missing_files(tmp_path, kind):
     with pytest.raises(UserError, match=r"data.vocabulary.path must name a file, got .*absent"):
         load_vocabulary(VocabularyConfig(kind=kind, path=str(tmp_path / "absent")))
@@ -160,3 +151,26 @@ def test_a_vocabulary_larger_than_the_models():
     check_vocabulary(vocabulary, ModelConfig(vocab_size=259, local_context=8, **sizes))
     with pytest.raises(ConfigError, match=r"model.vocab_size must be >= 259.*got 258"):
         check_vocabulary(vocabulary, ModelConfig(vocab_size=258, local_context=8, **sizes))
+
+
+def test_only_special_tokens_may_lack_a_row(tmp_path, vocabulary_files):
+    """A <pad> behind the last row loads; a prompt that names it, an end token and plain tokens are refused."""
+    sizes = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 8}
+    settings = {"eos_token": END, "pad_token": "<pad>"}
+    vocabulary = load_beside(tmp_path / "v", vocabulary_files[VocabularyKind.HF_TOKENIZER], settings)
+    assert vocabulary.size == 301
+    model = ModelConfig(vocab_size=300, local_context=8, **sizes)
+    check_vocabulary(vocabulary, model)
+    check_ids(vocabulary, vocabulary.encode("a<pad>b"), model)
+    with pytest.raises(UserError, match="must hold tokens of the model, got '<pad>', token 300"):
+        check_ids(vocabulary, encode_prompt(vocabulary, "a<pad>b"), model)
+    with pytest.raises(ConfigError, match=r"model.vocab_size must be >= 301.*got 299"):
+        check_vocabulary(vocabulary, ModelConfig(vocab_size=299, local_context=8, **sizes))
+    ending = load_beside(
+        tmp_path / "w", vocabulary_files[VocabularyKind.HF_TOKENIZER], {**settings, "bos_token": "<b>"}
+    )
+    (tmp_path / "w/generation_config.json").write_text('{"eos_token_id": [0, 301]}')
+    (tmp_path / "w/t.json").write_bytes(pathlib.Path(ending.path).read_bytes())
+    ends = load_vocabulary(VocabularyConfig(kind=VocabularyKind.HF_TOKENIZER, path=str(tmp_path / "w/t.json")))
+    with pytest.raises(ConfigError, match=r"model.vocab_size must be >= 302"):
+        check_vocabulary(ends, model)

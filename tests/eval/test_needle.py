@@ -85,11 +85,11 @@ def test_a_model_that_knows_a_share_of_the_answers(monkeypatch, share):
         rows.append(len(tokens))
         return [known[tuple(ids.tolist())] for ids in tokens]
 
-    def generate(params, model, reading, *, sampling, max_new_tokens, eos_id):
+    def generate(params, model, reading, *, sampling, max_new_tokens, end_ids):
         assert sampling.vocab_limit == VOCABULARY.size
         steps[reading[0].kind] = max_new_tokens
         texts = [", ".join(one.answers[: round(share * len(one.answers))]).lower() for one in reading]
-        ids = [VOCABULARY.encode(f" {text}.")[:max_new_tokens] + [eos_id] for text in texts]
+        ids = [VOCABULARY.encode(f" {text}.")[:max_new_tokens] + [end_ids[0]] for text in texts]
         longest = max(map(len, ids))
         yield from np.array([row + [answering.FINISHED] * (longest - len(row)) for row in ids]).T
 

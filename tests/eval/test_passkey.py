@@ -37,12 +37,12 @@ def knows(share: float):
         calls.append([len(ids) for ids in tokens])
         return tokens
 
-    def generate(params, model, reading, *, sampling, max_new_tokens, eos_id):
+    def generate(params, model, reading, *, sampling, max_new_tokens, end_ids):
         assert sampling.vocab_limit == VOCABULARY.size
         answers = []
         for ids in reading:
             key = re.search(r"The pass key is (\d+)\.", VOCABULARY.decode(ids.tolist())).group(1)
-            answers.append(VOCABULARY.encode(f" {key}." if int(key) % 10 < 10 * share else " 0") + [eos_id] * 9)
+            answers.append(VOCABULARY.encode(f" {key}." if int(key) % 10 < 10 * share else " 0") + [end_ids[0]] * 9)
         yield from np.array([answer[:7] for answer in answers]).T
 
     return calls, read, generate

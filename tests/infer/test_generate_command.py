@@ -212,7 +212,7 @@ def test_prompts_begin_as_the_tokenizer_says_and_chat_is_the_users_message(tmp_p
         (ids,) = generate.encode_prompts(vocabulary, generate.read_prompts(flags)[1], flags)
         return ids.tolist()
 
-    encode = vocabulary.encode
+    encode = vocabulary.encode_trusted
     assert prompts() == encode("<s>who?")
     assert prompts("--chat") == encode("<s><|im_start|>user:who?")
     assert prompts("--chat", "--system=be brief") == encode("<s><|im_start|>system:be brief<|im_start|>user:who?")

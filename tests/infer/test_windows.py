@@ -238,8 +238,8 @@ def unstacked(params):
     return rest | layers
 
 
-def continue_greedily(params, reading: Reading, *, eos_id: int | None = None, model=MODEL) -> np.ndarray:
-    return np.stack(list(generate(params, model, reading, sampling=GREEDY, max_new_tokens=10, eos_id=eos_id)), axis=1)
+def continue_greedily(params, reading: Reading, *, end_ids: tuple[int, ...] = (), model=MODEL) -> np.ndarray:
+    return np.stack(list(generate(params, model, reading, sampling=GREEDY, max_new_tokens=10, end_ids=end_ids)), axis=1)
 
 
 def test_a_row_does_not_depend_on_its_neighbour(params):
@@ -252,7 +252,7 @@ def test_a_row_does_not_depend_on_its_neighbour(params):
     assert texts[0][1].tolist() != texts[0][0].tolist()
     eos = int(texts[0][1][2])
     first = texts[0][1].tolist().index(eos)
-    ended = continue_greedily(params, read(params, MODEL, [TEXTS[1], TEXTS[0]], memory=DENSE), eos_id=eos)
+    ended = continue_greedily(params, read(params, MODEL, [TEXTS[1], TEXTS[0]], memory=DENSE), end_ids=(-7, eos))
     assert ended[1].tolist()[: first + 1] == texts[0][1].tolist()[: first + 1]
     assert set(ended[1].tolist()[first + 1 :]) <= {FINISHED}
     kept = texts[0][0].tolist()
