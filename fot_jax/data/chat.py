@@ -121,7 +121,8 @@ def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
         ) from error
     except (RecursionError, MemoryError, ValueError, SyntaxError) as error:  # Python's own, of what Jinja makes of it
         raise UserError(
-            f"'{path}': the chat template cannot be compiled: {type(error).__name__}. Write the prompt out without --chat."
+            f"'{path}': the chat template must be one that Python can compile, got {type(error).__name__}. Write the"
+            " prompt out without --chat."
         ) from error
     return ChatTemplate(template=template, path=path, tokens=settings.names())
 

@@ -14,10 +14,13 @@ from fot_jax.config.build import build, to_dict
 from fot_jax.config.gin import build_from_gin
 from fot_jax.config.override import apply_override, whole_number
 from fot_jax.convert.gguf_reader import read_contents
+from fot_jax.data.chat import load_chat_template
+from fot_jax.data.sentencepiece_vocabulary import open_sentencepiece
 from fot_jax.data.tfrecord import read_tfrecord
+from fot_jax.data.vocabulary import open_tokenizer_json
 from launch import cli, make_vocabulary
 from tests.fuzz import kinds_convert, kinds_data, kinds_runs
-from tests.fuzz.edits import put, record_length
+from tests.fuzz.edits import protobuf_edit, put, record_length
 from tests.fuzz.kind import write_files
 
 
@@ -199,3 +202,21 @@ def test_override_nested_too_deeply_is_refused():
     """A list of lists of lists once raised RecursionError."""
     with pytest.raises(ConfigError, match=r"model\.memory_layers must be tuple"):
         apply_override(tiny_code.get_config(), "model.memory_layers", "[" * 5000)
+
+
+def test_chat_template_nested_too_deeply_is_refused(tmp_path):
+    """A sum of thousands of terms once raised RecursionError."""
+    files = kinds_convert.chat_files()
+    write_files(tmp_path, files | {"chat_template.jinja": b"{{ " + b"1 + " * 5000 + b"1 }}"})
+    with pytest.raises(UserError, match=r"jinja': the chat template must be one that Python can compile"):
+        load_chat_template(open_tokenizer_json(str(tmp_path / "tokenizer.json")))
+
+
+def test_sentencepiece_error_that_is_no_text_is_refused(tmp_path):
+    """The library quotes what it does not know, and once raised UnicodeDecodeError for its own message."""
+    data = protobuf_edit(
+        kinds_convert.tokenizer_model_files()["tokenizer.model"], (818, 189, 215), "fixed", b"\xbc\x84"
+    )
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    with pytest.raises(UserError, match=r"must be a SentencePiece model, got .*: invalid start byte"):
+        open_sentencepiece(str(tmp_path / "tokenizer.model"))
