@@ -25,10 +25,11 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
     from google.protobuf.message import DecodeError
 
     compressed = _is_gzip(path)
+    _check_frames(path, compressed=compressed)
     records = tf.data.TFRecordDataset([str(path)], compression_type="GZIP" if compressed else "")
     index = 0
     try:
-        for _, serialised in zip(_frames(path, compressed), records.as_numpy_iterator(), strict=False):
+        for serialised in records.as_numpy_iterator():
             where = f"'{path}' record {index}"
             features = tf.train.Example.FromString(serialised).features.feature
             values = features[text_field].bytes_list.value if text_field in features else []
@@ -41,33 +42,35 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
             index += 1
     except DecodeError as error:
         raise UserError(f"'{path}' record {index} must be a tf.train.Example, got another record ({error}).") from error
-    except (tf.errors.OpError, _FrameError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"'{path}' record {index} must be a whole record of a TFRecord file, got one that is cut short or"
-            f" corrupt ({reason}). Fetch the file again."
-        ) from error
+    except tf.errors.OpError as error:
+        raise _cut(path, index, str(error).splitlines()[0]) from error
 
 
-class _FrameError(Exception):
-    """A record does not end before its file does."""
+def _check_frames(path: pathlib.Path, *, compressed: bool) -> None:
+    """Raises UserError unless a file ends with a record; before TensorFlow reads ahead, and crashes."""
+    index = at = 0
+    size = path.stat().st_size
+    try:
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            while head := file.read(HEAD):
+                if len(head) < HEAD:
+                    raise _cut(path, index, f"the file ends {len(head)} bytes after the record before")
+                length = struct.unpack("<Q", head[:8])[0]
+                at += HEAD + length + TAIL
+                if not (_skip(file, length + TAIL) if compressed else at <= size):
+                    raise _cut(path, index, f"the file ends before its {length} bytes do")
+                if not compressed:
+                    file.seek(at)
+                index += 1
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise _cut(path, index, str(error)) from error
 
 
-def _frames(path: pathlib.Path, compressed: bool) -> Iterator[int]:
-    """Yields the length of every record once it is known to be whole, before TensorFlow reads it.
-
-    Raises:
-      _FrameError: the file ends within a record.
-      EOFError, gzip.BadGzipFile, zlib.error: it is compressed, and damaged.
-    """
-    with gzip.open(path) if compressed else path.open("rb") as file:
-        while head := file.read(HEAD):
-            if len(head) < HEAD:
-                raise _FrameError(f"the file ends {len(head)} bytes after the record before")
-            length = struct.unpack("<Q", head[:8])[0]
-            if not _skip(file, length + TAIL):
-                raise _FrameError(f"the file ends before its {length} bytes do")
-            yield length
+def _cut(path: pathlib.Path, index: int, reason: str) -> UserError:
+    return UserError(
+        f"'{path}' record {index} must be a whole record of a TFRecord file, got one that is cut short or"
+        f" corrupt ({reason}). Fetch the file again."
+    )
 
 
 def _skip(file: IO[bytes], count: int) -> bool:

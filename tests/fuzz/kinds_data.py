@@ -121,14 +121,14 @@ def _example(text: str) -> bytes:
 
 def _feature(record: bytes) -> str:
     """The text of such a record: the last value of the last feature of that name."""
-    found = ""
+    found = b""
     for number, _, features in layouts.fields(record) or ():
         for _, _, entry in (layouts.fields(features) or ()) if number == 1 else ():
             parts = {place: value for place, _, value in layouts.fields(entry) or ()}
             if parts.get(1) == b"text":
                 lists = layouts.fields(parts[2]) or ()
-                found = (layouts.fields(lists[-1][2]) or ())[-1][2].decode()
-    return found
+                found = (layouts.fields(lists[-1][2]) or ())[-1][2]
+    return found.decode()
 
 
 @functools.cache

@@ -169,6 +169,7 @@ def test_gguf_tensor_out_of_order_is_refused(tmp_path):
         (lambda data: data + b"\0" * 7, r"record 5 must be a whole record .* ends 7 bytes after the record before"),
         (lambda data: data[:-2], "record 4 must be a whole record .* ends before its 17 bytes do"),
         (lambda data: record_length(data, 0, 2**40), "record 0 must be a whole record .* before its 1099511627776"),
+        (lambda data: record_length(data, 4, 2**40), "record 4 must be a whole record .* before its 1099511627776"),
         (lambda data: record_length(data, 4, 2**64 - 16), "record 4 must be a whole record "),
     ],
 )
@@ -212,8 +213,16 @@ def test_chat_template_nested_too_deeply_is_refused(tmp_path):
         load_chat_template(open_tokenizer_json(str(tmp_path / "tokenizer.json")))
 
 
-def test_sentencepiece_error_that_is_no_text_is_refused(tmp_path):
-    """The library quotes what it does not know, and once raised UnicodeDecodeError for its own message."""
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: protobuf_edit(data, (818, 189, 215), "fixed", b"\xbc\x84"),
+        lambda data: data.replace(b"<s>", b"<\xff>"),
+    ],
+    ids=["message", "piece"],
+)
+def test_sentencepiece_text_that_is_not_utf8_is_refused(tmp_path, damage):
+    """A piece, or what the library quotes in an error, once raised UnicodeDecodeError."""
     data = protobuf_edit(
         kinds_convert.tokenizer_model_files()["tokenizer.model"], (818, 189, 215), "fixed", b"\xbc\x84"
     )
