@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from fot_jax.checkpoint.digests import changed, digests
+from fot_jax.checkpoint.digests import changed, digest_of_json, digests
 from fot_jax.checkpoint.failures import (
     damaged,
     one_line,
@@ -146,7 +146,8 @@ class Checkpointer:
         silence_abandoned()
         self.wait()  # a failure of the save before is told with its own step
         self._saving = step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-        data = data | {DIGESTS: {name: digests(tree) for name, tree in arrays.items()}}
+        found = {name: digests(tree) for name, tree in arrays.items()}
+        data = data | {DIGESTS: {**found, "data": digest_of_json(data)}}
         items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(to_dict(self._config))}
         with self._told():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics={METRIC: metric})
@@ -188,7 +189,8 @@ class Checkpointer:
         """
         noted = {step: self._manager.metrics(step) for step in self.steps()}
         for step, metrics in noted.items():
-            if not isinstance(metrics or {}, dict) or not isinstance((metrics or {}).get(METRIC), int | float | None):
+            loss = metrics.get(METRIC) if isinstance(metrics, dict) else metrics
+            if not isinstance(loss, int | float | None) or isinstance(loss, bool):
                 reason = f"its {METRIC} is not a number: {one_line(metrics)}"
                 raise damaged(self._folder, step, self.steps(), reason=reason)
         ranks = {step: _rank(metrics) for step, metrics in noted.items()}
@@ -235,8 +237,10 @@ class Checkpointer:
         stored = data.pop(DIGESTS, None)
         if stored is None and abstract:
             logger.info("The checkpoint of step %d was saved without digests: changed bytes go unnoticed.", step)
+        if stored is not None and (not isinstance(stored, dict) or stored.get("data") != digest_of_json(data)):
+            raise damaged(self._folder, step, self.steps(), reason="its data position is not the one saved")
         for name in abstract if stored is not None else ():
-            held = stored.get(name) if isinstance(stored, dict) else None
+            held = stored.get(name)
             wrong = changed(restored[name], held if isinstance(held, dict) else {})
             if wrong is not None:
                 raise damaged(self._folder, step, self.steps(), reason=f"{name} are not those saved: {wrong} differs")

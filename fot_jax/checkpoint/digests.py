@@ -9,6 +9,8 @@ not depend on how an array is spread over devices: each digests what it holds, a
 """
 
 import functools
+import json
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +70,11 @@ def digests(tree: Any) -> dict[str, str]:
     """Dtype and digest of every array of a tree, numpy's or JAX's on any mesh, by its path; for JSON."""
     found = {name: (leaf.dtype, _digest(leaf, leaf.dtype)) for name, leaf in _named(tree).items()}
     return {name: f"{dtype.name} {int(value):08x}" for name, (dtype, value) in found.items()}
+
+
+def digest_of_json(value: Any) -> str:
+    """The digest of a value as JSON holds it."""
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 def changed(tree: Any, stored: Mapping[str, str]) -> str | None:

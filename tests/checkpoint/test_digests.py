@@ -108,12 +108,25 @@ def test_missing_digests_are_told_and_damaged_ones_refused(tmp_path, caplog, dig
     data = json.loads(file.read_bytes())
     saved = data.pop("digests")
     if digests != "none":
-        data["digests"] = {"params": saved["params"]} if digests == "none of the item" else "words"
+        data["digests"] = (
+            {"params": saved["params"], "data": saved["data"]} if digests == "none of the item" else "words"
+        )
     file.write_text(json.dumps(data))
     with Checkpointer(tmp_path, tiny(), read_only=True) as checkpoints, caplog.at_level(logging.INFO, "fot_jax"):
         if digests == "none":
             restore(checkpoints)
             assert "step 1 was saved without digests" in caplog.text
         else:
-            with pytest.raises(UserError, match="are not those saved"):
+            with pytest.raises(UserError, match=r"not th(ose|e one) saved"):
                 restore(checkpoints)
+
+
+def test_changed_data_position_is_refused(tmp_path):
+    """Digests of documents, of which evaluation asks, and counts that training goes on from."""
+    save_imported(tmp_path, tiny(), {"w": drawn((4,), np.float32)}, dtype=Dtype.FLOAT32, documents={"a": "00"})
+    file = tmp_path / "checkpoints" / "0" / "data" / "metadata"
+    with Checkpointer(tmp_path, tiny(), read_only=True) as checkpoints:
+        assert checkpoints.read_data(0) == {"step": 0, "documents": {"a": "00"}, "dtype": "float32"}
+        file.write_text(file.read_text().replace('"00"', '"01"'))
+        with pytest.raises(UserError, match="its data position is not the one saved"):
+            checkpoints.read_data(0)

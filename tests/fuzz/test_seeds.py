@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import json
 import math
 import shutil
 
@@ -182,10 +183,11 @@ def test_tfrecord_that_ends_within_a_record_is_refused(tmp_path, suffix, damage,
         list(read_tfrecord(path, "text"))
 
 
-def test_loss_that_is_no_number_is_refused(tmp_path):
+@pytest.mark.parametrize("metrics", ['{"heldout_loss": [0]}', '{"heldout_loss": true}', "[]", "[1.0]"])
+def test_loss_that_is_no_number_is_refused(tmp_path, metrics):
     """A list for a held-out loss once raised TypeError where the best checkpoint was looked for."""
     write_files(tmp_path, kinds_runs.trained_files())
-    (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text('{"heldout_loss": [0]}')
+    (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text(metrics)
     with pytest.raises(UserError, match=r"checkpoint of step 2 .*its heldout_loss is not a number"):
         load_params(tmp_path, step="best")
 
@@ -229,3 +231,30 @@ def test_sentencepiece_text_that_is_not_utf8_is_refused(tmp_path, damage):
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(UserError, match=r"must be a SentencePiece model, got .*: invalid start byte"):
         open_sentencepiece(str(tmp_path / "tokenizer.model"))
+
+
+def _edited(change):
+    tree = json.loads(kinds_convert.tokenizer_json_files()["tokenizer.json"])
+    change(tree)
+    return json.dumps(tree)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _edited(lambda tree: tree.update(added_tokens=3)),
+        _edited(lambda tree: tree["added_tokens"].append(None)),
+        _edited(lambda tree: tree["added_tokens"][0].pop("content")),
+        _edited(lambda tree: tree["added_tokens"][0].update(content=[])),
+        _edited(lambda tree: tree["model"].update(continuing_subword_prefix="{{ x }}")),
+        _edited(lambda tree: tree["model"]["merges"].append([1, 2])),
+        _edited(lambda tree: tree["model"]["vocab"].update(a=tree["model"]["vocab"]["b"])),
+        _edited(lambda tree: None).replace('"model": {', '"model": {"type": 3, ', 1),
+    ],
+    ids=["number", "null", "nameless", "list", "panic", "merge", "id twice", "name twice"],
+)
+def test_tokenizer_json_of_another_shape_is_refused(tmp_path, text):
+    """TypeError, KeyError, the library's own Exception and a panic in Rust once came through; ids were mixed up."""
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match=r"must be a Hugging Face tokenizer\.json, got "):
+        open_tokenizer_json(str(tmp_path / "tokenizer.json"))
