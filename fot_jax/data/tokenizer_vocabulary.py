@@ -1,5 +1,6 @@
 """Tokenizers of the `tokenizers` library with the files next to them: tokenizer.json, LLaMA's tokenizer.model."""
 
+import collections
 import functools
 import hashlib
 import json
@@ -278,6 +279,6 @@ def read_definition(path: str) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
+        (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"{twice!r} is there twice")
     return found
