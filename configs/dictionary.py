@@ -1,11 +1,11 @@
-"""Dictionary lookup with the paper's 37M model, d from 1 to 128 (sec. 4, fig. 4, app. D).
+"""Dictionary lookup with the paper's 37M model, d from 1 to 128 (FoT fig. 4, app. D).
 
 Command:  python -m launch.train --config=configs/dictionary.py
           python -m launch.evaluate --workdir=runs/dictionary --task=dictionary
 Hardware: one TPU v2/v3 host, 8 cores (the paper's).
 Time:     5k steps of 32K tokens; not measured here.
 Expected: the paper's numbers. Accuracy above 92 % with a dictionary of 16M tokens and k = 32; the plain
-          Transformer fails at 16K. Ten seeds (--config.seed=0 ... 9), bars from the least to the greatest.
+          Transformer fails at 16K. Ten seeds (--config.seed=0 ... 9), bars from the smallest to the largest.
 """
 
 from ml_collections import config_dict
@@ -14,7 +14,7 @@ from fot_jax.config.build import template
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    """Returns the unresolved experiment; enums are written by value (fot_jax/config/enums.py)."""
     config = template()
     config.name = "dictionary"
     model = config.model

@@ -1,12 +1,12 @@
-"""Dictionary lookup at a size for two CPU cores (after fig. 4, app. D).
+"""Dictionary lookup at a size for two CPU cores (after FoT fig. 4, app. D).
 
 Command:  python -m launch.train --config=configs/dictionary_cpu.py
           python -m launch.evaluate --workdir=runs/dictionary_cpu --task=dictionary
 Hardware: two CPU cores.
 Time:     1200 steps of 1,920 tokens, 7 minutes on one core (2026-11-22).
 Expected: at least 90 % of answers right with dictionaries 16 times longer than in training.
-          Got 2026-11-22, dictionaries of 60 / 240 / 960 / 3840 tokens: .987 / .995 / .992 / .888 of value tokens;
-          without memory .271 / .083 / .005 / .023.
+          Measured 2026-11-22 with dictionaries of 60 / 240 / 960 / 3840 tokens, value tokens right: .987 / .995 /
+          .992 / .888; without memory .271 / .083 / .005 / .023.
 """
 
 from ml_collections import config_dict
@@ -15,7 +15,7 @@ from fot_jax.config.build import template
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    """Returns the unresolved experiment; enums are written by value (fot_jax/config/enums.py)."""
     config = template()
     config.name = "dictionary_cpu"
     model = config.model

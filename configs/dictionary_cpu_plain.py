@@ -5,8 +5,8 @@ Command:  python -m launch.train --config=configs/dictionary_cpu_plain.py
             --task=dictionary
 Hardware: two CPU cores.
 Time:     1200 steps of 1,920 tokens, 5.5 minutes on one core (2026-11-22).
-Expected: fails. Got 2026-11-22, dictionaries of 60 / 240 / 960 / 3840 tokens: .443 / .099 / .029 / .029 of value
-          tokens from its context, .328 / .141 / .034 / .021 with the memory it was not trained for.
+Expected: fails. Measured 2026-11-22 with dictionaries of 60 / 240 / 960 / 3840 tokens, value tokens right: .443 /
+          .099 / .029 / .029 from its context, .328 / .141 / .034 / .021 with the memory it was not trained for.
 """
 
 from ml_collections import config_dict
@@ -15,7 +15,7 @@ from configs import dictionary_cpu
 
 
 def get_config() -> config_dict.ConfigDict:
-    """dictionary_cpu with the plan off and a local context that holds a whole document."""
+    """Returns dictionary_cpu with the plan off and a local context that holds a whole document."""
     config = dictionary_cpu.get_config()
     config.name = "dictionary_cpu_plain"
     config.model.local_context = 120

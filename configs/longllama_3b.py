@@ -1,9 +1,9 @@
-"""LongLLaMA 3B: OpenLLaMA 3B continued with crossbatch at 8K tokens (sec. 4).
+"""LongLLaMA 3B: OpenLLaMA 3B continued with crossbatch at 8K tokens (FoT sec. 4).
 
 Command:  python -m launch.train --config=configs/longllama_3b.py
-Hardware: a TPUv3-128 pod slice (topology v3 8x8; the paper's). Starts from OpenLLaMA 3B's weights there.
-          By the compiler 3.6 of the 16 GiB of each of its 128 devices (docs/aot.md). On v5e 16x16 the 128 rows want
-          --config.mesh.tensor=2.
+Hardware: a TPUv3-128 pod slice (topology v3 8x8; the paper's, which started from OpenLLaMA 3B's weights).
+          The compiler counts 3.6 of the 16 GiB of each of its 128 devices (docs/aot.md). On v5e 16x16 the 128 rows
+          need --config.mesh.tensor=2.
 Time:     10B tokens, 38,147 steps of 256K; not measured here.
 Expected: the paper's numbers. Passkey 94.5 % at 100k and 73 % at 256k tokens (fig. 1); TREC 67.0/71.6/72.9/73.3
           and WebQS 21.2/21.4/22.2/22.4 at 2K/4K/6K/8K; LM Evaluation Harness average 0.53, unchanged.
@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from fot_jax.config.build import template
 
-# Share of drawn documents in percent, and the least length in tokens (LongLLaMA's mixture).
+# Share of drawn documents in percent, and the least length in tokens (LongLLaMA's mixture, FoT app. A.3).
 MIXTURE = (
     ("arxiv", 25.0, 0),
     ("python_from_the_stack", 25.0, 4096),  # files of one subfolder joined
@@ -27,7 +27,7 @@ MIXTURE = (
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    """Returns the unresolved experiment; enums are written by value (fot_jax/config/enums.py)."""
     config = template()
     config.name = "longllama_3b"
     model = config.model

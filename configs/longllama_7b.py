@@ -1,17 +1,17 @@
-"""LongLLaMA 7B: OpenLLaMA 7B continued with crossbatch at 8K tokens (sec. 4).
+"""LongLLaMA 7B: OpenLLaMA 7B continued with crossbatch at 8K tokens (FoT sec. 4).
 
 Command:  python -m launch.train --config=configs/longllama_7b.py
-Hardware: a TPUv3-128 pod slice (topology v3 8x8; the paper's). Starts from OpenLLaMA 7B's weights there.
-          On v5e 16x16 the 128 rows want --config.mesh.tensor=2; `make aot` says what a device carries.
+Hardware: a TPUv3-128 pod slice (topology v3 8x8; the paper's, which started from OpenLLaMA 7B's weights).
+          On v5e 16x16 the 128 rows need --config.mesh.tensor=2; `make aot` prints the memory that each device needs.
 Time:     3B tokens, 11,444 steps of 256K; not measured here.
-Expected: short-context quality of OpenLLaMA 7B kept and use of context beyond 2K; no number is restated here.
+Expected: short-context quality of OpenLLaMA 7B kept and use of context beyond 2K; no number of the paper is repeated.
 """
 
 from ml_collections import config_dict
 
 from fot_jax.config.build import template
 
-# Share of drawn documents in percent, and the least length in tokens (LongLLaMA's mixture).
+# Share of drawn documents in percent, and the least length in tokens (LongLLaMA's mixture, FoT app. A.3).
 MIXTURE = (
     ("arxiv", 25.0, 0),
     ("python_from_the_stack", 25.0, 4096),  # files of one subfolder joined
@@ -25,7 +25,7 @@ MIXTURE = (
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    """Returns the unresolved experiment; enums are written by value (fot_jax/config/enums.py)."""
     config = template()
     config.name = "longllama_7b"
     model = config.model

@@ -1,11 +1,11 @@
-"""The paper's 184M model on PG-19, d from 2 to 64 (sec. 5, app. B.3).
+"""The paper's 184M model on PG-19, d from 2 to 64 (FoT sec. 5, app. B.3).
 
 Command:  python -m launch.train --config=configs/paper_184m.py --config.data.sources[0].path='GLOB'
 Hardware: TPU v2/v3 hosts of 8 cores (the paper's).
 Time:     500k steps of 32K tokens; not measured here.
-Expected: the paper's numbers. With d constant at 1, table 5: perplexity 14.18/14.17/14.11 at contexts
-          512/1024/2048 (MT: 14.68/14.46/14.43). With 2 -> 64, as set here, perplexity loses only 0.18
-          with a memory shared by many books up to more than 500k tokens (fig. 5).
+Expected: the paper's numbers. With d constant at 1 (table 5) perplexity 14.18/14.17/14.11 at contexts
+          512/1024/2048 (MT: 14.68/14.46/14.43). With 2 -> 64, as set here, perplexity grows by only 0.18
+          when many books share a memory of more than 500k tokens (fig. 5).
 """
 
 from ml_collections import config_dict
@@ -14,7 +14,7 @@ from fot_jax.config.build import template
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    """Returns the unresolved experiment; enums are written by value (fot_jax/config/enums.py)."""
     config = template()
     config.name = "paper_184m"
     model = config.model

@@ -1,4 +1,4 @@
-"""The paper's 37M model (app. B.1): the ablations of w, d and the training recipe.
+"""The paper's 37M model (FoT app. B.1): the ablations of w, d and the training recipe.
 
 Command:  python -m launch.train --config=configs/paper_37m.py --config.data.sources[0].path='GLOB'
 Hardware: one TPU v2/v3 host, 8 cores (the paper's).
@@ -15,7 +15,7 @@ from fot_jax.config.build import template
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    """Returns the unresolved experiment; enums are written by value (fot_jax/config/enums.py)."""
     config = template()
     config.name = "paper_37m"
     model = config.model

@@ -1,9 +1,9 @@
-"""The paper's 600M model (app. B.1).
+"""The paper's 600M model (FoT app. B.1).
 
 Command:  python -m launch.train --config=configs/paper_600m.py --config.data.sources[0].path='GLOB'
 Hardware: TPU v2/v3 hosts of 8 cores (the paper's); the parameters are split over 8 (mesh.fsdp).
 Time:     150k steps of 256K tokens; not measured here.
-Expected: no number of the paper belongs to this size alone; d = 2 is this project's choice.
+Expected: the paper has no number for this size alone; d = 2 is this project's choice.
 
 600M counts the layers; the tied embedding adds 66M.
 """
@@ -14,7 +14,7 @@ from fot_jax.config.build import template
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    """Returns the unresolved experiment; enums are written by value (fot_jax/config/enums.py)."""
     config = template()
     config.name = "paper_600m"
     model = config.model

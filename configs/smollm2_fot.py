@@ -17,7 +17,7 @@ from configs import smollm2_135m
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_135m from the imported weights: windows of 1,024 tokens, 32 rows, four documents of eight chunks."""
+    """Returns smollm2_135m, from the imported weights: 1,024-token rows, 32 a step, four documents of eight rows."""
     config = smollm2_135m.get_config()
     config.name = "smollm2_fot"
     config.model.local_context = 1024

@@ -4,11 +4,11 @@ Command:  make smollm2                                       # the published wei
           python -m launch.train --config=configs/smollm2_fot_cpu.py
           python -m launch.evaluate --workdir=runs/smollm2_fot_cpu --task=passkey --evaluation.window=512
 Hardware: two CPU cores; quick where they have a matrix unit for bfloat16 (AMX), elsewhere try model.dtype=float32.
-Time:     48 steps of 2,048 tokens, 12 minutes on cores shared with tests (127-185 tokens/s, 2026-11-22; in float32 21).
+Time:     48 steps of 2,048 tokens, 12 minutes on cores shared with tests (127-185 tokens/s, 2026-11-22).
 Expected: passkeys repeated exactly (generated text, read in windows of 512 tokens, dense memory): 20 of 20 at 1,024,
-          2,048 and 4,096 tokens, 15 of 20 at 8,192, 10 of 10 at 16,384. Perplexity of windows of 256 tokens without
-          memory, standard library / proofs / prose: 8.22 / 25.64 / 24.35, of the imported weights 8.92 / 24.13 /
-          24.78. Measured 2026-11-22, one seed; the training text holds no passkeys (docs/smollm2.md).
+          2,048 and 4,096 tokens, 15 of 20 at 8,192, 10 of 10 at 16,384. Perplexity of windows of 256 tokens of the
+          standard library without memory: 8.22, of the imported weights 8.92. Measured 2026-11-22, one seed; the
+          training text holds no passkeys (docs/smollm2.md, recipe A; proofs and prose are there).
 """
 
 from ml_collections import config_dict
@@ -17,18 +17,18 @@ from configs import smollm2_135m
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_135m from the imported weights, for two cores; only the attention of its memory layers is trained.
+    """Returns smollm2_135m, from the imported weights, for two cores; trains only the attention of its memory layers.
 
-    Of a document's four rows two read no other row, as the first window of a text has no memory; the third reads the
-    two before it and the fourth all three. Those of the second document also read the four rows of the first.
+    Two of a document's four rows read no other row, as the first window of a text has no memory. The third reads the
+    two before it, the fourth all three. In the second document both also read the four rows of the first document.
     """
     config = smollm2_135m.get_config()
     config.name = "smollm2_fot_cpu"
     config.model.dtype = "bfloat16"
-    config.model.remat = "full"  # a layer run again is quicker than what it computed kept, in bfloat16
+    config.model.remat = "full"  # in bfloat16 running a layer again is quicker than keeping its results
     config.crossbatch.plan = "segments"
     config.crossbatch.segments = ((0, 0), (0, 0), (2, 4), (3, 4))
-    config.crossbatch.schedule.num_contexts = (1,)  # the segments say it all
+    config.crossbatch.schedule.num_contexts = (1,)  # not used: the segments fix the contexts
     config.train.init_from = "runs/smollm2"
     config.data.vocabulary.path = "runs/smollm2/tokenizer/tokenizer.json"
     config.train.trainable = "memory_attention"
@@ -42,5 +42,5 @@ def get_config() -> config_dict.ConfigDict:
     config.memory.retrieval = "dense"
     config.evaluation.passkey_tokens = (1024, 2048, 4096, 8192, 16384, 32768)
     config.evaluation.passkey_trials = (20, 20, 20, 20, 10, 10)
-    config.evaluation.passkey_batch = 10  # rows that have read the same are read once
+    config.evaluation.passkey_batch = 10  # prompts that begin with the same windows share their reading
     return config

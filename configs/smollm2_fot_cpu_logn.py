@@ -16,10 +16,10 @@ from configs import smollm2_fot_cpu
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_fot_cpu; a memory layer's queries are multiplied by log n / log 512 where n > 512 keys are in sight.
+    """Returns smollm2_fot_cpu; a memory layer's queries that see n > 512 keys are multiplied by log n / log 512.
 
-    Rows that read no other row (256 tokens) stay as they are; the fourth of a document, which sees 2,048 keys at most,
-    has 1.22, and a text of 32,768 tokens when it is read 1.67.
+    Rows that read no other row (256 tokens) are unchanged. The factor is at most 1.22 in the fourth row of a document,
+    which sees up to 2,048 keys, and 1.67 when a text of 32,768 tokens is read.
     """
     config = smollm2_fot_cpu.get_config()
     config.name = "smollm2_fot_cpu_logn"

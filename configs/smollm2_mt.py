@@ -1,7 +1,7 @@
 """smollm2_fot's second baseline: the Memorizing Transformer's protocol with one softmax.
 
-A row reads the seven rows of its own document before it, no gradient reaches their keys and values, and no other
-document is seen (method.md section 3; FoT sec. 5.6.1).
+A row reads the rows of its own document before it, seven at most; no gradient reaches their keys and values, and no
+other document is seen (FoT sec. 5.6.1).
 
 Command:  python -m launch.train --config=configs/smollm2_mt.py
 Hardware: one GPU or TPU host, as smollm2_fot.
@@ -15,7 +15,7 @@ from configs import smollm2_fot
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_fot with a memory that is its own past and does not learn."""
+    """Returns smollm2_fot with a memory of only its own past, whose keys and values get no gradient."""
     config = smollm2_fot.get_config()
     config.name = "smollm2_mt"
     config.crossbatch.plan = "own_past"

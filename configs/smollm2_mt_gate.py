@@ -12,7 +12,7 @@ from configs import smollm2_mt
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_mt, gated."""
+    """Returns smollm2_mt with the gate."""
     config = smollm2_mt.get_config()
     config.name = "smollm2_mt_gate"
     config.model.memory_gate = True

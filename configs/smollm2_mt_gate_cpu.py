@@ -2,7 +2,7 @@
 
 Command:  python -m launch.train --config=configs/smollm2_mt_gate_cpu.py
 Hardware: two CPU cores, as smollm2_fot_cpu.
-Time:     48 steps of 2,048 tokens, 7 minutes beside tests (median 231 tokens/s, 2026-11-22).
+Time:     48 steps of 2,048 tokens, 7 minutes while tests ran (median 231 tokens/s, 2026-11-22).
 Expected: docs/smollm2.md, "Perplexity against context".
 """
 
@@ -12,7 +12,7 @@ from configs import smollm2_mt_cpu
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_mt_cpu, gated."""
+    """Returns smollm2_mt_cpu with the gate."""
     config = smollm2_mt_cpu.get_config()
     config.name = "smollm2_mt_gate_cpu"
     config.model.memory_gate = True

@@ -12,7 +12,7 @@ from configs import smollm2_fot
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_fot, plain."""
+    """Returns smollm2_fot without crossbatch and without memory layers."""
     config = smollm2_fot.get_config()
     config.name = "smollm2_plain"
     config.model.memory_layers = ()

@@ -14,9 +14,9 @@ from configs import smollm2_fot_cpu_32k
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_fot_cpu_32k with rows that read no other row."""
+    """Returns smollm2_fot_cpu_32k with rows that read no other row."""
     config = smollm2_fot_cpu_32k.get_config()
     config.name = "smollm2_plain_cpu_32k"
-    config.crossbatch.segments = ((0, 0),) * 4  # (own, others) of a document's rows; plan `off` has other rows
+    config.crossbatch.segments = ((0, 0),) * 4  # (own, others) of a document's rows; plan `off` would take other rows
     config.evaluation.reading = "sliding"
     return config

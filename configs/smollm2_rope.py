@@ -14,7 +14,7 @@ from configs import smollm2_plain
 
 
 def get_config() -> config_dict.ConfigDict:
-    """smollm2_plain with YaRN and longer rows."""
+    """Returns smollm2_plain with YaRN and longer rows."""
     config = smollm2_plain.get_config()
     config.name = "smollm2_rope"
     config.model.local_context = 8192

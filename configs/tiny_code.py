@@ -5,8 +5,7 @@ Command:  python -m launch.train --config=configs/tiny_code.py
 Hardware: two CPU cores.
 Time:     1400 steps of 1,024 tokens at 7 k tokens/s, 3.5 minutes on two cores (2026-11-22).
 Expected: 1.952 bits per byte held out without memory, 1.172 with 16 local contexts of it (-40 %), r_16 0.258.
-          Measured 2026-11-22 by `make demo`, two cores. A step of 16 rows, `make bench`, 2026-11-23: crossbatch at
-          d = 8 takes 1.79 times a plain step (reference form 2.40), temporaries 53.1 MiB at d = 2, 8 and 64.
+          Measured 2026-11-22 by `make demo`, two cores. The cost of a step: docs/performance.md.
 """
 
 from ml_collections import config_dict
@@ -15,7 +14,7 @@ from fot_jax.config.build import template
 
 
 def get_config() -> config_dict.ConfigDict:
-    """The experiment, unresolved; enums stand by value (fot_jax/config/enums.py)."""
+    """Returns the unresolved experiment; enums are written by value (fot_jax/config/enums.py)."""
     config = template()
     config.name = "tiny_code"
     model = config.model

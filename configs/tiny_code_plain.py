@@ -16,7 +16,7 @@ from configs import tiny_code
 
 
 def get_config() -> config_dict.ConfigDict:
-    """tiny_code with the plan off; every other field is its own."""
+    """Returns tiny_code with the plan off; only the fields below differ."""
     config = tiny_code.get_config()
     config.name = "tiny_code_plain"
     config.crossbatch.plan = "off"

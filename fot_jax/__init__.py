@@ -4,7 +4,7 @@ The pipeline in eight lines:
 
     configs/NAME.py   -> config.build              an experiment as frozen dataclasses
     files             -> data.documents            seqio tasks, token cache, whole documents held out
-    documents         -> data.batches              rows that keep their document; a batch is f(seed, step)
+    documents         -> data.batches              each row keeps its document; a batch is f(seed, step)
     d of the step     -> ops.plans.make_plan       context_ids[B, C]: which row reads which
     batch, plan       -> models.transformer        local ∪ contexts in one softmax: ops.crossbatch
     loss              -> train.loop, checkpoint    jitted step, Orbax state and data position
@@ -32,5 +32,5 @@ From the paper (arXiv 2307.03170) to the code and its test:
     fig. 1, passkey      eval.passkey.measure                        tests/eval/test_passkey.py
 
 docs/differences.md lists the conventions in which the authors' code differs.
-Importing this package imports nothing else; JAX comes with the first part that computes.
+Importing this package imports nothing else; the first part that computes imports JAX.
 """

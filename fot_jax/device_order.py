@@ -1,11 +1,11 @@
-"""Which chip follows which along the rows of a mesh: neighbours, so that a hop of the ring crosses one link.
+"""Orders chips along the rows of a mesh so that neighbours follow each other: a hop of the ring crosses one link.
 
     8 row shards on 4 × 2 chips      0 → 1 → 2 → 3
                                      ↑           ↓
                                      7 ← 6 ← 5 ← 4
 
-`mesh_utils.create_device_mesh` flattens line by line, 3 → 4 crossing the whole slice. On v5e beyond 4 × 4 chips the
-compiler then waits for each permute instead of running it beside attention (libtpu 0.0.42).
+`mesh_utils.create_device_mesh` goes line by line: its hop 3 → 4 crosses the whole slice. On v5e beyond 4 × 4 chips the
+compiler then waits for each permute instead of running it during attention (libtpu 0.0.42).
 """
 
 import math
@@ -14,13 +14,17 @@ import numpy as np
 
 
 def neighbouring_rows(grid: np.ndarray) -> np.ndarray:
-    """The grid with its row shards in an order in which each lies beside the one before, and the last beside the first.
+    """Returns the grid with its row shards on a circle: each is next to the one before, and the last to the first.
 
-    Where both data and fsdp split rows, the order is no circle but a path through one block of chips after another, so
-    that parameters are gathered within blocks. It is a path too where the slice has no circle: a line, or an odd number
-    of shards. The devices of one row shard keep their places within it. The grid comes back as it is where devices name
-    no place on a network (CPUs), where the shards are no equal tiles of the slice, and where neighbouring blocks would
-    mirror each other (an odd number of lines): gradients, added up over data, would cross the slice.
+    The order is a path instead of a circle
+      - where both data and fsdp split rows: the path takes one block of chips after another, so that parameters are
+        gathered within blocks;
+      - where the slice has no circle: a line, or an odd number of shards.
+    The devices of one row shard keep their places within it. The grid is returned unchanged
+      - where devices have no place on a network (CPUs);
+      - where the shards are not equal tiles of the slice;
+      - where neighbouring blocks would mirror each other (an odd number of lines): gradients, summed over data, would
+        cross the slice.
 
     Args:
       grid: [data, fsdp, context, tensor] of devices of one slice.
@@ -33,7 +37,7 @@ def neighbouring_rows(grid: np.ndarray) -> np.ndarray:
     )
     corners = places.min(axis=1)  # [shard, (z, y, x, core)]
     within = places - corners[:, None]
-    # The longest step of the path is the side of a tile: rarest where tiles are widest.
+    # A step of the path is as long as a tile's side: the axis with the widest tiles changes least often.
     slowest_first = np.argsort(-within.max(axis=(0, 1)), kind="stable")
     lattice = [np.unique(corners[:, axis], return_inverse=True)[1] for axis in slowest_first]
     sizes = [int(side.max()) + 1 for side in lattice]
@@ -43,14 +47,14 @@ def neighbouring_rows(grid: np.ndarray) -> np.ndarray:
     shard_at[tuple(lattice)] = np.arange(len(shards))
     path = _snake if min(grid.shape[:2]) > 1 else _circle
     order = shard_at[tuple(np.transpose(path(sizes)))]
-    blocks = np.diff(corners[order].reshape(*grid.shape[:2], -1), axis=0)  # from a shard to that of the next block
+    blocks = np.diff(corners[order].reshape(*grid.shape[:2], -1), axis=0)  # from a shard to that in the next block
     if grid.shape[1] > 1 and (blocks != blocks[:, :1]).any():
         return grid
     return shards[order].reshape(grid.shape)
 
 
 def _snake(sizes: list[int]) -> list[tuple[int, ...]]:
-    """All places of a lattice, the last axis fastest, back and forth: from each to the next one axis changes by 1."""
+    """Returns all places of a lattice back and forth, the last axis fastest: each step changes one axis by 1."""
     if not sizes:
         return [()]
     inner = _snake(sizes[1:])
@@ -58,9 +62,9 @@ def _snake(sizes: list[int]) -> list[tuple[int, ...]]:
 
 
 def _circle(sizes: list[int]) -> list[tuple[int, ...]]:
-    """All places of a lattice on a path that ends beside its beginning; as `_snake` where there is none.
+    """Returns all places of a lattice on a path that ends next to its start; `_snake`'s path where there is none.
 
-    Back and forth over all but the first column, and home along that one.
+    The path goes back and forth over all columns but the first, and returns along the first.
     """
     first, *others = sizes
     if first == 1 and others:

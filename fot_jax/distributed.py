@@ -1,7 +1,7 @@
-"""Several processes as one run: joining them, each one's rows of a batch, and agreement.
+"""Joins several processes into one run, places each one's rows of a batch, and checks that they agree.
 
-Every function also holds for one process alone. Who is there and whether all run the same config and code is
-found out before JAX starts: `launch/multihost`.
+Every function also works for one process alone. `launch/multihost` finds out before JAX starts which processes are
+there, and whether all run the same config and code.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from jax.sharding import Sharding
 from fot_jax.config import UserError
 
 JOIN_SECONDS = 300
-SILENT_SECONDS = 100  # after which JAX takes a process for dead; launch/multihost notices sooner
-CPU_THREADS = 16  # with two, collectives of gloo between processes of four CPU devices hang (docs/scale.md)
+SILENT_SECONDS = 100  # JAX takes a process for dead after this silence; launch/multihost notices sooner
+CPU_THREADS = 16  # with two threads, gloo's collectives between processes of four CPU devices hang (docs/scale.md)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
-    """One process of a run: `process` of `processes`, which meet at `coordinator` (HOST:PORT of process 0)."""
+    """One process of a run: number `process` of `processes`, which meet at `coordinator` (process 0's HOST:PORT)."""
 
     coordinator: str
     process: int
@@ -31,9 +31,9 @@ class Member:
 
 
 def join(member: Member) -> None:
-    """Makes the devices of all processes one system. Call before anything touches a device."""
+    """Joins the devices of all processes into one system. Call it before anything touches a device."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, CPU_THREADS)))  # of XLA's pool on CPUs
+    os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, CPU_THREADS)))  # threads in XLA's CPU pool
     jax.distributed.initialize(
         coordinator_address=member.coordinator,
         num_processes=member.processes,
@@ -45,17 +45,17 @@ def join(member: Member) -> None:
 
 
 def leave() -> None:
-    """Waits until every process has come here, then ends the connection."""
+    """Waits until every process has called it, then ends the connection."""
     jax.distributed.shutdown()
 
 
 def is_first() -> bool:
-    """Whether this process writes and speaks for all."""
+    """True in the process that writes and prints for all."""
     return jax.process_index() == 0
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """The arrays of a tree on the devices of all processes, each of which holds every value whole.
+    """Puts the arrays of a tree on the devices of all processes; every process holds all values whole.
 
     Args:
       tree: arrays, equal in all processes.
@@ -76,7 +76,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def local_rows(sharding: Sharding, rows: int) -> list[slice]:
-    """The rows of [rows, ...] arrays that lie on this process' devices, as few slices as possible, ascending.
+    """Returns the rows of [rows, ...] arrays on this process's devices, as few slices as possible, ascending.
 
     8 rows over 2 processes × 4 devices:  process 0  [0:4]    process 1  [4:8]
     """
@@ -91,12 +91,12 @@ def local_rows(sharding: Sharding, rows: int) -> list[slice]:
 
 
 def put_rows(parts: list[Any], sharding: Sharding, *, rows: int) -> Any:
-    """One batch on the devices of all processes from what each made.
+    """Assembles one batch on the devices of all processes from the rows that each made.
 
     Args:
-      parts: this process' rows, a tree of [part rows, ...] arrays for every slice of `local_rows`.
-      sharding: of [rows, ...] arrays.
-      rows: of the whole batch.
+      parts: this process's rows, a tree of [part rows, ...] arrays for every slice of `local_rows`.
+      sharding: the sharding of the whole [rows, ...] arrays.
+      rows: the number of rows in the whole batch.
     """
 
     def one(*pieces: np.ndarray) -> jax.Array:

@@ -27,15 +27,15 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     "norm": None,
     "activation_embed": None,
-    "memory_entries": ("data", "fsdp", "context"),  # those of them that the memory's rows leave free
+    "memory_entries": ("data", "fsdp", "context"),  # only those that the memory's rows leave free
 }
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices as (data, fsdp, context, tensor), neighbours on the axes near each other on the network.
+    """Arranges the devices as (data, fsdp, context, tensor); neighbours on an axis are near each other on the network.
 
-    Row shards follow each other from chip to neighbouring chip (`device_order.py`), as the ring of crossbatch goes.
-    With `slices` > 1, data parallelism runs over the slower network between slices and all else within them.
+    Consecutive row shards are on neighbouring chips (`device_order.py`), for the ring of crossbatch. With `slices` > 1
+    only data parallelism uses the slower network between slices.
 
     Raises:
       ConfigError: the axes do not multiply to the number of devices, or the devices to the slices.
@@ -59,13 +59,13 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def _over_slices(shape: tuple[int, ...], devices: list[jax.Device], slices: int) -> np.ndarray:
-    """The grid of a hybrid mesh: the data axis is slices × what lies within one."""
+    """Returns the grid of a hybrid mesh: its data axis is slices × the data axis within one slice."""
     by_process = not all(hasattr(device, "slice_index") for device in devices)
     present = len({device.process_index if by_process else device.slice_index for device in devices})
     if present != slices:
         what = "processes (the devices name no slice_index)" if by_process else "slices"
         raise ConfigError(
-            f"mesh.slices must be the number of {what} that the devices lie in, {present}, got {slices}."
+            f"mesh.slices must be the number of {what} that hold the devices, {present}, got {slices}."
             " Set mesh.slices to it, or to 1 where all links are equal."
         )
     if shape[0] % slices:
@@ -83,7 +83,7 @@ def _over_slices(shape: tuple[int, ...], devices: list[jax.Device], slices: int)
 
 
 def spec(*logical: str | None) -> PartitionSpec:
-    """The PartitionSpec of an array whose axes have these logical names.
+    """Returns the PartitionSpec of an array whose axes have these logical names.
 
     Raises:
       KeyError: a name has no rule.
@@ -100,7 +100,7 @@ def spec(*logical: str | None) -> PartitionSpec:
 
 
 def param_shardings(boxed, mesh: Mesh):
-    """NamedSharding of every parameter from the logical axes it names where it is created.
+    """Returns the NamedSharding of every parameter, from the logical axes that it names where it is created.
 
     Args:
       boxed: a pytree of `nn.LogicallyPartitioned` arrays (or ShapeDtypeStructs).
@@ -114,7 +114,7 @@ def param_shardings(boxed, mesh: Mesh):
     def is_box(leaf) -> bool:
         return isinstance(leaf, nn.LogicallyPartitioned)
 
-    common: dict[str, int] = {}  # mesh axis -> what divides every parameter dimension that is split over it
+    common: dict[str, int] = {}  # mesh axis -> common divisor of the parameter dimensions split over it
 
     for leaf in filter(is_box, jax.tree.leaves(boxed, is_leaf=is_box)):
         for size, entry in zip(leaf.value.shape, spec(*leaf.names), strict=True):
@@ -132,7 +132,7 @@ def param_shardings(boxed, mesh: Mesh):
 
 
 def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of one entry of a PartitionSpec."""
+    """Returns the mesh axes of one entry of a PartitionSpec."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
@@ -151,28 +151,28 @@ def _check_divides(name, shape, names, partition, mesh: Mesh, common: dict[str, 
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of [B, L] arrays: rows over data and fsdp, positions over context."""
+    """Returns the sharding of [B, L] arrays: rows over data and fsdp, positions over context."""
     return NamedSharding(mesh, spec("batch", "length"))
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
-    """Of `jax.jit` for programs with a ring: on v3 XLA runs permutes beside other work only when asked to."""
+    """Returns `jax.jit`'s options for programs with a ring: XLA on v3 runs permutes during other work only if asked."""
     tpu = next(iter(mesh.devices.flat)).platform == "tpu"
     return {"xla_enable_async_collective_permute": True} if tpu else None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of what every device holds whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def mesh_axes(logical: str) -> tuple[str, ...]:
-    """The mesh axes that an axis of this logical name is split over."""
+    """Returns the mesh axes that split an axis of this logical name."""
     return _axes(RULES[logical])
 
 
 def shards(mesh: Mesh, logical: str) -> int:
-    """Into how many parts an axis of this logical name is split."""
+    """Returns the number of parts into which an axis of this logical name is split."""
     return math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
 
 
@@ -196,7 +196,7 @@ def check_length(length: int, mesh: Mesh) -> None:
 
 
 def memory_layout(mesh: Mesh | AbstractMesh, *, streams: int, kv_heads: int) -> MemoryLayout:
-    """How an external memory lies over the mesh: rows first, entries over the axes that the rows leave free.
+    """Returns the layout of an external memory on the mesh: rows first, entries over the axes that the rows leave free.
 
         streams                      rows over       entries over
         a multiple of data × fsdp    data, fsdp      context
@@ -204,12 +204,12 @@ def memory_layout(mesh: Mesh | AbstractMesh, *, streams: int, kv_heads: int) -> 
         one (also shared by rows)    (whole)         data, fsdp, context
 
     Args:
-      mesh: with the axes of MESH_AXES.
-      streams: of the memory, one a batch row or one for all.
+      mesh: a mesh with the axes of MESH_AXES.
+      streams: the memory's streams, one for each batch row or one for all.
       kv_heads: G, split over tensor.
 
     Raises:
-      ConfigError: streams or heads do not divide.
+      ConfigError: streams or heads do not divide over the mesh.
     """
     batch, heads = mesh_axes("batch"), mesh_axes("kv_heads")
     over = [batch[:count] for count in range(len(batch), 0, -1)]
@@ -234,7 +234,7 @@ def memory_layout(mesh: Mesh | AbstractMesh, *, streams: int, kv_heads: int) -> 
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Pins an activation's layout by logical names; nothing to do where no mesh is set."""
+    """Pins an activation's layout by logical names; does nothing where no mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x

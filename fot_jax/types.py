@@ -1,4 +1,4 @@
-"""The axis legend, and the nouns that flow between stages.
+"""The axis legend, and the types that flow between stages.
 
 One letter, one meaning, everywhere (code, einsum, docstring, sharding table):
 
@@ -28,7 +28,7 @@ class Batch:
       tokens: int32 [B, L].
       targets: int32 [B, L], the next token of the same stream.
       loss_mask: float32 [B, L], 1 where the target bears loss.
-      segments: int32 [B, L], the id (>= 1) of the document of each token, 0 where padding.
+      segments: int32 [B, L], the id (>= 1) of each token's document, 0 for padding.
     """
 
     tokens: Array
@@ -89,13 +89,13 @@ class Route:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryLayout:
-    """How a memory lies over devices: static, one program each. Mesh axes of one device are not named.
+    """The layout of a memory over devices: static, one program each. Mesh axes of one device are not named.
 
     Attributes:
-      mesh: the devices' arrangement.
-      rows: the mesh axes that its streams lie over.
-      entries: the mesh axes that the entries of a stream lie over, the slower first.
-      heads: the mesh axes that key/value heads lie over.
+      mesh: the arrangement of the devices.
+      rows: the mesh axes that split its streams.
+      entries: the mesh axes that split the entries of a stream, the slower first.
+      heads: the mesh axes that split key/value heads.
     """
 
     mesh: AbstractMesh
@@ -104,23 +104,23 @@ class MemoryLayout:
     heads: tuple[str, ...]
 
     def parts(self, axes: tuple[str, ...]) -> int:
-        """Devices along mesh axes."""
+        """Returns the number of devices along mesh axes."""
         return math.prod(self.mesh.shape[axis] for axis in axes)
 
     @property
     def devices(self) -> int:
-        """Parts that a memory is split into, along all three."""
+        """The number of parts that a memory is split into: rows, entries and heads together."""
         return self.parts(self.rows + self.entries + self.heads)
 
     @property
     def shards(self) -> int:
-        """Into how many parts the entries of a stream are split."""
+        """The number of parts that the entries of a stream are split into."""
         return self.parts(self.entries)
 
     def spec(self, letters: str) -> PartitionSpec:
-        """Of an array with the axes of the legend, as "B M G D": B, M, G and H are split, others lie whole.
+        """Returns the spec of an array with the legend's axes, as "B M G D": B, M, G and H are split, others whole.
 
-        Written as XLA writes the shardings of results, so that what a program gives is what it was given.
+        It is written as XLA writes the shardings of results, so that a program's result has its argument's sharding.
         """
         over = {"B": self.rows, "M": self.entries, "G": self.heads, "H": self.heads}
         entries: list = [over.get(letter, ()) for letter in letters.split()]
@@ -164,7 +164,7 @@ class Partial:
 
 @flax.struct.dataclass
 class KeyValue:
-    """Keys and values of one chunk as memory holds them: keys not rotated (position 0).
+    """Keys and values of one chunk as memory holds them: the keys are not rotated (position 0).
 
     Attributes:
       keys: [P, B, L, G, D], one entry along P per memory layer.
@@ -179,14 +179,14 @@ class KeyValue:
 class LocalCache:
     """The local context of every layer while reading and generating.
 
-    Row b holds `lengths[b]` entries at the front; keys are not rotated: they are rotated when
-    used, at their index in the cache, so that entries can be slid out.
+    Row b holds `lengths[b]` entries at the front. Keys are stored unrotated and rotated when used, by
+    their index in the cache, so that the oldest entries can be moved out.
 
     Attributes:
       keys: [N, B, W, G, D], W the local context in tokens.
       values: [N, B, W, G, D].
       lengths: int32 [B].
-      products: [N, B, G, D], of each row's newest token before its key was smeared; None unless
+      products: [N, B, G, D], the key of each row's newest token before smearing; None unless
         `smear_keys`.
     """
 
@@ -198,7 +198,7 @@ class LocalCache:
 
 @flax.struct.dataclass
 class DecoderOutput:
-    """What one call of the decoder gives.
+    """The result of one call of the decoder.
 
     Attributes:
       logits: float32 [B, L, V].
@@ -218,7 +218,7 @@ class DecoderOutput:
 
 
 class MemoryView(Protocol):
-    """What a memory layer asks of a memory; implemented in `fot_jax/memory`, a pytree."""
+    """The interface of a memory to a memory layer; implemented in `fot_jax/memory`, a pytree."""
 
     def partial(self, queries: Array, slot: Array) -> Partial:
         """Attends to the memory of memory layer `slot` (int32 scalar, index into P).
@@ -230,10 +230,10 @@ class MemoryView(Protocol):
         ...
 
     def query_scale(self, local: Array) -> Array | None:
-        """What the queries of memory layers are multiplied by first, as `memory.logn_from` asks; None: nothing.
+        """Returns the factor on the queries of memory layers that `memory.logn_from` sets; None: no factor.
 
         Args:
-          local: int32 [#B, L], how many entries of the local context each query sees.
+          local: int32 [#B, L], the number of local context entries that each query sees.
 
         Returns:
           float32 [#B, L].
@@ -242,7 +242,7 @@ class MemoryView(Protocol):
 
 
 class ScalarWriter(Protocol):
-    """Where metrics go (JSONL, TensorBoard)."""
+    """A destination of metrics (JSONL, TensorBoard)."""
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one row."""

@@ -1,7 +1,7 @@
-"""A run's folder on disk apart from its checkpoints: the resolved config, the lock of the process that trains.
+"""A run's folder on disk except its checkpoints: the resolved config, and the lock of the process that trains.
 
 WORKDIR/config.json            the resolved experiment, written before the first step; "{workdir}/" is this folder
-WORKDIR/source_config.json     of an imported checkpoint and what was made of it: its own config.json, for export
+WORKDIR/source_config.json     an imported checkpoint's own config.json, for export; runs made from it hold a copy
 WORKDIR/.lock                  held while a process trains
 """
 
@@ -21,13 +21,13 @@ from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import build, difference, to_dict
 from fot_jax.config.errors import explained_disk_full
 
-DOCUMENTS = "data.documents"  # the name under which changed tokens are allowed
+DOCUMENTS = "data.documents"  # the name that allows changed tokens in --allow-change
 SOURCE_CONFIG = "source_config.json"
-HERE = "{workdir}/"  # begins paths in config.json that lie in the run's own folder, which may move
+HERE = "{workdir}/"  # starts a path in config.json inside the run's own folder, which may move
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that it is either the old one or the new one, whole."""
+    """Writes a file so that it is always whole, either the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -40,7 +40,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds WORKDIR/.lock while a run trains there; the lock falls with its process.
+    """Holds WORKDIR/.lock while a run trains there; the lock ends with its process.
 
     Raises:
       UserError: another process holds it.
@@ -62,7 +62,7 @@ def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a result so that the file is the old one or the new one; a full disk is one line and leaves the old one.
+    """Writes a result so that the file is always whole; on a full disk it keeps the old file and raises one line.
 
     Raises:
       UserError: the disk is full.
@@ -80,7 +80,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
-    """The resolved experiment of a run; a `data.vocabulary.path` in the run's folder is absolute in it.
+    """Reads the resolved experiment of a run; makes a `data.vocabulary.path` in the run's folder absolute.
 
     Raises:
       UserError: the folder holds no run, or its config.json cannot be read.
@@ -92,7 +92,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
         config = build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint beside it,"
+            f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint next to it,"
             " or use another --workdir."
         ) from error
     tokenizer = config.data.vocabulary.path
@@ -102,20 +102,20 @@ def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
 
 
 def with_tokenizer(config: ExperimentConfig, path: str) -> ExperimentConfig:
-    """The experiment with another `data.vocabulary.path`."""
+    """Returns the experiment with another `data.vocabulary.path`."""
     vocabulary = dataclasses.replace(config.data.vocabulary, path=path)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=vocabulary))
 
 
 def write_config(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:
-    """Writes the resolved experiment; makes the folder if missing."""
+    """Writes the resolved experiment; makes the folder if it is missing."""
     write_atomically(Path(workdir) / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
 
 
 def inherit_source(workdir: str | os.PathLike[str], *parents: str | os.PathLike[str]) -> None:
-    """Copies the imported checkpoint's own config.json from the first parent run that has one, if this one has none.
+    """Copies an imported checkpoint's own config.json from the first parent run that has it, unless this run has it.
 
-    Its special tokens and its trained context are in it, which the experiment does not hold.
+    It holds the special tokens and the trained context, which the experiment does not.
     """
     own = Path(workdir) / SOURCE_CONFIG
     found = [path for path in (Path(parent) / SOURCE_CONFIG for parent in parents) if path.is_file()]
@@ -137,7 +137,7 @@ def compare_config(
       The allowed differences, one line each.
 
     Raises:
-      UserError: the folder belongs to a run whose config differs elsewhere, or a name is none of the config's.
+      UserError: the folder belongs to a run whose config differs elsewhere, or `allow_changes` has an unknown path.
     """
     known = {DOCUMENTS, *_paths(to_dict(config))}
     for name in allow_changes:
@@ -160,7 +160,7 @@ def compare_config(
 
 
 def _paths(values: Any, prefix: str = "") -> Iterator[str]:
-    """Every path of a nested config: sections, fields, items of lists."""
+    """Yields every path of a nested config: sections, fields, items of lists."""
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         path = f"{prefix}[{key}]" if isinstance(key, int) else f"{prefix}.{key}" if prefix else str(key)
@@ -169,5 +169,5 @@ def _paths(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def allows(name: str, path: str) -> bool:
-    """Whether a name of --allow-change covers a config path: the path itself, or a section around it."""
+    """True if a name of --allow-change covers a config path: the path itself, or a section around it."""
     return path == name or path.startswith((name + ".", name + "["))

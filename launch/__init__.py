@@ -1,1 +1,1 @@
-"""Commands: flags to a config, a config to one call."""
+"""Commands: each turns flags into a config and calls one function with it."""

@@ -1,4 +1,4 @@
-"""Compiles the real programs of a config for a TPU pod that is not here, and reports what each device would carry.
+"""Compiles a config's real programs for a TPU pod without having it, and reports the load of each device.
 
 python -m launch.aot_compile --config=configs/longllama_3b.py --topology=v3:8x8
 python -m launch.aot_compile --config=configs/longllama_7b.py --topology=v5e:16x16 --programs=train,read,decode
@@ -28,7 +28,7 @@ PROGRAMS = ("train", "read", "decode")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags of this command."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
     parser.add_argument(
@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def integer(text: str, flag: str, *, least: int) -> int:
-    """A flag's integer. Raises ConfigError where it is none, or too small."""
+    """Parses a flag's integer. Raises ConfigError where it is none, or too small."""
     number = whole_number(text.strip())
     if number is None or number < least:
         raise ConfigError(f"{flag} must be an integer >= {least}, got {text!r}.")
@@ -60,14 +60,14 @@ def integer(text: str, flag: str, *, least: int) -> int:
 
 
 def meshes(flags: argparse.Namespace, config: ExperimentConfig) -> list[MeshConfig]:
-    """The meshes to compile for."""
+    """Lists the meshes to compile for."""
     if not flags.sweep_mesh:
         return [config.mesh]
     return [_mesh(text) for text in flags.sweep_mesh.split(",")]
 
 
 def _mesh(text: str) -> MeshConfig:
-    """The mesh that "fsdp=64:tensor=2" means; data takes what remains unless it is named."""
+    """Parses a mesh such as "fsdp=64:tensor=2"; data takes the remaining devices unless it is named."""
     axes = [field.name for field in dataclasses.fields(MeshConfig)]
     sizes = {}
     for part in text.split(":"):
@@ -82,7 +82,7 @@ def _mesh(text: str) -> MeshConfig:
 
 
 def contexts(flags: argparse.Namespace, config: ExperimentConfig) -> list[int]:
-    """The values of d to compile the train step for."""
+    """Lists the values of d to compile the train step for."""
     if flags.sweep_contexts:
         if config.crossbatch.plan in (PlanKind.OFF, PlanKind.SEGMENTS, PlanKind.OWN_PAST):
             plan = config.crossbatch.plan.value
@@ -94,7 +94,7 @@ def contexts(flags: argparse.Namespace, config: ExperimentConfig) -> list[int]:
 
 
 def jobs(flags: argparse.Namespace, config: ExperimentConfig) -> "list[Job]":
-    """All programs to compile, in order."""
+    """Lists all programs to compile, in order."""
     from fot_jax.aot.compiling import Job
     from fot_jax.aot.programs import ProgramKind
 
@@ -123,7 +123,7 @@ def jobs(flags: argparse.Namespace, config: ExperimentConfig) -> "list[Job]":
 
 
 def summary(reports: "list[Report]") -> list[str]:
-    """One line a program, for a sweep."""
+    """Formats one line a program, for a sweep."""
     heads = f"{'program':<8} {'mesh':<12} {'variant':<9} {'peak GiB':>9} {'of':>6} {'fits':>5}"
     rows = [f"{heads} {'received GB':>12} {'roofline s':>11}"]
     for report in reports:
@@ -174,7 +174,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def write(path: Path, reports: "list[Report]") -> None:
-    """The reports so far, as JSON."""
+    """Writes the reports so far, as JSON."""
     from fot_jax.workdir import write_whole
 
     write_whole(path, json.dumps([report.record() for report in reports], indent=1) + "\n")

@@ -5,12 +5,12 @@ python -m launch.bench --config=configs/tiny_code.py --measure=step,read,decode,
 python -m launch.bench --config=configs/smollm2_135m.py --measure=decode --entries=4096,65536,1048576 \
     --retrievals=dense,exact,scann
 
-Compare the ratios of one run, not seconds across runs: programs take turns, so that other load falls on
-all alike. FLOPs are counted by formula; their share is of a matrix product timed in the same run, that of
-bytes of a pass over memory. With seconds and FLOPs a token over those of the first program of a measure,
-"x FLOPs" is seconds / FLOPs and "added" is (seconds - 1) / (FLOPs - 1): 1 where time grows as FLOPs do.
-Decoding and reading with top-k have no FLOPs by formula. "spread" is the middle half of a program's calls as
-a share of their median. Parameters are random; temporary memory is the compiler's own figure.
+Compare the ratios of one run, not seconds across runs: programs take turns, so that other load slows all
+alike. FLOPs are counted by formula. "FLOPs" compares them with a matrix product timed in the same run, "bytes"
+compares bytes with a pass over memory. With seconds and FLOPs a token relative to the first program of a
+measure, "x FLOPs" is seconds / FLOPs and "added" is (seconds - 1) / (FLOPs - 1): 1 where time grows as FLOPs do.
+Decoding and reading with top-k have no FLOPs by formula. "spread" is the interquartile range of a program's
+calls as a share of their median. Parameters are random; temporary memory is the compiler's own figure.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def _names(text: str, flag: str, allowed: tuple[str, ...]) -> list[str]:
 
 
 def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str, list[Any]]:
-    """Per measure, its programs, compiled; 'machine' always."""
+    """Compiles the programs of each measure; 'machine' is always there."""
     contexts, lengths = _integers(flags.contexts, "--contexts"), _integers(flags.lengths, "--lengths")
     entries = _integers(flags.entries, "--entries")
     retrievals = [
@@ -83,7 +83,7 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
 
 
 def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """One record a program: median seconds, their spread, tokens/s, beside the first of its group, shares, memory."""
+    """Makes a record of each program: median seconds, spread, tokens/s, ratios to its group's first, shares, memory."""
     product, memory = groups["machine"]
     peak, bandwidth = product.flops / product.median, memory.bytes / memory.median
     records = []
@@ -115,7 +115,7 @@ def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def _beside_flops(program: Any, first: Any) -> tuple[float | None, float | None]:
-    """A token's seconds over those of `first`, by FLOPs likewise; and the same of what is beyond `first`."""
+    """Returns "x FLOPs" and "added" of the module's docstring, relative to `first`; None where one has no value."""
     if program is first or not (program.flops and first.flops and program.tokens and first.tokens):
         return None, None
     seconds = program.median / program.tokens / (first.median / first.tokens)
@@ -132,7 +132,7 @@ def _percent(value: float | None) -> str:
 
 
 def print_table(records: list[dict[str, Any]]) -> None:
-    """The records, a line each, to standard output."""
+    """Prints the records, a line each."""
     print(
         f"{'program':<26} {'seconds':>10} {'spread':>6} {'tokens/s':>10} {'x first':>8} {'x FLOPs':>8} {'added':>6}"
         f" {'FLOPs':>6} {'bytes':>6} {'temp MiB':>9}"
@@ -148,7 +148,7 @@ def print_table(records: list[dict[str, Any]]) -> None:
 
 
 def plot(path: Path, records: list[dict[str, Any]], *, title: str) -> bool:
-    """Cost against d, length and memory size, a panel each; False where nothing has an axis."""
+    """Plots cost against d, length and memory size, a panel each; returns False where there is nothing to plot."""
     from fot_jax.eval.plots import Curve, Panel, plot_panels
 
     axes = {
@@ -206,7 +206,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
     parser.add_argument(

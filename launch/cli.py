@@ -1,4 +1,4 @@
-"""What every command shares: flags, the way to an experiment, and errors in one line.
+"""Helpers of all commands: flags, loading an experiment, and errors in one line.
 
     def main(flags: argparse.Namespace) -> None: ...
 
@@ -30,7 +30,7 @@ from fot_jax.config.build import all_names, build
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import apply_override, whole_number
 
-USER_ERROR = 2  # exit code of everything the user can mend, as argparse's own
+USER_ERROR = 2  # exit code of every error that the user can fix, as argparse's own
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -48,7 +48,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a module's docstring, as written."""
+    """Makes a parser whose help is a module's docstring, as written."""
     return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
@@ -59,7 +59,7 @@ OVERRIDES_HELP = (
 
 
 def add_experiment_flags(parser: argparse.ArgumentParser, *, workdir: bool = False) -> None:
-    """`--config` with its overrides, `--gin_file`, `--gin_bindings`; `--workdir` for commands that use one."""
+    """Adds `--config` with its overrides, `--gin_file`, `--gin_bindings`; `--workdir` for commands that use one."""
     group = parser.add_argument_group("experiment, from --config or from gin", OVERRIDES_HELP)
     group.add_argument("--config", metavar="FILE", help="a config file: plain Python with get_config(), see configs/")
     group.set_defaults(overrides=[])
@@ -71,14 +71,14 @@ def add_experiment_flags(parser: argparse.ArgumentParser, *, workdir: bool = Fal
 
 
 def add_workdir_flag(parser: Any, *, required: bool = False) -> None:
-    """`--workdir`, the folder of a run."""
+    """Adds `--workdir`, the folder of a run."""
     default = "" if required else "; default: runs/NAME of the config"
     text = "the run's folder (config, checkpoints, metrics)" + default
     parser.add_argument("--workdir", metavar="DIR", required=required, help=text)
 
 
 def add_step_flag(parser: Any) -> None:
-    """`--step`, the checkpoint to load: a number, "latest" or "best"."""
+    """Adds `--step`, the checkpoint to load: a number, "latest" or "best"."""
     text = "the checkpoint to load: a number, 'latest' (default) or 'best' (smallest held-out loss)"
     parser.add_argument("--step", type=_step, default="latest", metavar="N", help=text)
 
@@ -93,14 +93,14 @@ def _step(text: str) -> int | str:
 
 
 def add_mesh_flags(parser: Any, purpose: str) -> None:
-    """`--mesh.AXIS` for every field of MeshConfig, in a group of this purpose."""
+    """Adds `--mesh.AXIS` for every field of MeshConfig, in a group that names its purpose."""
     mesh = parser.add_argument_group(f"mesh: {purpose}")
     for field in dataclasses.fields(MeshConfig):
         mesh.add_argument(f"--mesh.{field.name}", type=int, metavar="N", help=f"devices along {field.name}")
 
 
 def mesh_of(flags: argparse.Namespace) -> MeshConfig | None:
-    """The mesh that these flags name; None where none was given. Raises ConfigError."""
+    """Returns the mesh that these flags name; None where none was given. Raises ConfigError."""
     given = {field.name: getattr(flags, f"mesh.{field.name}") for field in dataclasses.fields(MeshConfig)}
     given = {name: size for name, size in given.items() if size is not None}
     if not given:
@@ -111,7 +111,7 @@ def mesh_of(flags: argparse.Namespace) -> MeshConfig | None:
 
 
 def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags; `--config.a.b=v` (or `--config.a.b v`) are gathered in `flags.overrides` as (path, text).
+    """Parses the flags; gathers `--config.a.b=v` (or `--config.a.b v`) in `flags.overrides` as (path, text).
 
     Exits with code 2 and one line on an unknown flag.
     """
@@ -126,7 +126,7 @@ def parse_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
 def _take_overrides(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """The (path, text) of every override, and the arguments that are left."""
+    """Returns the (path, text) of every override, and the other arguments."""
     overrides, rest = [], []
     remaining = iter(arguments)
     for argument in remaining:
@@ -156,7 +156,7 @@ def _load_module(path: str) -> ModuleType:
 
 
 def _config_dict(path: str) -> config_dict.ConfigDict:
-    """What a config file's get_config() returns; ml_collections' own errors become one line."""
+    """Returns a config file's get_config(); ml_collections' own errors become one line."""
     if not Path(path).is_file():
         raise ConfigError(f"--config must name an existing file, got {path!r}.")
     module = _load_module(path)
@@ -181,7 +181,7 @@ def _raised_by_ml_collections(error: BaseException) -> bool:
 
 
 def _explained(error: BaseException) -> str:
-    """ml_collections' message; of an unknown key only its name, with a suggestion."""
+    """Returns ml_collections' message; for an unknown key only its name, with a suggestion."""
     text = str(error)
     unknown = re.search(r'Key "(\w+)" does not exist', text) or re.match(r"\W*(\w+)\W*(\\?n?Did you mean .*)?$", text)
     if not unknown:
@@ -191,7 +191,7 @@ def _explained(error: BaseException) -> str:
 
 
 def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
-    """The validated experiment that `--config` with its overrides, or gin, describes.
+    """Builds the validated experiment that `--config` with its overrides, or gin, describes.
 
     Raises:
       ConfigError: no config or two are named; a key is unknown, missing or mistyped; a check fails.
@@ -203,7 +203,7 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
     if from_gin:
         if flags.overrides:
             raise ConfigError(f"--config.{flags.overrides[0][0]} needs --config; with gin use --gin_bindings.")
-        from fot_jax.config.gin import build_from_gin  # gin is wanted only here
+        from fot_jax.config.gin import build_from_gin  # only gin configs need gin
 
         return build_from_gin(flags.gin_file, flags.gin_bindings)
     values = _config_dict(flags.config)
@@ -213,7 +213,7 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
 
 
 def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> Path:
-    """`--workdir`, or runs/NAME of the config."""
+    """Returns `--workdir`, or runs/NAME of the config."""
     return Path(flags.workdir) if flags.workdir else Path("runs") / config.name
 
 
@@ -222,7 +222,7 @@ def run(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Calls `main(flags)`; a user's error, or a full disk, is one line on stderr and exit code 2; Ctrl-C one and 130.
+    """Calls `main(flags)`. An error of the user or a full disk gives one line and exit code 2; Ctrl-C one and 130.
 
     Args:
       main: the command.
@@ -231,7 +231,7 @@ def run(
     """
     flags = parse_flags(parser, sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig()
-    logging.getLogger("fot_jax").setLevel(logging.INFO)  # what was chosen or left out, once and by name
+    logging.getLogger("fot_jax").setLevel(logging.INFO)  # shows what was chosen or left out
     try:
         main(flags)
     except UserError as error:
@@ -249,6 +249,6 @@ def run(
 
 
 def _folder_of(flags: argparse.Namespace) -> Path:
-    """The folder that a command writes to: --workdir, --out, or the present one."""
+    """Returns the folder that a command writes to: --workdir, --out, or the current one."""
     given = [getattr(flags, name, None) for name in ("workdir", "out")]
     return Path(next((path for path in given if path), "."))

@@ -1,4 +1,4 @@
-"""Brings a LLaMA-family checkpoint in, and takes one out.
+"""Imports, exports and averages checkpoints of the LLaMA family.
 
 python -m launch.convert import --from=DIR_OR_FILE --to=WORKDIR [--memory-layers=14,17] [--local-context=1024]
     [--dtype=float32|bfloat16] [--tokenizer=FILE] [--mesh.fsdp=8] [--mesh.tensor=1]
@@ -11,7 +11,7 @@ quantisation that the package gguf dequantises; of a split model any part) and w
 checkpoints/0, tokenizer/.
 export writes a folder that transformers loads as LlamaForCausalLM (hf), or bare parameters for serving (orbax).
 average writes a run's folder between a fine-tuned run and the one it started from (WiSE-FT, arXiv 2109.01903).
-What is written appears whole or not at all. `python -m launch.convert import --help` lists the flags of import.
+Every output appears whole or not at all. `python -m launch.convert import --help` lists the flags of import.
 """
 
 import argparse
@@ -27,7 +27,7 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**2
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers of a flag: "14,17" -> (14, 17), "" -> (). Raises argparse.ArgumentTypeError."""
+    """Parses the layers of a flag: "14,17" -> (14, 17), "" -> (). Raises argparse.ArgumentTypeError."""
     parts = [part for part in text.split(",") if part]
     if not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"must be layers such as 14,17 (counted from 0), got {text!r}")
@@ -35,7 +35,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a flag: "5GB" -> 5 * 10**9. Raises argparse.ArgumentTypeError."""
+    """Parses the bytes of a flag: "5GB" -> 5 * 10**9. Raises argparse.ArgumentTypeError."""
     match = re.fullmatch(r"(\d+)([A-Za-z]*)", text)
     if not match or match[2] not in UNITS or not int(match[1]):
         raise argparse.ArgumentTypeError(f"must be a number and one of {', '.join(UNITS)[2:]}, got {text!r}")
@@ -43,7 +43,7 @@ def parse_size(text: str) -> int:
 
 
 def add_import(commands: Any) -> None:
-    """`import` and its flags."""
+    """Adds `import` and its flags."""
     parser = commands.add_parser("import", help="a Hugging Face folder or a GGUF file -> a run's folder")
     parser.set_defaults(command=run_import)
     parser.add_argument(
@@ -63,7 +63,7 @@ def add_import(commands: Any) -> None:
 
 
 def add_export(commands: Any) -> None:
-    """`export` and its flags."""
+    """Adds `export` and its flags."""
     parser = commands.add_parser("export", help="a run's folder -> a Hugging Face folder or bare Orbax parameters")
     parser.set_defaults(command=run_export)
     cli.add_workdir_flag(parser, required=True)
@@ -75,7 +75,7 @@ def add_export(commands: Any) -> None:
 
 
 def add_average(commands: Any) -> None:
-    """`average` and its flags."""
+    """Adds `average` and its flags."""
     parser = commands.add_parser(
         "average", help="a fine-tuned run and what it started from -> the run's folder between"
     )
@@ -90,7 +90,7 @@ def add_average(commands: Any) -> None:
 
 
 def make_progress() -> Any:
-    """Prints a line on stderr at most every second, and the last one."""
+    """Makes a callback that prints a line on stderr at most every second, and the last one."""
     shown = 0.0
 
     def show(progress: Any) -> None:
@@ -108,7 +108,7 @@ def make_progress() -> Any:
 
 
 def run_import(flags: argparse.Namespace) -> None:
-    """Imports and says what came of it."""
+    """Imports a checkpoint and prints its shape."""
     from fot_jax.config import VocabularyKind
     from fot_jax.convert.hf_config import Changes
     from fot_jax.convert.importing import import_checkpoint
@@ -134,7 +134,7 @@ def run_import(flags: argparse.Namespace) -> None:
 
 
 def run_export(flags: argparse.Namespace) -> None:
-    """Exports and lists what was written."""
+    """Exports a run and lists the written files."""
     from fot_jax.convert.exporting import Format, export_checkpoint
 
     written = export_checkpoint(
@@ -148,7 +148,7 @@ def run_export(flags: argparse.Namespace) -> None:
 
 
 def run_average(flags: argparse.Namespace) -> None:
-    """Averages and says what came of it."""
+    """Averages two runs and prints their shares."""
     from fot_jax.convert.averaging import average_runs
 
     config = average_runs(flags.workdir, other=flags.other, folder=flags.to, share=flags.share, step=flags.step)
@@ -156,7 +156,7 @@ def run_average(flags: argparse.Namespace) -> None:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Runs the command that was named."""
+    """Runs the named command."""
     if flags.command is None:
         raise UserError("launch.convert needs a command: import, export or average. --help tells more.")
     flags.command(flags)

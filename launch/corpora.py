@@ -14,7 +14,7 @@ from launch import cli
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Builds all corpora and prints where they lie."""
+    """Builds all corpora and prints their paths and sizes."""
     from fot_jax.data.corpora import build_corpora
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)

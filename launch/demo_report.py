@@ -24,11 +24,11 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     cli.add_workdir_flag(parser, required=True)
     parser.add_argument(
-        "--baseline-workdir", action="append", default=[], metavar="DIR", help="a run whose loss curve is drawn beside"
+        "--baseline-workdir", action="append", default=[], metavar="DIR", help="a run whose loss curve is drawn too"
     )
     return parser
 

@@ -3,16 +3,16 @@
   python -m launch.evaluate --workdir=DIR --task=perplexity [--baseline-workdir=DIR] [--memory.retrieval=dense]
 
 Tasks: perplexity   loss of held-out documents against memory size, of one document and of several
-       context      loss of held-out documents against context, beside any number of baselines (table 4)
+       context      loss of held-out documents against context, next to any number of baselines (table 4)
        distraction  r_d, the share of attention on a document's own past among d contexts
        dictionary   accuracy of answers against dictionary size
        passkey      keys repeated exactly against prompt length (figure 1)
        needle       needles, variables and common words found against prompt length (RULER)
-What is measured stands in the run's config; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
+The run's config says what is measured; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
 Documents are those that the run held out, or --documents=NAME=FILES (JSON lines), which may be repeated.
 Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl; with --documents in DIR/eval/NAME-NAME.
-Interrupted (Ctrl-C, exit code 130; SIGTERM, 143), passkey, needle and context go on where they stood when the same
-command is given again.
+After an interrupt (Ctrl-C, exit code 130; SIGTERM, 143) the same command resumes passkey, needle and context where they
+stopped.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SECTIONS = {"memory": MemoryConfig, "evaluation": EvaluationConfig}
 
 
 def add_section_flags(parser: argparse.ArgumentParser) -> None:
-    """`--memory.FIELD` and `--evaluation.FIELD` for every field of the two sections."""
+    """Adds `--memory.FIELD` and `--evaluation.FIELD` for every field of the two sections."""
     for section, kind in SECTIONS.items():
         names = list(field_types(kind))
         group = parser.add_argument_group(
@@ -40,10 +40,10 @@ def add_section_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def section_changes(flags: argparse.Namespace, section: str) -> dict[str, object]:
-    """The fields of a section that were set, as values of their types.
+    """Returns the fields of a section that were set, as values of their types.
 
     Raises:
-      ConfigError: a text does not stand for a value of the field's type.
+      ConfigError: a text is no value of the field's type.
     """
     kind = SECTIONS[section]
     changes = {}
@@ -56,7 +56,7 @@ def section_changes(flags: argparse.Namespace, section: str) -> dict[str, object
 
 
 def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
-    """The documents of --documents.
+    """Returns the documents of --documents.
 
     Raises:
       ConfigError: a text is not NAME=FILES, a name is given twice, or the task takes no documents.
@@ -83,7 +83,7 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
 
 
 def _check_lines(path: Path) -> None:
-    """Raises UserError unless a file of --documents is named as JSON lines: they are all that is read there."""
+    """Raises UserError unless a file of --documents is named as JSON lines, the only kind that is read there."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2:-1] if suffixes[-1:] in ([".gz"], [".zst"]) else suffixes[-1:]
     if kind not in ([".jsonl"], [".ndjson"], [".json"]):
@@ -94,7 +94,7 @@ def _check_lines(path: Path) -> None:
 
 
 def kept_of(task: str, directory: Path) -> str:
-    """What an interrupt outside of a piece's measurement leaves of a task."""
+    """Says what is left of a task after an interrupt between two pieces of its measurement."""
     journals = sorted(str(path) for path in directory.glob(f"{task}.*.partial.jsonl"))
     return f"finished pieces are kept in {', '.join(journals)}" if journals else f"nothing is kept of {task} so far"
 
@@ -105,7 +105,7 @@ def main(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--workdir may be repeated (seeds) for --task=dictionary only, got {len(flags.workdir)}.")
     changes = {section: section_changes(flags, section) for section in SECTIONS}
     documents = sources(flags)
-    from fot_jax.eval.report import render_terminal, write_report  # JAX is wanted only after the flags are understood
+    from fot_jax.eval.report import render_terminal, write_report  # imports JAX only once the flags are valid
     from fot_jax.eval.runs import load_comparison
     from fot_jax.eval.tasks import TASKS
 
@@ -131,7 +131,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     parser.add_argument(
         "--workdir",
@@ -147,7 +147,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="DIR",
-        help="a run to measure beside it, as one without crossbatch; repeatable",
+        help="a run to compare with, such as one without crossbatch; repeatable",
     )
     parser.add_argument(
         "--documents",

@@ -1,11 +1,11 @@
-"""Shows what a config means: which row reads which context and why, d by step, the costs; nothing is trained.
+"""Explains a config: which row reads which context and why, d by step, the costs; nothing is trained.
 
 python -m launch.explain --config=configs/tiny_code.py
 python -m launch.explain --config=configs/dictionary.py --contexts=8 --rows=40
 python -m launch.explain --config=configs/paper_184m.py --step=460000
 python -m launch.explain --retrieval-layers --checkpoint=runs/smollm2 --length=1024
 
-The last measures a trained model: which layers and heads attend to a fact that is asked for. Memory belongs there.
+The last one measures which layers and heads of a trained model attend to a fact that is asked for. Give those memory.
 """
 
 import argparse
@@ -19,7 +19,7 @@ GIGA = 1e9
 
 
 def describe_row(crossbatch: CrossbatchConfig, *, row: int, batch_rows: int) -> str:
-    """Stream and chunk of a row: "stream 3, chunk t+1"; t is the stream's chunk at the step's start."""
+    """Names a row's stream and chunk: "stream 3, chunk t+1"; t is the stream's chunk at the step's start."""
     per_stream = crossbatch.rows_per_stream
     if crossbatch.plan is PlanKind.TWO_PASS:
         place, stream = divmod(row, batch_rows // per_stream)
@@ -30,7 +30,7 @@ def describe_row(crossbatch: CrossbatchConfig, *, row: int, batch_rows: int) -> 
 
 
 def draw_row(ids: list[int], own: list[bool], *, row: int, batch_rows: int) -> str:
-    """One character a batch row: `*` the reader, `+` read, own document, `-` read, another's, `.` not read."""
+    """Draws one character a batch row: `*` the reader, `+` read, own document, `-` read, another's, `.` not read."""
     marks = ["."] * batch_rows
     marks[row] = "*"
     for context, mine in zip(ids, own, strict=True):
@@ -39,7 +39,7 @@ def draw_row(ids: list[int], own: list[bool], *, row: int, batch_rows: int) -> s
 
 
 def plan_lines(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> list[str]:
-    """The plan of one micro-batch as a drawn table, one line a row."""
+    """Draws the plan of one micro-batch as a table, one line a row."""
     from fot_jax.ops.plans import make_plan
 
     crossbatch = config.crossbatch
@@ -63,7 +63,7 @@ def plan_lines(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) 
 
 
 def rows_to_show(crossbatch: CrossbatchConfig, *, batch_rows: int, most: int) -> list[int]:
-    """All rows, or the first ones; of a two-pass batch two of C_prev and the first of C_curr, which read."""
+    """Chooses all rows, or the first ones; in a two-pass batch two of C_prev and the first of C_curr, which read."""
     if batch_rows <= most or crossbatch.plan is not PlanKind.TWO_PASS:
         return list(range(min(batch_rows, most)))
     first_reader = batch_rows * crossbatch.previous_chunks // crossbatch.rows_per_stream
@@ -89,7 +89,7 @@ REASONS = {
 
 
 def schedule_line(config: ExperimentConfig) -> str:
-    """The schedule of d in words."""
+    """Describes the schedule of d in words."""
     schedule = config.crossbatch.schedule
     ds = schedule.num_contexts
     if config.crossbatch.plan in (PlanKind.OFF, PlanKind.SEGMENTS, PlanKind.OWN_PAST):
@@ -106,21 +106,21 @@ def schedule_line(config: ExperimentConfig) -> str:
 
 
 def contexts_at(config: ExperimentConfig, flags: argparse.Namespace) -> int:
-    """d to draw: `--contexts`, or the schedule's at `--step`, or its last."""
+    """Returns the d to draw: `--contexts`, or the schedule's at `--step`, or its last."""
     from fot_jax.train.context_schedule import ContextSchedule
 
     if flags.contexts is not None:
         streams = config.train.batch_rows // config.train.accumulation // config.crossbatch.rows_per_stream
         most = streams if config.crossbatch.plan is PlanKind.TWO_PASS else config.train.batch_rows
         if not 1 <= flags.contexts <= most:
-            raise ConfigError(f"--contexts must lie in 1..{most} for this batch, got {flags.contexts}.")
+            raise ConfigError(f"--contexts must be in 1..{most} for this batch, got {flags.contexts}.")
         return flags.contexts
     schedule = ContextSchedule(config.crossbatch.schedule, config.seed)
     return schedule.final if flags.step is None else schedule.num_contexts(flags.step)
 
 
 def account_lines(config: ExperimentConfig, *, num_contexts: int) -> list[str]:
-    """Parameters, FLOPs and bytes of the config."""
+    """Lists parameters, FLOPs and bytes of the config."""
     from fot_jax.models import account
     from fot_jax.ops.plans import make_plan
 
@@ -149,7 +149,7 @@ def account_lines(config: ExperimentConfig, *, num_contexts: int) -> list[str]:
 
 
 def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> str:
-    """The whole explanation of a config as text."""
+    """Returns the whole explanation of a config as text."""
     from fot_jax.train.plan_notice import plan_notice
 
     model, crossbatch, train = config.model, config.crossbatch, config.train
@@ -174,7 +174,7 @@ def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> 
 
 
 def explain_retrieval(flags: argparse.Namespace) -> None:
-    """Measures the retrieval layers of a run; writes table, JSON and heat map beside it."""
+    """Measures the retrieval layers of a run; writes table, JSON and heat map into its folder."""
     if not flags.checkpoint:
         raise ConfigError("--retrieval-layers needs --checkpoint=DIR, the folder of a run.")
     check(flags.length >= 1, "--length", "be >= 1", flags.length)
@@ -206,7 +206,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags of this command."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
     parser.add_argument(

@@ -8,12 +8,12 @@ python -m launch.generate --workdir=DIR --prompt-file=book.txt --memory=approx -
 
 The text streams to stdout; progress goes to stderr. With several --prompt-file the prompts are read as
 one batch and each text is printed when all are done. --save-memory keeps all that was read and written,
-the local context included. Ctrl-C (exit code 130) and SIGTERM (143) end it after the window or token at hand and save
-what is read by then: to DIR, or to DIR.interrupted where DIR holds a memory. The second one ends it at once.
+the local context included. Ctrl-C (exit code 130) and SIGTERM (143) end it after the current window or token and save
+what has been read: to DIR, or to DIR.interrupted where DIR holds a memory. A second signal ends it at once.
 
---question goes behind each prompt after a blank line, or is the prompt where no file is named. With --chat each
+--question follows each prompt after a blank line, or is the prompt where no file is named. With --chat each
 prompt becomes the user's message in the checkpoint's own chat template. Without it names of special tokens in a
-prompt stand for them; with it they are text.
+prompt are special tokens; with it they are text.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from launch import cli, interrupts
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The command's flags; memory flags default to the run's own config."""
+    """Adds the command's flags; memory flags default to the run's own config."""
     cli.add_workdir_flag(parser, required=True)
     cli.add_step_flag(parser)
     prompt_help = "UTF-8 text; '-': stdin; may be repeated; may be left out where --question is given"
     parser.add_argument("--prompt-file", action="append", default=[], metavar="FILE", help=prompt_help)
-    parser.add_argument("--question", metavar="TEXT", help="text behind each prompt, after a blank line")
+    parser.add_argument("--question", metavar="TEXT", help="text after each prompt and a blank line")
     chat_help = "the prompt is the user's message in the chat template of the checkpoint"
     parser.add_argument("--chat", action="store_true", help=chat_help)
     parser.add_argument("--system", metavar="TEXT", help="the system's message, with --chat; default: the template's")
@@ -56,11 +56,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     memory.add_argument("--logn-from", type=int, metavar="N", help=logn_help)
     memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
     memory.add_argument("--save-memory", metavar="DIR", help="write the memory at the end")
-    cli.add_mesh_flags(parser, "lay the memory over this process's devices, parameters beside it; default: one device")
+    cli.add_mesh_flags(parser, "spread memory and parameters over this process's devices; default: one device")
 
 
 def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> MemoryConfig:
-    """The run's memory config with the flags that were given, checked. Raises ConfigError."""
+    """Returns the run's memory config with the given flags, checked. Raises ConfigError."""
     given = {
         "retrieval": Retrieval(flags.memory) if flags.memory else None,
         "top_k": flags.top_k_memory,
@@ -78,7 +78,7 @@ def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> Memory
 
 
 def read_prompt(path: str) -> str:
-    """A prompt's text, without a byte order mark. Raises UserError where a file is missing, unreadable or not UTF-8."""
+    """Reads a prompt, without a byte order mark. Raises UserError where a file is missing, unreadable or not UTF-8."""
     from fot_jax.data.utf8 import decode_file
 
     try:
@@ -89,7 +89,7 @@ def read_prompt(path: str) -> str:
 
 
 def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The name of each prompt, and its text with the question behind it.
+    """Reads the prompts: the name of each, and its text with the question after it.
 
     Raises:
       UserError: there is neither file nor question, a text is empty, or a file cannot be read.
@@ -97,7 +97,7 @@ def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
     if not flags.prompt_file and not flags.question:
         raise UserError("launch.generate needs a prompt: --prompt-file=FILE, --question=TEXT or both.")
     if flags.system is not None and not flags.chat:
-        raise UserError("--system needs --chat: the chat template says where the system's message stands.")
+        raise UserError("--system needs --chat: the chat template says where the system's message goes.")
     texts = [read_prompt(path) for path in flags.prompt_file]
     for path, text in zip(flags.prompt_file, texts, strict=True):
         if not text:
@@ -110,7 +110,7 @@ def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namespace) -> list[Any]:
-    """Token ids of each prompt from its beginning (BOS), with --chat as a message in the chat template."""
+    """Returns token ids of each prompt from its beginning (BOS), with --chat as a message in the chat template."""
     import numpy as np
 
     from fot_jax.data.chat import encode_chat
@@ -124,7 +124,7 @@ def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namesp
 
 
 def over_devices(params: Any, config: ExperimentConfig, flags: argparse.Namespace) -> tuple[Any, Any]:
-    """The parameters laid out over the mesh that the flags name, and that mesh; as they are, and None, without one."""
+    """Spreads the parameters over the mesh that the flags name; returns both, or them as they are and None."""
     sizes = cli.mesh_of(flags)
     if sizes is None:
         return params, None
@@ -141,7 +141,7 @@ PROGRESS_SECONDS = 5.0  # between lines where stderr is no terminal
 
 
 def show_progress(progress: Any, shown: list[float]) -> None:
-    """One line on stderr, rewritten on a terminal; elsewhere one every few seconds. `shown`: when the last was."""
+    """Prints a line on stderr, rewritten on a terminal, else one every few seconds. `shown`: time of the last one."""
     more = progress.tokens_read < progress.tokens_total
     if more and not sys.stderr.isatty() and progress.seconds - shown[0] < PROGRESS_SECONDS:
         return
@@ -156,7 +156,7 @@ def show_progress(progress: Any, shown: list[float]) -> None:
 
 
 def write_texts(steps: Any, vocabulary: Any, paths: list[str]) -> None:
-    """Streams one row's text, or prints every row's under its file's name once all are done."""
+    """Streams the text of one row; prints those of several rows under their names once all are done."""
     from fot_jax.infer.generate import FINISHED
     from fot_jax.infer.text_stream import TextStream
 
@@ -246,7 +246,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
-    """Says once that the memory that was asked for is not read: there is no memory layer, or nothing in it."""
+    """Says that the memory flags change nothing: no memory layer, nothing in memory, or top-k takes all of it."""
     from fot_jax.infer.windows import reads_memory
 
     longest, W = max(map(len, prompts)), model.local_context
@@ -263,7 +263,7 @@ def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) 
 def save_memory(
     store: Any, flags: argparse.Namespace, *, fingerprint: str, logn_from: int, before: int, stop: interrupts.Stop
 ) -> None:
-    """Writes what was read, `before` entries of it already there at the start; after a signal it says so and ends."""
+    """Writes the memory, which held `before` entries at the start; after a signal it says so and ends the process."""
     from fot_jax.memory import files
 
     new = int(store.appended.sum()) - before
@@ -280,7 +280,7 @@ def save_memory(
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     add_flags(parser)
     return parser

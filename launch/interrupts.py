@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM while something long runs: what is whole is kept, and one line says so.
+"""Handles Ctrl-C and SIGTERM during long work: what is whole is kept, and one line says so.
 
-Exit codes are those that shells give: 130 after Ctrl-C, 143 after SIGTERM.
+Exit codes are as in shells: 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; `number` is the signal's."""
+    """Interrupt by Ctrl-C or SIGTERM; `number` is the signal's."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -23,12 +23,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ends work between two of its pieces, because a signal came."""
+    """End of work between two of its pieces, because a signal came."""
 
 
 @contextlib.contextmanager
 def _handled(handle: Any) -> Iterator[None]:
-    """Has both signals call `handle(number)`; outside the main thread Python allows no handlers: nothing is caught."""
+    """Holds `handle(number)` as handler of both signals; of none outside the main thread, where Python allows none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,15 +45,15 @@ def _raise(number: int) -> NoReturn:
 
 
 def raised() -> contextlib.AbstractContextManager[None]:
-    """Raises Interrupted at once where a signal comes."""
+    """Holds handlers that raise Interrupted as soon as a signal comes."""
     return _handled(_raise)
 
 
 class Stop:
-    """Catches the first signal, for which the work looks between two of its pieces; the next one raises Interrupted.
+    """Catcher of the first signal, which work checks between two of its pieces; the next one raises Interrupted.
 
     Attributes:
-      number: the signal that came; 0: none.
+      number: of the signal that came; 0: none.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Stop:
         self.number = number
 
     def caught(self) -> contextlib.AbstractContextManager[None]:
-        """Catches signals while entered."""
+        """Holds handlers that catch signals."""
         return _handled(self._handle)
 
     def check(self) -> None:
@@ -74,7 +74,7 @@ class Stop:
             raise Stopped
 
     def until(self, items: Iterable[T]) -> Iterator[T]:
-        """The items up to the first signal."""
+        """Yields the items up to the first signal."""
         for item in items:
             yield item
             if self.number:

@@ -20,7 +20,7 @@ LARGEST = 1 << 22  # the trainer takes memory for all of them at once, and ends 
 
 
 def texts(config: ExperimentConfig) -> Iterator[str]:
-    """The training documents of a config, as text."""
+    """Yields the training documents of a config, as text."""
     from fot_jax.data.streams import make_store, make_vocabulary
 
     data = dataclasses.replace(config.data, vocabulary=VocabularyConfig(kind=VocabularyKind.BYTES))
@@ -32,7 +32,7 @@ def texts(config: ExperimentConfig) -> Iterator[str]:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Trains, writes the file and says how many bytes a token stands for."""
+    """Trains, writes the file and prints how many bytes a token covers."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

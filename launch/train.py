@@ -1,16 +1,16 @@
-"""Trains an experiment; goes on by itself when the folder holds a checkpoint.
+"""Trains an experiment; resumes by itself when the folder holds a checkpoint.
 
   python -m launch.train --config=configs/tiny_code.py [--config.train.steps=100 ...] [--workdir=DIR]
   python -m launch.train --gin_file=configs/NAME.gin [--gin_bindings='TrainConfig.steps = 100'] [--workdir=DIR]
 
-The folder gets config.json, checkpoints/, metrics.jsonl and tensorboard/. SIGTERM and Ctrl-C save after the step
-under way, and the same command goes on from there. A second Ctrl-C ends at once, without saving.
+The folder gets config.json, checkpoints/, metrics.jsonl and tensorboard/. SIGTERM and Ctrl-C save after the current
+step, and the same command resumes from there. A second Ctrl-C ends at once, without saving.
 
-On several hosts the same command runs on each, with a --workdir that all share. TPU slices (Cloud TPU VMs, GKE)
-find one another; elsewhere give each process --coordinator=HOST:PORT --num-processes=N --process-id=I.
-docs/pods.md has the way from an empty project to a running pod.
+On several hosts run the same command on each, with a --workdir that all share. Hosts of TPU slices (Cloud TPU VMs,
+GKE) find each other; elsewhere give each process --coordinator=HOST:PORT --num-processes=N --process-id=I.
+docs/pods.md leads from an empty project to a running pod.
 
-Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 something you can mend (a full disk too),
+Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 an error you can fix (a full disk too),
 3 another process of the run died, 130 interrupted by Ctrl-C (SIGINT), saved if a step was done.
 """
 
@@ -29,7 +29,7 @@ COMPILATION_CACHE = "~/.cache/fot_jax/xla"
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Trains what the flags describe: here, or as one process of several."""
+    """Trains the experiment of the flags, in this process or as one process of several."""
     from launch.multihost import supervisor
 
     config = cli.load_experiment(flags)
@@ -48,7 +48,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def _seat(flags: argparse.Namespace):
-    """The Seat of this process among several, None for a run of one."""
+    """Returns the Seat of this process among several, None for a run of one."""
     from launch.multihost import seats
 
     named = seats.from_flags(flags.coordinator, flags.num_processes, flags.process_id)
@@ -61,10 +61,10 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     """Trains in this process; returns the exit code.
 
     Raises:
-      UserError: something the user can mend.
+      UserError: an error that the user can fix.
     """
-    profile = _profile_steps(flags.profile_steps)  # before minutes go into imports
-    from fot_jax.train.loop import train  # JAX is wanted only after the flags are understood
+    profile = _profile_steps(flags.profile_steps)  # fails before the slow imports
+    from fot_jax.train.loop import train  # imports JAX only once the flags are valid
     from fot_jax.train.recorder import NonFiniteError
 
     _keep_compiled(flags.compilation_cache)
@@ -95,7 +95,7 @@ def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member
         link.fail("was interrupted", cli.INTERRUPTED)
     except BaseException as error:
         traceback.print_exc()
-        link.fail(f"{type(error).__name__}, see its output", 70)  # not this run's to name: a lost peer raises too
+        link.fail(f"{type(error).__name__}, see its output", 70)  # not 1 or 2: a lost peer may be the cause
     distributed.leave()
     if code:  # all have saved at the same step
         sys.exit(code)
@@ -122,7 +122,7 @@ def _keep_compiled(folder: str | None) -> None:
 
 
 def _profile_steps(text: str | None):
-    """The ProfileSteps of FROM:TO, None where nothing is asked for."""
+    """Parses FROM:TO into ProfileSteps; None without a text."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
@@ -134,7 +134,7 @@ def _profile_steps(text: str | None):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser, workdir=True)
     parser.add_argument(

@@ -1,1 +1,1 @@
-"""Compiling for pods that are not here: chips, programs, and what the compiler's own text says they cost."""
+"""Compilation for absent pods: chips, programs, and their costs by the compiler's own text."""

@@ -1,4 +1,4 @@
-"""The chips a program can be compiled for, as published, and the names of their pods."""
+"""Published figures of the chips that a program can be compiled for, and the names of their pods."""
 
 import dataclasses
 import math
@@ -11,17 +11,17 @@ GIGA, TERA, GIBI = 1e9, 1e12, 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip; a device is a chip, on a v3 one of its two cores.
+    """One chip. A JAX device is a whole chip, except on v3, where it is one of the chip's two cores.
 
     Attributes:
-      name: as in a topology's name.
+      name: the chip's name in a topology.
       devices: JAX devices of a chip.
-      libtpu_options: of the topology's description. A v4 is one device of two cores only where asked for.
+      libtpu_options: options of the topology's description. A v4 is one device of two cores only if asked for.
       flops: peak bfloat16 FLOP/s.
-      hbm_bytes: memory of high bandwidth.
-      hbm_bytes_per_second: its bandwidth.
-      ici_bytes_per_second: what the chip can receive from its neighbours over all links together.
-      source: where the figures stand.
+      hbm_bytes: size of its high-bandwidth memory.
+      hbm_bytes_per_second: bandwidth of that memory.
+      ici_bytes_per_second: bandwidth at which the chip receives over all its links together.
+      source: publication of the figures.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Chip:
 
     @property
     def device(self) -> "Chip":
-        """The share of one JAX device."""
+        """The share of one JAX device in the chip."""
         return dataclasses.replace(
             self,
             devices=1,
@@ -77,7 +77,7 @@ CHIPS = {
         ),
     )
 }  # fmt: skip
-# What "cpu:8" is reckoned with, so that a report can be made where no libtpu is: one core, roughly.
+# Figures for "cpu:8", so that a report can be made without libtpu: roughly one core.
 CPU = Chip(
     name="cpu", flops=50 * GIGA, hbm_bytes=16 * GIBI, hbm_bytes_per_second=10 * GIGA,
     ici_bytes_per_second=10 * GIGA, source="a stand-in, not a chip",
@@ -90,9 +90,9 @@ class Pod:
     """A named arrangement of chips.
 
     Attributes:
-      topology: its name, "v5e:16x16".
-      chip: of which it is made.
-      chips: how many.
+      topology: the pod's name, "v5e:16x16".
+      chip: kind of its chips.
+      chips: number of chips.
     """
 
     topology: str
@@ -101,15 +101,15 @@ class Pod:
 
     @property
     def devices(self) -> int:
-        """JAX devices."""
+        """Number of JAX devices."""
         return self.chips * self.chip.devices
 
 
 def parse_topology(text: str) -> Pod:
-    """The pod that a topology's name means: "v5e:16x16", "v5p:4x4x4", "cpu:8".
+    """Returns the pod that a topology's name means: "v5e:16x16", "v5p:4x4x4", "cpu:8".
 
     Raises:
-      UserError: no such chip, or not of the form CHIP:NxM or CHIP:NxMxK.
+      UserError: the chip is unknown, or the name is not CHIP:NxM or CHIP:NxMxK.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
     sides = [int(side) for side in match[2].split("x")] if match else []

@@ -1,4 +1,4 @@
-"""Compiles one program for a pod and reports what came out."""
+"""Compilation of one program for a pod, and its report."""
 
 import dataclasses
 import time
@@ -24,15 +24,15 @@ COMPILER_KEYS = ("flops", "bytes accessed", "optimal_seconds")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to compile.
+    """One program to compile.
 
     Attributes:
       config: the experiment, with the mesh to compile for.
-      kind: which program.
+      kind: kind of the program.
       num_contexts: d of TRAIN.
-      rows: of READ and DECODE; 0: one for each device along data and fsdp.
-      memory_entries: of a row, READ and DECODE.
-      variant: how a sweep calls it.
+      rows: rows of READ and DECODE; 0: one for each device along data and fsdp.
+      memory_entries: memory entries per row of READ and DECODE.
+      variant: its name in a sweep.
     """
 
     config: ExperimentConfig
@@ -50,7 +50,7 @@ def _program(job: Job, mesh: Mesh) -> Program:
 
 
 def attention_of(job: Job, mesh: Mesh) -> str:
-    """The form of the train step's attention on the mesh; "" of inference, which reads a cache and has one form."""
+    """Returns the backend of the train step's attention on the mesh; "" for inference, which has only one."""
     if job.kind is not ProgramKind.TRAIN:
         return ""
     named = job.config.model.attention
@@ -60,12 +60,12 @@ def attention_of(job: Job, mesh: Mesh) -> str:
 
 
 def branch_shares(model: ModelConfig, *, first: int = 0) -> dict[str, float]:
-    """How often a memory layer's branch is taken: in P of the N layers of the scan, which begins at layer `first`."""
+    """Returns the share of runs that take a memory layer's branch: P of the N − first layers that are scanned."""
     return {MEMORY_BRANCH: len(model.memory_layers) / (model.num_layers - first)} if model.scan_layers else {}
 
 
 def compile_program(job: Job, *, pod: Pod, mesh: Mesh) -> tuple[Report, str]:
-    """The report of one program, and its text ("" where the compiler gave up for want of memory)."""
+    """Returns the report of one program, and its text (the compiler's error if memory does not suffice)."""
     start = time.perf_counter()
     program = _program(job, mesh)
     traced = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Devices of a pod that is not here: described by libtpu to the compiler, or the CPU's own for a dry run.
+"""Devices of an absent pod, which libtpu describes to the compiler, or the CPU's own for a dry run.
 
-`prepare_environment` comes before JAX's first import in the process.
+Call `prepare_environment` before the process first imports JAX.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from typing import Any
 from fot_jax.aot.chips import CPU, Pod
 from fot_jax.config import UserError
 
-FOLDER = ".libtpu"  # where `make libtpu` puts it: no part of the environment
+FOLDER = ".libtpu"  # `make libtpu` installs it here, outside of the environment
 INSTALL = f"make libtpu (or: pip install --no-deps --target {FOLDER} -r requirements-aot.txt)"
 LOCK = "fot_jax_libtpu.lock"
 
 
 def prepare_environment(pod: Pod) -> None:
-    """Sets what JAX and libtpu read when they start: no TPU is looked for, compiling needs none.
+    """Sets the variables that JAX and libtpu read when they start: compiling needs no TPU, and none is looked for.
 
     Raises:
-      UserError: libtpu is not installed, or JAX is already imported.
+      UserError: libtpu is not installed.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     if pod.chip is CPU:
@@ -46,7 +46,7 @@ def prepare_environment(pod: Pod) -> None:
 
 @contextlib.contextmanager
 def only_libtpu(pod: Pod, *, say: Callable[[str], None] = print, folder: str | None = None) -> Iterator[None]:
-    """Waits for other processes of ours that compile: libtpu serves one process of a machine at a time."""
+    """Holds this machine's lock on libtpu, which serves one process at a time; waits for other processes of ours."""
     if pod.chip is CPU:
         yield
         return
@@ -61,7 +61,7 @@ def only_libtpu(pod: Pod, *, say: Callable[[str], None] = print, folder: str | N
 
 
 def pod_devices(pod: Pod) -> list[Any]:
-    """The pod's devices in JAX's order.
+    """Returns the pod's devices in JAX's order.
 
     Raises:
       UserError: libtpu refuses the topology, or another program holds libtpu.

@@ -1,4 +1,4 @@
-"""A compiled program's text (HLO) as computations and instructions. Nothing of JAX is needed."""
+"""Parser of a compiled program's text (HLO) into computations and instructions; does not need JAX."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a shape: element type, dimensions, and whether it lies outside HBM (`S(1)`: on the chip)."""
+    """One array of a shape: element type, dimensions, and whether it is outside HBM (`S(1)`: on the chip)."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -26,12 +26,12 @@ class Array:
 
     @property
     def elements(self) -> int:
-        """How many."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
-        """Without the padding of tiles."""
+        """Bytes of the array, without the padding of tiles."""
         bits = BITS.get(self.dtype, 8 if self.dtype.startswith("f8") else None)
         if bits is None:
             raise ValueError(f"element type {self.dtype!r} of HLO is unknown; known: {sorted(BITS)} and f8*")
@@ -44,12 +44,12 @@ class Instruction:
 
     Attributes:
       name: unique in its computation.
-      shape: the arrays of the result, a tuple's laid flat.
+      shape: the arrays of the result; a tuple is flattened.
       opcode: "fusion", "while", "all-gather-start", ...
-      operands: names.
+      operands: names of the operands.
       literal: the text between the parentheses.
-      attributes: the text behind them.
-      is_root: whether it is its computation's result.
+      attributes: the text after the parentheses.
+      is_root: True if it is its computation's result.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """Of all arrays of the result."""
+        """Bytes of all arrays of the result."""
         return sum(array.bytes for array in self.shape)
 
     @functools.cached_property
@@ -81,7 +81,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the Python program it comes from: named scopes and primitives, "" if not said."""
+        """Origin in the Python program: named scopes and primitives; "" if not given."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
 
@@ -95,16 +95,16 @@ class Computation:
 
     @functools.cached_property
     def root(self) -> Instruction:
-        """The result."""
+        """The instruction that makes the result."""
         return next(one for one in self.instructions.values() if one.is_root)
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """By number."""
+        """Parameters by number."""
         return {int(one.literal): one for one in self.instructions.values() if one.opcode == "parameter"}
 
     def users(self, name: str) -> list[Instruction]:
-        """Instructions that read `name`."""
+        """Returns the instructions that read `name`."""
         return [one for one in self.instructions.values() if name in one.operands]
 
 
@@ -117,7 +117,7 @@ class Module:
 
 
 def parse_shape(text: str) -> tuple[Array, ...]:
-    """The arrays of a shape: "bf16[128,2048]{1,0:T(8,128)(2,1)S(1)}", or of a tuple of shapes."""
+    """Returns the arrays of a shape: "bf16[128,2048]{1,0:T(8,128)(2,1)S(1)}", or of a tuple of shapes."""
     return tuple(
         Array(
             dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d), bool(re.search(r"S\([1-9]", layout or ""))
@@ -127,7 +127,7 @@ def parse_shape(text: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at `start`; text in double quotes is passed over."""
+    """Returns the index of the parenthesis that closes the one at `start`; skips text in double quotes."""
     depth, quoted = 0, False
     for index in range(start, len(text)):
         character = text[index]
@@ -142,7 +142,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    """One line of a computation; None where it is no instruction."""
+    """Parses one line of a computation; returns None if it is no instruction."""
     head = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
     if not head:
         return None
@@ -166,7 +166,7 @@ def parse_instruction(line: str) -> Instruction | None:
 
 
 def parse_module(text: str) -> Module:
-    """The program in `compiled.as_text()`.
+    """Parses the program in `compiled.as_text()`.
 
     Raises:
       ValueError: no computation is marked ENTRY, or a line cannot be read.
@@ -189,7 +189,7 @@ def parse_module(text: str) -> Module:
 
 
 def largest_arrays(module: Module, *, most: int) -> list[tuple[str, int, str]]:
-    """(shape, bytes, op_name) of the largest arrays made outside of fusions, each shape once, largest first."""
+    """Returns (shape, bytes, op_name) of the largest arrays outside of fusions, each shape once, largest first."""
     fused = {
         one.called["calls"]
         for computation in module.computations.values()
@@ -207,10 +207,10 @@ def largest_arrays(module: Module, *, most: int) -> list[tuple[str, int, str]]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often a `while` runs: what the compiler noted, or n / s of the condition `i < n` and the body's `i + s`.
+    """Returns how often a `while` runs: the compiler's note, or n / s of the condition `i < n` and the body's `i + s`.
 
-    None where neither stands. Loops of the compiler's count from 0: a scan by 1, a matrix product that is overlapped
-    with the exchange of its operands (`windowed_dot_general`) by the blocks that one run multiplies.
+    Returns None if it finds neither. The compiler's loops count from 0: a scan by 1; a matrix product that overlaps
+    the exchange of its operands (`windowed_dot_general`) by the number of blocks that one run multiplies.
     """
     noted = TRIP_COUNT.search(loop.attributes)
     if noted:
@@ -228,7 +228,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 
 
 def _step(body: Computation, place: int) -> int | None:
-    """The constant that one run of a loop's body adds to what it carries at `place`; None if not in sight."""
+    """Returns the constant that one run of a loop's body adds to its carried value at `place`; None if not found."""
     if body.root.opcode != "tuple":
         return None
     after = body.instructions[body.root.operands[place]]
@@ -238,7 +238,7 @@ def _step(body: Computation, place: int) -> int | None:
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
-    """Devices that take part in one group of a collective; all where none are named.
+    """Returns the number of devices in one group of a collective; all devices if no groups are named.
 
     replica_groups=[2,64]<=[128]                            64
     replica_groups={{0,1,2,3},{4,5,6,7}}                    4

@@ -1,23 +1,23 @@
-"""What a compiled program does, from its text: matrix FLOPs, bytes through HBM, bytes through the interconnect.
+"""Costs of a compiled program by its text: matrix FLOPs, bytes through HBM, bytes through the interconnect.
 
 The compiler's own cost analysis counts the body of a loop once; here it counts as often as it runs. All figures are
-those of one device and one run of the program:
+for one device and one run of the program:
 
     FLOPs        2 x multiplications of `dot` and `convolution`; of kernels what they declare
-    HBM          what each instruction or fusion reads and writes; of a sliced operand the slice; nothing that lies on
-                 the chip (`S(1)`); without the padding of tiles
-    interconnect what a device receives, g devices in a group, b the bytes of the whole result or operand:
+    HBM          bytes that each instruction or fusion reads and writes; of a sliced operand only the slice; nothing
+                 that is on the chip (`S(1)`); without the padding of tiles
+    interconnect bytes that a device receives; g devices in a group, b the bytes of the whole result or operand:
                      all-gather, reduce-scatter, all-to-all   b (g − 1) / g
                      all-reduce                               2 b (g − 1) / g
                      collective-permute                       b
     conditional  its costliest branch, as often as `branch_shares` says
 
-A TPU's compiler may spread one collective over the fusions that it runs beside. Each of them then holds the same
+A TPU's compiler may spread one collective over the fusions that run at the same time. Each of them then holds this
 collective, marked by `async_collective_fusion_config`, and hands its buffers on:
 
     fusion with AsyncCollectiveStart  →  async_collective_fusion …  →  fusion with AsyncCollectiveDone
 
-It counts once, where it starts.
+The collective counts once, where it starts.
 """
 
 import dataclasses
@@ -42,12 +42,12 @@ class Costs:
     """Sums of one run on one device.
 
     Attributes:
-      flops: of matrix products.
-      hbm_bytes: read and written.
+      flops: FLOPs of matrix products.
+      hbm_bytes: HBM bytes read and written.
       received: interconnect bytes by kind of collective.
-      collectives: how many of each kind run.
-      beside: how many of them start before other work and end after it; chains of fusions are not looked at.
-      kernels: how many custom calls of each target run.
+      collectives: number of collectives run, by kind.
+      beside: number of them that start before other work and end after it; chains of fusions are not included.
+      kernels: number of custom calls run, by target.
       unknown_loops: loops whose trip count is not in the text; they count once.
     """
 
@@ -60,7 +60,7 @@ class Costs:
     unknown_loops: float = 0.0
 
     def plus(self, other: "Costs", times: float = 1.0) -> "Costs":
-        """This and `times` the other."""
+        """Returns the sum of this and `times` the other."""
         sums = {}
         for field in dataclasses.fields(self):
             mine, its = getattr(self, field.name), getattr(other, field.name)
@@ -72,13 +72,13 @@ class Costs:
 
 
 def count(module: Module, *, devices: int, branch_shares: Mapping[str, float] | None = None) -> Costs:
-    """The costs of a program.
+    """Counts the costs of a program.
 
     Args:
       module: the parsed text.
-      devices: of the whole program.
+      devices: number of devices of the whole program.
       branch_shares: a pattern for the `op_name` of a conditional, and the share of its runs in which the costliest
-        branch is taken; conditionals that none matches take it always.
+        branch is taken; conditionals that no pattern matches always take it.
     """
     return _Walk(module, devices, dict(branch_shares or {})).computation(module.entry)
 
@@ -133,7 +133,7 @@ class _Walk:
         return shares[0] if shares else 1.0
 
     def _result(self, one: Instruction):
-        """The arrays a collective hands on; a `-start` carries its operands and counters too."""
+        """Returns the arrays that a collective hands on; a `-start` carries its operands and counters too."""
         if not one.opcode.endswith("-start") or one.opcode == "all-reduce-start":
             return one.shape
         number = len(one.operands)
@@ -158,7 +158,7 @@ class _Walk:
         )
 
     def _plain_bytes(self, here: Computation, one: Instruction) -> float:
-        """Operands and result of an instruction that is no fusion."""
+        """Returns the HBM bytes of operands and result of an instruction that is no fusion."""
         operands = [here.instructions[name] for name in one.operands]
         if one.opcode in SLICES:
             return float(_hbm(one) + min(one.bytes, _hbm(operands[0])))
@@ -182,9 +182,9 @@ class _Walk:
         return total
 
     def _read(self, fused: Computation, name: str) -> int:
-        """Bytes of a parameter that a fusion reads: where it is only sliced, the slices."""
+        """Returns the bytes of a parameter that a fusion reads: only the slices, if it is only sliced."""
         total, users = 0, fused.users(name)
-        if _carries(fused):  # what belongs to the collective is handed on as it is
+        if _carries(fused):  # operands of the collective are handed on unread
             users = [user for user in users if user.opcode != "tuple" and not _under_way(fused, user)]
         for user in users:
             if user.opcode in SLICES and user.operands[0] == name:
@@ -203,7 +203,7 @@ class _Walk:
 
 
 def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
-    """Bytes that a fusion writes to its results: of an update in place the update alone."""
+    """Returns the bytes that a fusion writes to its results: of an update in place, only the update."""
     while root.opcode == "bitcast":
         root = fused.instructions[root.operands[0]]
     if root.opcode == "tuple":
@@ -218,7 +218,7 @@ def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -
 
 
 def _beside_work(here: Computation, one: Instruction) -> bool:
-    """Whether other work lies between a `-start` and its `-done`, in the order in which instructions run."""
+    """True if other work runs between a `-start` and its `-done`, in the order of instructions."""
     if not one.opcode.endswith("-start"):
         return False
     names = list(here.instructions)
@@ -232,24 +232,24 @@ def _beside_work(here: Computation, one: Instruction) -> bool:
 
 
 def _under_way(here: Computation, one: Instruction) -> bool:
-    """Whether a collective started in another fusion and only goes on in this one, see the module's docstring."""
+    """True if a collective started in another fusion and only continues in this one; see the module's docstring."""
     marked = one.opcode in COLLECTIVES and '"async_collective_fusion_config"' in one.attributes
     return marked and _custom_call(here, CHAIN_START) is None
 
 
 def _carries(fused: Computation) -> bool:
-    """Whether a fusion runs beside a collective that it hands on."""
+    """True if a fusion overlaps with a collective that it hands on."""
     return any(_under_way(fused, one) for one in fused.instructions.values())
 
 
 def _custom_call(computation: Computation, target: str) -> Instruction | None:
-    """The first custom call of a target."""
+    """Returns the first custom call of a target, or None."""
     calls = (one for one in computation.instructions.values() if one.opcode == "custom-call")
     return next((one for one in calls if f'"{target}"' in one.attributes), None)
 
 
 def _keeps_a_part(here: Computation, one: Instruction) -> bool:
-    """Whether an all-reduce is half of a TPU's reduce-scatter: a fusion of it and the slice that is kept."""
+    """True if an all-reduce is half of a TPU's reduce-scatter: a fusion of it and the slice that is kept."""
     if one.opcode != "all-reduce":
         return False
     users = here.users(one.name)
@@ -257,5 +257,5 @@ def _keeps_a_part(here: Computation, one: Instruction) -> bool:
 
 
 def _hbm(one: Instruction) -> int:
-    """Bytes of a result that lie in HBM."""
+    """Returns the bytes of a result that are in HBM."""
     return sum(array.bytes for array in one.shape if not array.on_chip)

@@ -8,10 +8,10 @@ from fot_jax.aot.hlo import Computation, Instruction
 
 
 def flops(here: Computation, one: Instruction) -> float:
-    """FLOPs of a matrix product; 0 of anything else.
+    """Returns the FLOPs of a matrix product; 0 for anything else.
 
-    Products with one row, as decoding has them, XLA writes for TPUs as a multiplication and a sum (`reduce`), which
-    keeps the product's name.
+    For TPUs, XLA writes products with one row, as in decoding, as a multiplication and a sum (`reduce`), which keeps
+    the product's name.
     """
     if one.opcode == "reduce" and one.op_name.endswith("dot_general"):
         return 2.0 * here.instructions[one.operands[0]].shape[0].elements
@@ -24,9 +24,9 @@ def flops(here: Computation, one: Instruction) -> float:
 
 
 def _convolution_flops(here: Computation, one: Instruction) -> float:
-    """2 x kernel features in x features out x batch x valid (output, kernel) places of each window axis.
+    """Returns 2 x kernel features in x features out x batch x valid (output, kernel) places of each window axis.
 
-    XLA writes matrix products for TPUs as convolutions, batch axes as windows that meet one place each.
+    For TPUs, XLA writes matrix products as convolutions, with batch axes as windows that meet one place each.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     assert labels is not None, one.attributes
@@ -46,7 +46,7 @@ def _convolution_flops(here: Computation, one: Instruction) -> float:
 
 
 def _window(one: Instruction, key: str, axis: int, axes: int) -> int:
-    """One value of `window={size=3x3 stride=2x2 pad=1_1x1_1}`; of a padding the low side."""
+    """Returns one value of `window={size=3x3 stride=2x2 pad=1_1x1_1}`; of a padding the low side."""
     default = {"pad": 0}.get(key, 1)
     match = re.search(rf"window=\{{[^}}]*\b{key}=([\d_x\-]+)", one.attributes)
     if not match:
@@ -57,7 +57,7 @@ def _window(one: Instruction, key: str, axis: int, axes: int) -> int:
 
 
 def _valid_places(size: int, kernel: int, out: int, *, stride: int, lhs_dilate: int, rhs_dilate: int, pad: int) -> int:
-    """(output, kernel) pairs that meet an element of the input, not padding and not the gaps of a dilation."""
+    """Counts (output, kernel) pairs that meet an element of the input, not padding or the gaps of a dilation."""
     places = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * rhs_dilate - pad
     inside = (places >= 0) & (places <= (size - 1) * lhs_dilate) & (places % lhs_dilate == 0)
     return int(inside.sum())

@@ -25,7 +25,7 @@ from fot_jax.types import Batch
 
 
 class ProgramKind(enum.Enum):
-    """TRAIN: one optimizer step. READ: one window of every row, no logits. DECODE: one token of every row."""
+    """Programs to compile: one optimizer step; one window of every row, no logits; one token of every row."""
 
     TRAIN = "train"
     READ = "read"
@@ -34,14 +34,14 @@ class ProgramKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What is to be compiled, and what is known of it beforehand.
+    """One program to compile, with its known sizes.
 
     Attributes:
       lowered: `jax.stages.Lowered`.
-      model: the layers that are run; reading runs those up to the last memory layer.
-      bytes: of each group of inputs, on one device.
-      flops: of one device by formula (fot_jax/models/account.py); what remat computes again is not counted.
-      tokens: of all devices in one run of the program.
+      model: the model that is run; reading runs the layers up to the last memory layer.
+      bytes: bytes of each group of inputs, on one device.
+      flops: FLOPs of one device by formula (fot_jax/models/account.py), without those that remat repeats.
+      tokens: tokens of all devices in one run of the program.
     """
 
     lowered: Any
@@ -52,7 +52,7 @@ class Program:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes that the arrays of a tree take on one device, without the padding of tiles."""
+    """Returns the bytes that the arrays of a tree take on one device, without the padding of tiles."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         entries = 1
@@ -67,7 +67,7 @@ def _shape(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.S
 
 
 def train_program(config: ExperimentConfig, mesh: Mesh, *, num_contexts: int) -> Program:
-    """The train step at d = `num_contexts`, as `fot_jax.train.loop` calls it.
+    """Returns the train step at d = `num_contexts`, as `fot_jax.train.loop` calls it.
 
     Raises:
       ConfigError: rows or a parameter do not divide over the mesh.
@@ -99,13 +99,13 @@ def train_program(config: ExperimentConfig, mesh: Mesh, *, num_contexts: int) ->
 def inference_program(
     config: ExperimentConfig, mesh: Mesh, *, kind: ProgramKind, rows: int, memory_entries: int
 ) -> Program:
-    """READ or DECODE of `rows` rows (0: one a shard of rows) with a memory of `memory_entries` a row in device arrays.
+    """Returns READ or DECODE of `rows` rows (0: one per shard), with `memory_entries` per row in device arrays.
 
-    Heads are split over tensor, rows and the entries of their memory over the rest (`sharding.memory_layout`): with
-    fewer rows than devices along data and fsdp the memory is split by entries, as `infer.windows.read` does.
+    Heads are split over tensor; rows and the entries of their memory over the other axes (`sharding.memory_layout`).
+    With fewer rows than devices along data and fsdp, the memory is split by entries, as `infer.windows.read` does.
 
     Raises:
-      ConfigError: rows or a parameter do not divide over the mesh; the memory is ScaNN's, on the host.
+      ConfigError: rows or a parameter do not divide over the mesh; the memory is ScaNN's, which is on the host.
     """
     rows = rows or shards(mesh, "batch")
     data = mesh.shape["data"]
@@ -135,7 +135,7 @@ def inference_program(
         view = DeviceView.of(far, far, _shape((rows,), jnp.int32, over_rows), config=config.memory, layout=layout)
     T = 1 if kind is ProgramKind.DECODE else model.local_context
     tokens, counts = _shape((rows, T), jnp.int32, over_rows), _shape((rows,), jnp.int32, over_rows)
-    # Activations are pinned where their rows and positions divide; elsewhere they follow the cache.
+    # Activations are pinned if their rows and positions divide; otherwise they follow the cache.
     divide = rows % shards(mesh, "batch") == 0 and T % shards(mesh, "length") == 0
     pinned = mesh.abstract_mesh
     if not divide:  # no axes, but still the chip that is traced for

@@ -1,4 +1,4 @@
-"""One compiled program's report: memory against the chip, FLOPs, traffic, time bounds; as a record and as a table."""
+"""Report of one compiled program: memory against the chip, FLOPs, traffic, time bounds; as a record and as a table."""
 
 import dataclasses
 import re
@@ -15,13 +15,13 @@ class Memory:
     """Bytes of one device.
 
     Attributes:
-      inputs: of each group of inputs, without the padding of tiles.
+      inputs: bytes of each group of inputs, without the padding of tiles.
       arguments: all inputs as the compiler lays them out.
-      outputs: results that take no input's place.
+      outputs: results that do not reuse an input's buffer.
       temporaries: activations, gradients and buffers of exchanges.
       code: the program itself.
       peak: the most that is in use at once.
-      limit: what the device has.
+      limit: memory of the device.
     """
 
     inputs: dict[str, int]
@@ -34,7 +34,7 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the limit."""
+        """True if the peak is within the limit."""
         return self.peak <= self.limit
 
     @property
@@ -44,13 +44,13 @@ class Memory:
 
     @property
     def largest(self) -> str:
-        """The largest term."""
+        """Name of the largest term."""
         terms = {**self.inputs, "outputs": self.outputs, "temporaries": self.temporaries, "code": self.code}
         return max(terms, key=lambda name: terms[name])
 
 
 def memory_of(stats: Any, *, inputs: dict[str, int], chip: Chip) -> Memory:
-    """From `compiled.memory_analysis()`. Peak: arguments + outputs not aliased + temporaries + code."""
+    """Reads `compiled.memory_analysis()`. Peak: arguments + outputs not aliased + temporaries + code."""
     outputs = int(stats.output_size_in_bytes - stats.alias_size_in_bytes)
     arguments, temporaries = int(stats.argument_size_in_bytes), int(stats.temp_size_in_bytes)
     code = int(stats.generated_code_size_in_bytes)
@@ -66,7 +66,7 @@ def memory_of(stats: Any, *, inputs: dict[str, int], chip: Chip) -> Memory:
 
 
 def time_bounds(costs: Costs, *, chip: Chip) -> dict[str, float]:
-    """Seconds that each unit of a device needs at least; their maximum is the roofline bound.
+    """Returns the seconds that each unit of a device needs at least; their maximum is the roofline bound.
 
     FLOPs over peak bfloat16 FLOP/s, bytes through HBM over its bandwidth, bytes received over all links together.
     """
@@ -80,7 +80,7 @@ def time_bounds(costs: Costs, *, chip: Chip) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What compiling one program showed; figures are of one device unless said.
+    """Result of compiling one program; figures are of one device unless said.
 
     Attributes:
       config: the experiment's name.
@@ -88,15 +88,15 @@ class Report:
       pod: the pod.
       mesh: devices per axis.
       variant: what was varied, "" where nothing was.
-      tokens: of all devices in one run.
-      memory: None where the compiler gave up for want of memory.
-      costs: from the program's text.
-      formula_flops: by fot_jax/models/account.py.
+      tokens: tokens of all devices in one run.
+      memory: None if the compiler refused for lack of memory.
+      costs: costs by the program's text.
+      formula_flops: FLOPs by fot_jax/models/account.py.
       compiler: `flops` and `bytes accessed` of the compiler's own analysis (loop bodies once), `optimal_seconds`.
-      seconds: of tracing and of compiling.
-      refusal: the compiler's words where the program does not fit.
-      attention: the form of a train step's attention, and what the config calls it where that is 'auto'.
-      arrays: (shape, bytes, where from) of the largest arrays the program makes; some never lie in HBM whole.
+      seconds: seconds of tracing and of compiling.
+      refusal: the compiler's words if the program does not fit.
+      attention: the backend of a train step's attention, and the config's name for it if that is 'auto'.
+      arrays: (shape, bytes, origin) of the largest arrays the program makes; some are never in HBM whole.
     """
 
     config: str
@@ -116,11 +116,11 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether it compiled and its peak is within the device's memory."""
+        """True if it compiled and its peak is within the device's memory."""
         return self.memory is not None and self.memory.fits
 
     def record(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Returns everything, for JSON."""
         values = dataclasses.asdict(self)
         values["fits"] = self.fits
         if self.memory is not None and self.costs is not None:
@@ -132,13 +132,13 @@ class Report:
 
 
 def refusal_memory(message: str) -> str:
-    """The line of the compiler's out-of-memory error that says used and allowed."""
+    """Returns the line of the compiler's out-of-memory error that states used and allowed memory."""
     match = re.search(r"Used [\d.]+\w* of [\d.]+\w* \w+\.[^.\n]*(?:\.[\d]+\w*)?", message)
     return " ".join((match[0] if match else message[:200]).split())
 
 
 def lines(report: Report) -> list[str]:
-    """The report as text."""
+    """Returns the report as lines of text."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     variant = f", {report.variant}" if report.variant else ""
     head = (
@@ -169,7 +169,7 @@ def _gib(value: float) -> str:
 
 def _memory_lines(memory: Memory) -> list[str]:
     rows = [_row(name, _gib(value)) for name, value in memory.inputs.items() if value]
-    rows.append(_row("outputs beside them", _gib(memory.outputs)))
+    rows.append(_row("outputs not aliased", _gib(memory.outputs)))
     rows.append(_row("temporaries", _gib(memory.temporaries), "activations, gradients, exchanged blocks"))
     rows.append(_row("code", _gib(memory.code)))
     verdict = f"fits, {memory.spare:.0%} to spare" if memory.fits else f"does NOT fit, {-memory.spare:.0%} too much"
@@ -194,7 +194,7 @@ def _traffic_lines(costs: Costs) -> list[str]:
     for kind, received in sorted(costs.received.items(), key=lambda item: -item[1]):
         number = f"{costs.collectives[kind]:.0f} of them"
         if kind == "collective-permute":
-            number += f", {costs.beside.get(kind, 0):.0f} beside other work"
+            number += f", {costs.beside.get(kind, 0):.0f} overlapped with other work"
         rows.append(_row(f"received, {kind}", f"{received / 1e9:.3f} GB", number))
     if costs.unknown_loops:
         rows.append(f"  {costs.unknown_loops:.0f} loops without a known trip count are counted once")

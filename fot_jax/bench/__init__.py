@@ -1,8 +1,8 @@
-"""Programs to time, each with what it computes by formula; `launch/bench.py` runs and reports them.
+"""Programs to time, each with its FLOPs or bytes by formula; `launch/bench.py` runs and reports them.
 
-steps      the training step: plain, and crossbatch in each form at several d
+steps      the training step: plain, and crossbatch with each backend at several d
 reading    texts of several lengths, window by window into memory
 decoding   one token after another, with memories of several sizes and each retrieval
 pipeline   batches of the configured data, on the host alone
-machine    what the machine itself does: a matrix product, a pass over memory
+machine    what the machine does at best: a matrix product, a pass over memory
 """

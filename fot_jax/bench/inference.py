@@ -1,4 +1,4 @@
-"""Reading long texts into memory, and decoding with memories of several sizes."""
+"""Programs that read long texts into memory, and that decode with memories of several sizes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ FILLED_AT_ONCE = 1 << 14  # entries
 
 
 def random_params(model: ModelConfig) -> Any:
-    """Unboxed parameters as initialised."""
+    """Returns unboxed parameters as initialised."""
     return nn.unbox(jax.jit(lambda: init_params(model, jax.random.key(0)))())
 
 
 def reading_flops(model: ModelConfig, *, tokens: int) -> float:
-    """Forward FLOPs of reading a text of whole windows with dense memory, by formula.
+    """Returns the forward FLOPs of reading a text of whole windows with dense memory, by formula.
 
-    Every window but the last runs up to the last memory layer; its local queries see W keys (the cache is
-    scored whole), those of memory layers all windows before theirs. One token's logits are computed.
+    Every window but the last runs up to the last memory layer; its queries score W local keys (the
+    whole cache), in memory layers also the keys of all windows before. One token's logits are computed.
     """
     W, lower = model.local_context, up_to_last_memory_layer(model)
     windows = tokens // W
@@ -43,7 +43,7 @@ def reading_flops(model: ModelConfig, *, tokens: int) -> float:
 
 
 def reading_programs(model: ModelConfig, params: Any, *, memory: MemoryConfig, lengths: Sequence[int]) -> list[Program]:
-    """`read` of one text of random tokens at each length, host copies included; `x` is the length."""
+    """Returns a `read` of random tokens at each length, host copies included; `x` is the length."""
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, max(lengths)).astype(np.int32)
 
     def program(length: int) -> Program:
@@ -60,7 +60,7 @@ def reading_programs(model: ModelConfig, params: Any, *, memory: MemoryConfig, l
 
 
 def filled_store(model: ModelConfig, *, entries: int) -> MemoryStore:
-    """A memory of one stream with `entries` random unit keys and values."""
+    """Returns a memory of one stream with `entries` random keys of norm 1 and random values."""
     store, generator = MemoryStore.for_model(model, streams=1), np.random.default_rng(0)
     for start in range(0, entries, FILLED_AT_ONCE):
         count = min(FILLED_AT_ONCE, entries - start)
@@ -74,11 +74,11 @@ def filled_store(model: ModelConfig, *, entries: int) -> MemoryStore:
 def decoding_programs(
     model: ModelConfig, params: Any, *, memory: MemoryConfig, entries: Sequence[int], retrievals: Sequence[Retrieval]
 ) -> list[Program]:
-    """One token of one row behind a full half window, at each memory size and retrieval; `x` is the size.
+    """Returns one decoding step of one row after half a window, per memory size (`x`) and retrieval.
 
-    `bytes` are those that every token must read: the parameters in their own dtype (an untied embedding's
-    one row aside), the local cache, and the memory's keys and values (dense), keys alone (exact, approx)
-    or nothing (scann).
+    `bytes` are those that every token must read: the parameters in their own dtype (without an untied
+    embedding, of which one row is read), the local cache, and the memory's keys and values (dense), keys
+    alone (exact, approx) or nothing (scann).
     """
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if not model.tie_embeddings:

@@ -1,4 +1,4 @@
-"""What the machine does at best, measured beside the rest: utilisation is a share of it."""
+"""Programs that show the machine's best speed, of which utilisation is a share."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,14 @@ from fot_jax.config import ModelConfig
 from fot_jax.models.layers import DTYPES
 
 PRODUCT, PASS = "matrix product", "pass over memory"
-SIDE = {"cpu": 2048}  # of the square matrices; elsewhere SIDE_ELSEWHERE
+SIDE = {"cpu": 2048}  # side of the square matrices; elsewhere SIDE_ELSEWHERE
 SIDE_ELSEWHERE = 8192
 PASS_BYTES = {"cpu": 1 << 28}
 PASS_BYTES_ELSEWHERE = 1 << 31
 
 
 def machine_programs(model: ModelConfig) -> list[Program]:
-    """A square matrix product in the model's compute dtype, and a sum over an array too large for caches."""
+    """Returns a square matrix product in the model's compute dtype, and a sum over an array too large for caches."""
     platform, dtype = jax.default_backend(), DTYPES[model.dtype]
     side = SIDE.get(platform, SIDE_ELSEWHERE)
     matrix = jnp.ones((side, side), dtype)

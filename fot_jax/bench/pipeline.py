@@ -1,4 +1,4 @@
-"""Batches of the configured data, made on the host: how many tokens a second the step may wait for."""
+"""Program that makes batches of the configured data on the host, for which the step may have to wait."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from fot_jax.data.streams import make_stream
 
 
 def pipeline_programs(config: ExperimentConfig) -> list[Program]:
-    """The next batch of the training split; tokenising and caching happen before, and are not timed."""
+    """Returns the program that makes the next training batch; tokenising and caching happen before, untimed."""
     stream, steps = make_stream(config, "train"), itertools.count()
     tokens = config.train.batch_rows * config.model.local_context
     return [Program(name="data pipeline", call=lambda: stream.batch(next(steps)), tokens=tokens, series="pipeline")]

@@ -19,7 +19,7 @@ PLAIN = "plain"
 def step_programs(
     config: ExperimentConfig, params: Any, *, contexts: Sequence[int], forms: Sequence[AttentionForm]
 ) -> list[Program]:
-    """The plain step, then each form at each d; `x` is d, `series` the form."""
+    """Returns the plain step, then each backend at each d; `x` is d, `series` the backend."""
     plain = step_program(config, params, form=config.model.attention, contexts=0)
     return [plain] + [step_program(config, params, form=form, contexts=d) for d in contexts for form in forms]
 
@@ -27,7 +27,7 @@ def step_programs(
 def step_program(config: ExperimentConfig, params: Any, *, form: AttentionForm, contexts: int) -> Program:
     """Compiles loss and gradient of one batch of random tokens with `contexts` contexts in every row.
 
-    d contexts need no d rows: slots wrap around the batch, as the cost does not depend on which row is read.
+    d contexts do not need d rows: slots wrap around the batch, as the cost does not depend on which row is read.
     """
     model = dataclasses.replace(config.model, attention=form)
     off = CrossbatchConfig(plan=PlanKind.OFF)  # the plan is given, rows need no layout

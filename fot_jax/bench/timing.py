@@ -1,4 +1,4 @@
-"""A timed program, and how several take turns."""
+"""Timing of programs that take turns."""
 
 import dataclasses
 import statistics
@@ -6,22 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-LEAST_SECONDS = 0.25  # of a turn: medians of three calls of milliseconds were off by half
+LEAST_SECONDS = 0.25  # least length of a turn: medians of three calls of milliseconds were off by half
 
 
 @dataclasses.dataclass(kw_only=True)
 class Program:
-    """One thing to time.
+    """A program to time.
 
     Attributes:
-      name: as tables say it.
+      name: its name in tables.
       call: runs it once, to its end.
       tokens: tokens that a call processes; 0 where there are none.
-      x: where it stands on its plot's axis (d, tokens of the text, entries of the memory).
+      x: its place on the plot's x axis (d, tokens of the text, entries of the memory).
       series: the curve it belongs to.
-      flops: of one call by formula; 0 where none is given.
-      bytes: that one call must read at least (parameters, memory); 0 where that does not bound it.
-      temp_bytes: temporary memory by the compiler's own analysis; None where it was not asked.
+      flops: FLOPs of one call by formula; 0 without a formula.
+      bytes: bytes that one call must at least read (parameters, memory); 0 if they do not bound it.
+      temp_bytes: temporary memory by the compiler's own analysis; None if it was not asked.
       seconds: wall seconds of each call so far.
     """
 
@@ -42,7 +42,7 @@ class Program:
 
     @property
     def spread(self) -> float | None:
-        """The middle half of the calls' seconds, from end to end, as a share of the median; None of a single call."""
+        """Interquartile range of the calls' seconds as a share of the median; None for a single call."""
         if len(self.seconds) == 1:
             return None
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -58,13 +58,13 @@ def take_turns(
 ) -> None:
     """Runs every program once to warm up, then all of them in turn, `repeats` times.
 
-    Turns make other load on the machine fall on all alike: ratios of one run compare, seconds of
-    two runs do not.
+    Turns spread other load on the machine over all programs: ratios of one run can be compared, seconds
+    of two runs cannot.
 
     Args:
       programs: what to time; `seconds` grows.
       repeats: turns of each.
-      least: seconds that a turn lasts: a short program is called again and again until then, each call timed.
+      least: seconds that a turn lasts; a short program is called again until then, and each call is timed.
       progress: called with (turns done, turns in all, name) after each turn.
     """
     total, done = len(programs) * (repeats + 1), 0

@@ -2,9 +2,9 @@
 
     WORKDIR/checkpoints/N/         after N optimizer steps: params, optimizer, data, config, metrics
 
-`data` is the data position and a digest of every array: one that changed on the disk is refused.
-The only package that touches Orbax. Saving is asynchronous: a checkpoint appears under its number in one
-rename when it is whole, so a half-written one is never read.
+`data` holds the data position and a digest of every array: one that changed on the disk is refused.
+Only this package uses Orbax. Saving is asynchronous: one rename gives a whole checkpoint its number, so a
+half-written one is never read.
 """
 
 from fot_jax.checkpoint.checkpointer import Checkpointer, newest_step

@@ -33,7 +33,7 @@ METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller i
 
 
 def _policy(train: TrainConfig) -> policies.PreservationPolicy:
-    """The last `keep_checkpoints`, and the one with the smallest held-out loss."""
+    """Returns the policy that keeps the last `keep_checkpoints`, and the one with the smallest held-out loss."""
     latest = policies.LatestN(train.keep_checkpoints)
     if not train.keep_best:
         return latest
@@ -42,13 +42,13 @@ def _policy(train: TrainConfig) -> policies.PreservationPolicy:
 
 
 def _rank(metrics: Any) -> float:
-    """The loss by which a checkpoint is ranked; infinite where none was measured, or what is noted is no number."""
+    """Returns the loss by which a checkpoint is ranked; infinity where none was measured or it is no number."""
     loss = metrics.get(METRIC) if isinstance(metrics, dict) else None
     return loss if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
 
 
 def newest_step(workdir: str | os.PathLike[str]) -> int | None:
-    """Number of the newest whole checkpoint of a run's folder, None if there is none; opens nothing."""
+    """Returns the number of the newest whole checkpoint of a run's folder, None if there is none; opens nothing."""
     folder = Path(workdir) / "checkpoints"
     return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=None)
 
@@ -126,7 +126,7 @@ class Checkpointer:
           params: parameters.
           optimizer: the optimizer's state.
           data: the data position and whatever else the next step depends on, as JSON.
-          heldout_loss: what ranks this checkpoint; None if it was not measured.
+          heldout_loss: the loss that ranks this checkpoint; None if it was not measured.
 
         Raises:
           UserError: this save, or the one before, failed; older checkpoints are whole.
@@ -144,7 +144,7 @@ class Checkpointer:
     ) -> None:
         """Hands a checkpoint to Orbax; `arrays` are the trees of `items`, what takes room on the disk."""
         silence_abandoned()
-        self.wait()  # a failure of the save before is told with its own step
+        self.wait()  # a failure of the earlier save is reported with its own step
         self._saving = step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         found = {name: digests(tree) for name, tree in arrays.items()}
         data = data | {DIGESTS: {**found, "data": digest_of_json(data)}}
@@ -165,7 +165,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Turns what the disk or the file system refused into one line."""
+        """Turns an error of the disk or the file system into one line."""
         try:
             yield
         except (OSError, ValueError, RuntimeError, ExceptionGroup) as error:  # TensorStore raises the middle two
@@ -182,7 +182,7 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Number of the checkpoint with the smallest held-out loss, None if none was measured.
+        """Returns the number of the checkpoint with the smallest held-out loss, None if none was measured.
 
         Raises:
           UserError: what is noted as a loss is no number.
@@ -202,7 +202,7 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """The state saved at `step`, laid out as the abstract trees say (any mesh).
+        """Restores the state saved at `step`, laid out as the abstract trees say (any mesh).
 
         Args:
           step: the checkpoint's number.
@@ -220,15 +220,15 @@ class Checkpointer:
         return restored["params"], restored["optimizer"], data
 
     def read_data(self, step: int) -> dict[str, Any]:
-        """The data position alone; see `restore`."""
+        """Restores the data position alone; see `restore`."""
         return self._read_whole(step, {})[1]
 
     def restore_params(self, step: int, *, params: Any) -> Any:
-        """The parameters alone; see `restore`."""
+        """Restores the parameters alone; see `restore`."""
         return self._read_whole(step, {"params": params})[0]["params"]
 
     def _read_whole(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The items named, as they were saved, and the data position; see `restore`."""
+        """Restores the items named, as they were saved, and the data position; see `restore`."""
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         restored = self._read(step, items | {"data": ocp.args.JsonRestore()})
         data = restored["data"]

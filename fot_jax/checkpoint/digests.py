@@ -25,7 +25,7 @@ _GOLDEN = np.uint32(2654435761)
 
 
 def _terms(words: Any, place: Any) -> Any:
-    """The summands of elements, each with its number."""
+    """Computes the summands of elements, each with its number."""
     hashed = place * _GOLDEN
     return (words ^ (words >> 16)) * ((hashed ^ (hashed >> 15)) | np.uint32(1))
 
@@ -52,7 +52,7 @@ def _on_the_host(array: np.ndarray, *, dtype: np.dtype) -> int:
 
 
 def _digest(array: Any, dtype: np.dtype) -> Any:
-    """The digest of an array once it is of a dtype: an int, or one on its way from the devices."""
+    """Returns the digest of an array once it is of a dtype: an int, or one on its way from the devices."""
     if isinstance(array, jax.Array):
         devices = list(array.sharding.device_set)
         if len(devices) > 1 or devices[0].platform != "cpu":
@@ -61,24 +61,24 @@ def _digest(array: Any, dtype: np.dtype) -> Any:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Every array of a tree by its path."""
+    """Returns every array of a tree by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def digests(tree: Any) -> dict[str, str]:
-    """Dtype and digest of every array of a tree, numpy's or JAX's on any mesh, by its path; for JSON."""
+    """Computes dtype and digest of every array of a tree, numpy's or JAX's on any mesh, by its path; for JSON."""
     found = {name: (leaf.dtype, _digest(leaf, leaf.dtype)) for name, leaf in _named(tree).items()}
     return {name: f"{dtype.name} {int(value):08x}" for name, (dtype, value) in found.items()}
 
 
 def digest_of_json(value: Any) -> str:
-    """The digest of a value as JSON holds it."""
+    """Returns the digest of a value as JSON holds it."""
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 def changed(tree: Any, stored: Mapping[str, str]) -> str | None:
-    """The first array of a tree that is not the one that `digests` saw; None where all are.
+    """Returns the first array of a tree that is not the one that `digests` saw; None where all are.
 
     Arrays may be of a wider dtype now. One without a digest counts as changed.
     """

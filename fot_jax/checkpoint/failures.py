@@ -1,4 +1,4 @@
-"""What to say, in one line, when a checkpoint cannot be read."""
+"""Errors, of one line each, for checkpoints that cannot be read or saved."""
 
 import functools
 import json
@@ -16,10 +16,10 @@ from fot_jax.config.errors import disk_full, is_disk_full
 
 
 def raise_of_the_machine(error: Exception) -> None:
-    """Raises where JAX itself failed, as the folder is not to blame then.
+    """Raises `error` where JAX itself failed: the folder is not to blame then.
 
-    That memory ran out is a UserError. What else JAX says, of a process that was lost above all, is raised as it is:
-    who was lost is for the supervisors to say (`launch/multihost`). Broken collectives of CPUs are plain ValueErrors.
+    Memory that ran out becomes a UserError. Other errors of JAX, above all about a lost process, are raised unchanged:
+    the supervisors (`launch/multihost`) say which process was lost. Broken CPU collectives are plain ValueErrors.
     """
     if not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
         return
@@ -33,11 +33,11 @@ def raise_of_the_machine(error: Exception) -> None:
 
 @functools.cache  # once a process: hooks would pile up
 def silence_abandoned() -> None:
-    """Drops what Orbax prints around the one error that it raises when a restore or a save fails.
+    """Drops the messages that Orbax prints around the one error that it raises when a restore or a save fails.
 
     TensorStore's other reads and writes then report to an event loop that Orbax has closed, from other threads and
     at the interpreter's end, and every thread of Orbax logs the traceback of the same error. The filters are set
-    before the first restore or save and stay; they go by the wording, and by the coroutine of Orbax that is dropped.
+    before the first restore or save and stay; they match the wording, and coroutines that Orbax drops.
     """
     logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
     logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and record.levelno >= logging.ERROR))
@@ -61,12 +61,12 @@ def silence_abandoned() -> None:
 
 
 def unsaved(folder: Path, step: int, error: Exception, *, needed: int, newest: int | None) -> UserError:
-    """The error of a checkpoint that could not be saved: where, why, and from which step the command goes on.
+    """Returns the error of a checkpoint that could not be saved: where, why, and from which step the run continues.
 
     Args:
       folder: the checkpoints' folder.
       step: the checkpoint that was being saved.
-      error: what Orbax raised.
+      error: the error that Orbax raised.
       needed: bytes of its arrays.
       newest: the newest whole checkpoint, None if there is none.
     """
@@ -80,7 +80,7 @@ def unsaved(folder: Path, step: int, error: Exception, *, needed: int, newest: i
 
 
 def unreadable_step(folder: Path, steps: list[int]) -> int | None:
-    """The newest checkpoint with a metadata file that is no JSON, None where all can be parsed."""
+    """Returns the newest checkpoint with a metadata file that is not JSON, None where all can be parsed."""
     for step in reversed(steps):
         for file in (folder / str(step)).rglob("*"):
             if file.is_file() and file.name in ("_CHECKPOINT_METADATA", "metrics", "_METADATA"):
@@ -92,7 +92,7 @@ def unreadable_step(folder: Path, steps: list[int]) -> int | None:
 
 
 def damaged(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> UserError:
-    """The error of a checkpoint that cannot be read: which, why, and what to do."""
+    """Returns the error of a checkpoint that cannot be read: which, why, and what to do."""
     older = [s for s in steps if s < step]
     then = f"go on from step {older[-1]}" if older else "start again from step 0"
     return UserError(
@@ -102,6 +102,6 @@ def damaged(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> Us
 
 
 def one_line(error: object) -> str:
-    """The text of an error or a value in one line of 200 characters at most; its type's name where it has none."""
+    """Returns an error's or a value's text in one line of 200 characters at most, its type's name if it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

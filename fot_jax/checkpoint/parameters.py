@@ -25,7 +25,7 @@ from fot_jax.workdir import read_config
 def trained_documents(
     workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
 ) -> dict[str, str]:
-    """Per source, the digest of the tokens that a checkpoint was trained on; empty where nothing is known.
+    """Returns per source the digest of the tokens that a checkpoint was trained on; empty where nothing is known.
 
     Raises:
       UserError: no run, no such checkpoint, or a damaged one.
@@ -37,9 +37,9 @@ def trained_documents(
 def load_params(
     workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
 ) -> tuple[ExperimentConfig, Any, int]:
-    """A trained model: its experiment, its parameters (float32, on this process' first device) and their step.
+    """Loads a trained model: its experiment, its parameters (float32, on this process's first device) and their step.
 
-    Of attention by kernels that this device does not have the experiment says `auto` (logged).
+    If this device lacks the attention kernels that the experiment names, the experiment says `auto` (logged).
 
     Args:
       workdir: the run's folder.
@@ -62,7 +62,7 @@ def load_params(
 def _opened(
     workdir: str | os.PathLike[str], step: int | Literal["latest", "best"]
 ) -> Iterator[tuple[Checkpointer, ExperimentConfig, int]]:
-    """A run's checkpoints, its config, and the number of the checkpoint asked for; see `load_params`."""
+    """Holds a run's checkpoints open, with its config and the number of the checkpoint asked for; see `load_params`."""
     config = read_config(workdir)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{os.fspath(workdir)} holds no checkpoint yet. Train until the first one is saved.")
@@ -83,7 +83,7 @@ def stored_bytes(workdir: str | os.PathLike[str], *, step: int | Literal["latest
 
 
 def num_bytes(model: ModelConfig, dtype: Dtype) -> int:
-    """Bytes of a model's parameters in a dtype."""
+    """Returns the bytes of a model's parameters in a dtype."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(model)))
     return count * np.dtype(DTYPES[dtype]).itemsize
 
@@ -104,7 +104,7 @@ def _dtype(checkpoints: Checkpointer, step: int, workdir: str | os.PathLike[str]
 def load_stored_params(
     workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
 ) -> tuple[Any, Dtype]:
-    """Parameters as numpy arrays in the dtype they are stored in, and that dtype; see `load_params`."""
+    """Returns parameters as numpy arrays in the dtype they are stored in, and that dtype; see `load_params`."""
     with _opened(workdir, step) as (checkpoints, config, number):
         dtype = _dtype(checkpoints, number, workdir)
         like = jax.tree.map(

@@ -1,4 +1,4 @@
-"""Orbax made to write large parameters with little memory, and quietly."""
+"""Makes Orbax write large parameters quietly and with little memory."""
 
 import contextlib
 import logging
@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-_CHUNK_BYTES = 2**23  # of arrays written in streams: a few chunks at a time are compressed
+_CHUNK_BYTES = 2**23  # chunks of arrays written in streams; a few at a time are compressed
 
 
 @contextlib.contextmanager
 def quiet_absl(least: int = logging.ERROR) -> Iterator[None]:
-    """Drops what Orbax logs below a level: its warnings."""
+    """Drops Orbax's log messages below a level: its warnings."""
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(least)
@@ -25,9 +25,9 @@ def quiet_absl(least: int = logging.ERROR) -> Iterator[None]:
 
 
 def streaming_handlers() -> dict[str, Any]:
-    """Orbax's handlers for a checkpoint that is written as it is compressed.
+    """Returns Orbax's handlers for a checkpoint that is written as it is compressed.
 
-    Without OCDBT, a database in few files that is held in memory until 2 GB of it are full: every chunk is
+    They do without OCDBT, a database in few files that stays in memory until 2 GB of it are full: every chunk is
     a file of its own.
     """
     json_handler = ocp.JsonCheckpointHandler
@@ -40,7 +40,7 @@ def streaming_handlers() -> dict[str, Any]:
 
 
 def chunks(params: Any) -> Any:
-    """How each array is cut when it is written in streams; a tree as `params`."""
+    """Returns the chunk size of each array that is written in streams; a tree like `params`."""
     return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
 
 
@@ -48,8 +48,8 @@ def chunks(params: Any) -> Any:
 def uncopied() -> Iterator[None]:
     """Lets Orbax write numpy arrays in place: it copies them first, as they could change while it saves.
 
-    What it warns of here (another handler for arrays, no OCDBT to merge) is wanted. An error is raised once the save
-    ends; the tracebacks that each of Orbax's threads logs of it are dropped.
+    It warns here of things that are wanted (another handler for arrays, no OCDBT to merge). An error is raised once the
+    save ends; the tracebacks that each of Orbax's threads logs of it are dropped.
     """
     kinds = ocp.type_handlers
     with quiet_absl(logging.CRITICAL):

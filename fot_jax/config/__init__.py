@@ -1,7 +1,7 @@
-"""An experiment as frozen dataclasses; every field has one meaning and is checked at the door.
+"""An experiment as frozen dataclasses; every field has one meaning and is checked when the config is built.
 
-Experiment files (`configs/*.py`, ml_collections) and gin files both end here, through
-`fot_jax.config.build` and `fot_jax.config.gin`. After that nothing in the program asks for a default.
+Experiment files (`configs/*.py`, ml_collections) and gin files both become these dataclasses, through
+`fot_jax.config.build` and `fot_jax.config.gin`. After that no code asks for a default.
 """
 
 from fot_jax.config.crossbatch import (

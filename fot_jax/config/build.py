@@ -1,4 +1,4 @@
-"""From nested mappings to the dataclasses and back, strictly.
+"""Builds the dataclasses from nested mappings, strictly, and turns them back into mappings.
 
     template() -> get_config() of a file -> overrides -> build() -> ExperimentConfig
 
@@ -22,25 +22,25 @@ from fot_jax.config.errors import ConfigError
 from fot_jax.config.experiment import ExperimentConfig
 
 T = TypeVar("T")
-LARGEST = 2**63 - 1  # integer of a config: what numpy's and JAX's hold
+LARGEST = 2**63 - 1  # the largest integer in a config: that of numpy's and JAX's int64
 
 
 @functools.cache
 def field_types(kind: type) -> dict[str, Any]:
-    """The declared type of every field of a config dataclass, in order."""
+    """Returns the declared type of every field of a config dataclass, in order."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """A question ("Did you mean 'x'?") for the nearest known name, else the list of all."""
+    """Returns a question ("Did you mean 'x'?") for the nearest known name, else the list of all."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
 
 
 def all_names(kind: type) -> list[str]:
-    """Every field name of a config dataclass and of the sections in it."""
+    """Returns every field name of a config dataclass and of the sections in it."""
     names = []
     for name, annotation in field_types(kind).items():
         inner = typing.get_args(annotation)[0] if isinstance(annotation, types.GenericAlias) else annotation
@@ -49,7 +49,7 @@ def all_names(kind: type) -> list[str]:
 
 
 def type_name(annotation: Any) -> str:
-    """How an error names the type of a field."""
+    """Returns the name of a field's type in error messages."""
     if isinstance(annotation, types.GenericAlias):
         return str(annotation).replace("fot_jax.config.", "")
     if issubclass(annotation, enum.Enum):
@@ -66,12 +66,12 @@ def _mistyped(path: str, annotation: Any, got: object) -> ConfigError:
 
 
 def issubclass_enum(annotation: Any) -> bool:
-    """Whether a field's type is an enum."""
+    """True if a field's type is an enum."""
     return not isinstance(annotation, types.GenericAlias) and issubclass(annotation, enum.Enum)
 
 
 def _value(annotation: Any, value: Any, path: str) -> Any:
-    """One field's value, converted where the config's way of writing it differs."""
+    """Returns one field's value, converted where the config writes it differently."""
     if isinstance(annotation, types.GenericAlias):
         return _tuple(annotation, value, path)
     if dataclasses.is_dataclass(annotation):
@@ -106,7 +106,7 @@ def _tuple(annotation: types.GenericAlias, value: Any, path: str) -> tuple:
 
 
 def construct(kind: type[T], values: Any, path: str) -> T:
-    """A dataclass from a mapping; fields without a default must be there. Nothing is validated yet."""
+    """Builds a dataclass from a mapping, which must hold the fields without a default. Validates nothing yet."""
     if isinstance(values, kind):
         return values
     if not isinstance(values, (Mapping, config_dict.ConfigDict)):
@@ -128,7 +128,7 @@ def construct(kind: type[T], values: Any, path: str) -> T:
 
 
 def validated(value: T, path: str = "") -> T:
-    """The same config, after its own `validate`."""
+    """Returns a config after its own `validate`."""
     if isinstance(value, ExperimentConfig):
         value.validate()
     else:
@@ -137,12 +137,12 @@ def validated(value: T, path: str = "") -> T:
 
 
 def build(kind: type[T], values: Mapping[str, Any] | config_dict.ConfigDict, *, path: str = "") -> T:
-    """A validated config dataclass from nested mappings.
+    """Builds a validated config dataclass from nested mappings.
 
     Args:
       kind: ExperimentConfig or the class of any section.
       values: its fields; enums by value, tuples as tuples or lists, None where not set.
-      path: what errors put before a field's name (`"model"`), empty for a whole experiment.
+      path: the path before a field's name in errors (`"model"`), empty for a whole experiment.
 
     Raises:
       ConfigError: a key is unknown (with a suggestion), missing or mistyped, or `validate` objects.
@@ -151,7 +151,7 @@ def build(kind: type[T], values: Mapping[str, Any] | config_dict.ConfigDict, *, 
 
 
 def to_dict(value: Any) -> Any:
-    """Plain dicts, lists, numbers and strings, as JSON has them; `build` takes them back."""
+    """Returns a config as plain dicts, lists, numbers and strings, as in JSON; `build` takes them back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
@@ -162,16 +162,16 @@ def to_dict(value: Any) -> Any:
 
 
 def _written(value: Any) -> Any:
-    """A default as a config file writes it: enums by value, also those in a tuple."""
+    """Returns a default as a config file writes it: enums by value, also those in a tuple."""
     if isinstance(value, tuple):
         return tuple(_written(item) for item in value)
     return value.value if isinstance(value, enum.Enum) else value
 
 
 def template(kind: type = ExperimentConfig) -> config_dict.ConfigDict:
-    """A locked ConfigDict with every default; required fields hold None until they are set.
+    """Returns a locked ConfigDict with every default; required fields hold None until they are set.
 
-    Locked: a misspelt key raises where it is written. Enums stand by value.
+    It is locked so that a misspelt key raises where it is written. Enums are written by value.
     """
     config = config_dict.ConfigDict()
     for field in dataclasses.fields(kind):
@@ -200,9 +200,9 @@ class Difference:
 
 
 def difference(old: Any, new: Any, *, path: str = "") -> list[Difference]:
-    """The fields in which two configs (dataclasses or `to_dict`'s dicts) differ, by full path.
+    """Returns the fields in which two configs (dataclasses or `to_dict`'s dicts) differ, by full path.
 
-    Used on resume: the saved config against the one asked for.
+    Resuming compares the saved config with the one asked for.
     """
     old, new = to_dict(old), to_dict(new)
     if isinstance(old, Mapping) and isinstance(new, Mapping):

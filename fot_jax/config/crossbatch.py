@@ -1,4 +1,4 @@
-"""Crossbatch training: which row reads which, and the schedule of d (sec. 3.2, app. B.3)."""
+"""Crossbatch training: which row reads which, and the schedule of d (FoT sec. 3.2, app. B.3)."""
 
 import dataclasses
 from typing import assert_never
@@ -9,7 +9,7 @@ from fot_jax.config.errors import check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How many contexts d a row reads, by step.
+    """The schedule of d, the number of contexts that a row reads.
 
     `num_contexts` holds one d (CONSTANT), the d before and after (SWITCH_*), or the choices
     (RANDOM). `switch_step` counts optimizer steps; `switch_accuracy` is a training accuracy.
@@ -28,16 +28,16 @@ class ScheduleConfig:
             check(len(ds) == 1, f"{path}.num_contexts", "hold one value when kind is 'constant'", ds)
         if self.kind in (ScheduleKind.SWITCH_AT_STEP, ScheduleKind.SWITCH_AT_ACCURACY):
             check(len(ds) == 2, f"{path}.num_contexts", "hold two values (before, after) when kind is 'switch_*'", ds)
-        check(0 < self.switch_accuracy <= 1, f"{path}.switch_accuracy", "lie in (0, 1]", self.switch_accuracy)
+        check(0 < self.switch_accuracy <= 1, f"{path}.switch_accuracy", "be in (0, 1]", self.switch_accuracy)
         check(self.switch_step >= 0, f"{path}.switch_step", "be >= 0", self.switch_step)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossbatchConfig:
-    """Crossbatch training (sec. 3.2, app. B.3).
+    """Crossbatch training (FoT sec. 3.2, app. B.3).
 
     `previous_chunks` is the paper's w. `packing` is LongLLaMA's k: consecutive chunks of one
-    document in consecutive rows. In `segments`, place j of a pack reads (positives, negatives).
+    document in consecutive rows. `segments` holds (positives, negatives) that place j of a pack reads.
     """
 
     plan: PlanKind = PlanKind.OFF
@@ -45,15 +45,15 @@ class CrossbatchConfig:
     packing: int = 1
     schedule: ScheduleConfig = ScheduleConfig()
     segments: tuple[tuple[int, int], ...] = ()
-    stepping: bool = True  # of CONSTANT_RANGE; ignored without packing, as in the authors' code
+    stepping: bool = True  # CONSTANT_RANGE only; ignored without packing, as in the authors' code
     boundaries: Boundaries = Boundaries.MASKED
     gradients: ContextGradients = ContextGradients.FLOW
     loss_on_previous: bool = False
-    logn_from: int = 0  # queries grow as log n beyond so many keys in sight, as memory.logn_from when reading; 0: never
+    logn_from: int = 0  # queries grow as log n beyond this many visible keys, as memory.logn_from in reading; 0: never
 
     @property
     def rows_per_stream(self) -> int:
-        """Batch rows that one stream of documents fills in a step."""
+        """The number of batch rows that one stream of documents fills in a step."""
         match self.plan:
             case PlanKind.OFF:
                 return 1
@@ -66,7 +66,7 @@ class CrossbatchConfig:
 
     @property
     def chunks_per_step(self) -> int:
-        """Chunks by which a stream advances in a step (two-pass re-reads C_prev)."""
+        """The number of chunks by which a stream advances in a step (two-pass re-reads C_prev)."""
         match self.plan:
             case PlanKind.TWO_PASS | PlanKind.OFF:
                 return 1
@@ -76,7 +76,7 @@ class CrossbatchConfig:
                 assert_never(unknown)
 
     def loss_rows(self, batch_rows: int) -> int:
-        """Rows of a batch that bear loss: all, but for C_prev in the two-pass form without `loss_on_previous`."""
+        """Returns the number of rows that bear loss: all but C_prev's in two-pass plans without `loss_on_previous`."""
         if self.plan is PlanKind.TWO_PASS and not self.loss_on_previous:
             return batch_rows // self.rows_per_stream
         return batch_rows

@@ -11,7 +11,7 @@ class SourceConfig:
     """One source of documents and its share of a mixture.
 
     `path` is a file, a folder or a glob (see `fot_jax.data.paths`); empty for generated sources.
-    `rate` is the share of drawn documents (need not sum to 1). `min_tokens` drops shorter ones.
+    `rate` is the share of drawn documents (rates need not sum to 1). `min_tokens` drops shorter documents.
     """
 
     name: str
@@ -32,7 +32,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:
-    """`path`: a SentencePiece .model or a Hugging Face tokenizer.json; empty for bytes."""
+    """The vocabulary. `path` is a SentencePiece .model or a Hugging Face tokenizer.json; empty for bytes."""
 
     kind: VocabularyKind = VocabularyKind.BYTES
     path: str = ""
@@ -45,9 +45,9 @@ class VocabularyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DictionaryConfig:
-    """Dictionary lookup (fig. 4, app. D); lengths in tokens."""
+    """Dictionary lookup (FoT fig. 4, app. D); lengths in tokens."""
 
-    num_symbols: int = 60  # letters; the vocabulary is these and the tokens <pad> <k> <v> <q>
+    num_symbols: int = 60  # letters; the vocabulary has also the tokens <pad> <k> <v> <q>
     key_length: int = 4
     value_length: int = 4
     definition_tokens: int = 256
@@ -63,8 +63,8 @@ class DictionaryConfig:
 class DataConfig:
     """Documents, tokenizer and how documents are laid into rows.
 
-    `cache_dir` holds the tokenised documents (memory-mapped), keyed by a fingerprint of all
-    that shapes them. `heldout_fraction` of the documents, whole, is kept for evaluation.
+    `cache_dir` holds the tokenised documents (memory-mapped), keyed by a fingerprint of everything
+    they depend on. `heldout_fraction` of the documents, whole, is kept for evaluation.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -80,7 +80,7 @@ class DataConfig:
         check(len(self.sources) >= 1, f"{path}.sources", "name at least one source", self.sources)
         names = [source.name for source in self.sources]
         check(len(set(names)) == len(names), f"{path}.sources", "have distinct names", names)
-        check(0 <= self.heldout_fraction < 1, f"{path}.heldout_fraction", "lie in [0, 1)", self.heldout_fraction)
+        check(0 <= self.heldout_fraction < 1, f"{path}.heldout_fraction", "be in [0, 1)", self.heldout_fraction)
         for index, source in enumerate(self.sources):
             source.validate(f"{path}.sources[{index}]")
         self.vocabulary.validate(f"{path}.vocabulary")

@@ -1,12 +1,12 @@
-"""The choices a config names: one enum each, written in a config by value (`"two_pass"`)."""
+"""The choices that a config names, each an enum, written in a config by value (`"two_pass"`)."""
 
 import enum
 
 
 class Family(enum.Enum):
-    """LLAMA: RMSNorm, SwiGLU, scale 1/sqrt(D).
+    """Model families. LLAMA: RMSNorm, SwiGLU, scale 1/sqrt(D).
 
-    PAPER: LayerNorm, GELU, QK-norm with a temperature per head (app. B.1).
+    PAPER: LayerNorm, GELU, QK-norm with a temperature per head (FoT app. B.1).
     """
 
     LLAMA = "llama"
@@ -14,14 +14,14 @@ class Family(enum.Enum):
 
 
 class MemoryPositions(enum.Enum):
-    """NOPE: no positions at all in memory layers. ROPE0: local RoPE, memory keys at position 0."""
+    """Positions in memory layers. NOPE: none at all. ROPE0: local RoPE, memory keys at position 0."""
 
     NOPE = "nope"
     ROPE0 = "rope0"
 
 
 class Init(enum.Enum):
-    """NORMAL: independent random weights. COPYING: memory layers start as copying heads (models/init.py)."""
+    """First weights. NORMAL: independent, random. COPYING: memory layers start as copying heads (models/init.py)."""
 
     NORMAL = "normal"
     COPYING = "copying"
@@ -38,9 +38,9 @@ class RopeScaling(enum.Enum):
 
 
 class AttentionForm(enum.Enum):
-    """REFERENCE materialises all scores; BLOCKWISE is an online softmax over blocks of keys.
+    """Attention backends. REFERENCE materialises all scores; BLOCKWISE is an online softmax over blocks of keys.
 
-    PALLAS: the same in kernels, for TPUs and GPUs. AUTO: by backend (`fot_jax/ops/forms.py`).
+    PALLAS: that softmax in kernels, for TPUs and GPUs. AUTO: chosen by platform (`fot_jax/ops/forms.py`).
     """
 
     REFERENCE = "reference"
@@ -50,10 +50,10 @@ class AttentionForm(enum.Enum):
 
 
 class Remat(enum.Enum):
-    """What the backward pass keeps of a layer: everything, matrix products, or nothing.
+    """Activations of a layer that the backward pass keeps: all (NONE), matrix products (DOTS), or none (FULL).
 
-    DOTS and FULL keep the output, peaks and totals of a joint softmax: by the kernels attention runs forward once, by
-    blocks attention to contexts does.
+    DOTS and FULL still keep the output, peaks and totals of a joint softmax. With kernels, attention then runs forward
+    only once; with blocks, attention to contexts does.
     """
 
     NONE = "none"
@@ -80,28 +80,28 @@ class PlanKind(enum.Enum):
 
 
 class ContextGradients(enum.Enum):
-    """FLOW into the contexts' keys and values: crossbatch. STOPPED: the Memorizing Transformer's memory."""
+    """Gradients into the contexts' keys and values. FLOW: crossbatch. STOPPED: the Memorizing Transformer's memory."""
 
     FLOW = "flow"
     STOPPED = "stopped"
 
 
 class Boundaries(enum.Enum):
-    """What a query sees across a document's end inside a chunk: its own document, or all."""
+    """Attention across a document's end inside a chunk. MASKED: only to the own document. JOINED: to all."""
 
     MASKED = "masked"
     JOINED = "joined"
 
 
 class DocumentEnd(enum.Enum):
-    """PAD: a new document starts at a new chunk. PACK: it starts right after the last one."""
+    """The start of a new document. PAD: at a new chunk. PACK: right after the last document."""
 
     PAD = "pad"
     PACK = "pack"
 
 
 class ScheduleKind(enum.Enum):
-    """How d changes during training (sec. 3.2, app. B.3, D)."""
+    """Schedules of d during training (FoT sec. 3.2, app. B.3, D)."""
 
     CONSTANT = "constant"
     SWITCH_AT_STEP = "switch_at_step"
@@ -110,7 +110,7 @@ class ScheduleKind(enum.Enum):
 
 
 class SourceKind(enum.Enum):
-    """Where documents come from."""
+    """Kinds of document sources."""
 
     STDLIB = "stdlib"
     JSONL = "jsonl"
@@ -122,7 +122,7 @@ class SourceKind(enum.Enum):
 
 
 class VocabularyKind(enum.Enum):
-    """BYTES: 3 special ids and 256 bytes. SYMBOLS: synthetic ids, no text."""
+    """Kinds of vocabulary. BYTES: 3 special ids and 256 bytes. SYMBOLS: synthetic ids, no text."""
 
     BYTES = "bytes"
     SENTENCEPIECE = "sentencepiece"
@@ -138,7 +138,10 @@ class OptimizerKind(enum.Enum):
 
 
 class LearningRateKind(enum.Enum):
-    """INVERSE_SQRT: the paper's; CONSTANT: LongLLaMA's; COSINE, and WSD in its last steps: to min_learning_rate."""
+    """Schedules of the learning rate. INVERSE_SQRT: the paper's. CONSTANT: LongLLaMA's.
+
+    COSINE falls to min_learning_rate; WSD does so in its last steps.
+    """
 
     INVERSE_SQRT = "inverse_sqrt"
     CONSTANT = "constant"
@@ -147,7 +150,7 @@ class LearningRateKind(enum.Enum):
 
 
 class LossMean(enum.Enum):
-    """What the training loss is a mean over: tokens that bear loss, or rows, each its own mean (the authors' code)."""
+    """The mean of the training loss: over tokens that bear loss, or over the rows' own means (the authors' code)."""
 
     TOKENS = "tokens"
     ROWS = "rows"
@@ -162,7 +165,7 @@ class Trainable(enum.Enum):
 
 
 class Retrieval(enum.Enum):
-    """How a memory layer reads its memory: all of it, or about its nearest entries (fot_jax/memory/views.py)."""
+    """Ways in which a layer reads its memory: all of it, or about its nearest entries (fot_jax/memory/views.py)."""
 
     DENSE = "dense"
     EXACT = "exact"
@@ -171,10 +174,10 @@ class Retrieval(enum.Enum):
 
 
 class LastContext(enum.Enum):
-    """Tokens of an input's last window, which stays in the local cache (fot_jax/infer/windows.py).
+    """The length of an input's last window, which stays in the local cache (fot_jax/infer/windows.py).
 
-    AT_LEAST: `last_context_length` or more, so that an input is cut into the fewest windows. EXACT: that many, as
-    LongLLaMA's code has it; with 0 no token stays.
+    AT_LEAST: `last_context_length` tokens or more, so that an input is cut into the fewest windows. EXACT: that many,
+    as in LongLLaMA's code; with 0 no token stays.
     """
 
     AT_LEAST = "at_least"
@@ -182,7 +185,7 @@ class LastContext(enum.Enum):
 
 
 class PastReading(enum.Enum):
-    """How a model reads what lies before a scored window, while perplexity is measured against context.
+    """Ways in which a model reads the text before a scored window, when perplexity is measured against context.
 
     MEMORY: window by window into the memory layers' memory. SLIDING: a window that slides, each token with
     about `local_context` others before it. FULL: ordinary attention over everything.
@@ -194,7 +197,7 @@ class PastReading(enum.Enum):
 
 
 class NeedleKind(enum.Enum):
-    """What a needle prompt asks (see `fot_jax/data/needles.py`)."""
+    """Kinds of needle prompts (see `fot_jax/data/needles.py`)."""
 
     SINGLE = "single"
     MULTI_KEY = "multi_key"

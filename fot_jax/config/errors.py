@@ -1,4 +1,4 @@
-"""The errors a user can cause, and the check every section uses.
+"""The errors that a user can cause, and the check that every section uses.
 
 `launch.cli.run` prints their message as one line and exits with code 2.
 """
@@ -14,7 +14,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(ValueError):
-    """Something the user can mend: one line that says what, got, allowed and the fix."""
+    """An error that the user can fix: one line that says what, got, allowed and the fix."""
 
 
 class ConfigError(UserError):
@@ -28,7 +28,7 @@ def check(condition: bool, path: str, rule: str, got: object, fix: str = "") -> 
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """True if a full disk or a used-up quota caused an error: an OSError's number, or a library's text of it.
+    """True if a full disk or a used-up quota caused an error, by an OSError's number or by the system's text.
 
     Looks through causes, contexts and groups; TensorStore and Orbax put the system's text into errors of their own.
     """
@@ -47,7 +47,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def free_bytes(folder: str | Path) -> int:
-    """Bytes that a user may still write to a folder's disk; the folder itself may not exist yet."""
+    """Returns the bytes that a user may still write to a folder's disk; the folder itself may not exist yet."""
     path = Path(folder).absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -55,12 +55,12 @@ def free_bytes(folder: str | Path) -> int:
 
 
 def disk_full(folder: str | Path, error: BaseException | None = None, *, needed: int | None = None) -> UserError:
-    """Builds the one line about a full disk: the folder, the bytes needed and free, and that one may go on.
+    """Builds the one line about a full disk: the folder, the bytes needed and free, and how to continue.
 
     Args:
-      folder: where it was written to.
-      error: what the write raised; None where room was looked for before writing.
-      needed: bytes of everything that is written, where they are known.
+      folder: the folder of the write.
+      error: the error of the write; None where room was checked before writing.
+      needed: bytes of everything to write, where they are known.
     """
     sizes = ([] if needed is None else [f"needs {_size(needed)}"]) + [f"{_size(free_bytes(folder))} free"]
     quota = error is not None and os.strerror(errno.EDQUOT) in str(error)
@@ -90,7 +90,7 @@ def explained_disk_full(folder: str | Path, *, needed: int | None = None) -> Ite
 
 
 def _size(count: int) -> str:
-    """Bytes for people: 1.2 GB, 340 kB."""
+    """Returns bytes for people: 1.2 GB, 340 kB."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

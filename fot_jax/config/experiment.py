@@ -13,36 +13,36 @@ from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """External memory at inference (sec. 3.1). `budget` is in entries per layer, head and stream."""
+    """External memory at inference (FoT sec. 3.1). `budget` is in entries per layer, head and stream."""
 
     retrieval: Retrieval = Retrieval.EXACT
     top_k: int = 128
-    approx_recall: float = 0.95  # share of the top_k that `approx` is to find, on TPUs; elsewhere it finds all
+    approx_recall: float = 0.95  # share of the top_k that `approx` is meant to find on TPUs; elsewhere it finds all
     budget: int = 0  # 0: unbounded
-    last_context: LastContext = LastContext.AT_LEAST  # whether the last window may hold more than the next line says
-    last_context_length: int = 0  # tokens of the last window, which stays local; 0: at_least half a window, exact none
-    overlap: int = 0  # newest tokens of a window that the next one but the last reads again; 0: none
-    logn_from: int = 0  # queries grow as log n beyond so many entries in sight, see ops.logn_scale; 0: never
+    last_context: LastContext = LastContext.AT_LEAST  # may the last window hold more tokens than the next line says?
+    last_context_length: int = 0  # tokens of the last window, which stays local; 0: half a window or more (exact: none)
+    overlap: int = 0  # newest tokens of a window that the next one, unless it is the last, reads again; 0: none
+    logn_from: int = 0  # queries grow as log n beyond this many visible entries, see ops.logn_scale; 0: never
     scann_brute_force_below: int = 262144
     scann_leaves_fraction: float = 0.15
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range."""
         check(self.top_k >= 1, f"{path}.top_k", "be >= 1", self.top_k)
-        check(0 < self.approx_recall <= 1, f"{path}.approx_recall", "lie in (0, 1]", self.approx_recall)
+        check(0 < self.approx_recall <= 1, f"{path}.approx_recall", "be in (0, 1]", self.approx_recall)
         check(self.budget >= 0, f"{path}.budget", "be >= 0 (0: unbounded)", self.budget)
         check(self.last_context_length >= 0, f"{path}.last_context_length", "be >= 0", self.last_context_length)
         check(self.overlap >= 0, f"{path}.overlap", "be >= 0", self.overlap)
         check(self.logn_from == 0 or self.logn_from >= 2, f"{path}.logn_from", "be 0 (never) or >= 2", self.logn_from)
         below, fraction = self.scann_brute_force_below, self.scann_leaves_fraction
         check(below >= 0, f"{path}.scann_brute_force_below", "be >= 0 (0: always a tree)", below)
-        check(0 < fraction <= 1, f"{path}.scann_leaves_fraction", "lie in (0, 1]", fraction)
+        check(0 < fraction <= 1, f"{path}.scann_leaves_fraction", "be in (0, 1]", fraction)
 
     def validate_window(self, path: str, local_context: int) -> None:
-        """Raises ConfigError where windows of so many tokens do not go with the overlap, the last one or `logn_from`.
+        """Raises ConfigError where windows of `local_context` tokens do not fit overlap, last window or `logn_from`.
 
         An overlap is at most half of a window, the last window at most a whole one, and `logn_from` must not
-        change what a local context holds by itself.
+        scale queries that see only a local context.
         """
         half, last = local_context // 2, self.last_context_length
         check(self.overlap <= half, f"{path}.overlap", f"be at most half of the local context, {half}", self.overlap)
@@ -54,7 +54,7 @@ class MemoryConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What `launch.evaluate` and the demo measure; lengths in tokens unless said."""
+    """The measurements of `launch.evaluate` and the demo; lengths in tokens unless a comment says otherwise."""
 
     window: int = 0  # local context while measured; 0: the model's
     memory_contexts: tuple[int, ...] = (0, 1, 2, 4, 8, 16)  # memory size, in local contexts
@@ -67,11 +67,11 @@ class EvaluationConfig:
     dictionary_episodes: int = 8
     passkey_tokens: tuple[int, ...] = (1024, 4096, 16384)  # prompt lengths
     passkey_trials: tuple[int, ...] = (20,)  # prompts of each length; one number serves all lengths
-    passkey_batch: int = 4  # prompts read side by side
+    passkey_batch: int = 4  # prompts read in one batch
     needle_kinds: tuple[NeedleKind, ...] = tuple(NeedleKind)
     needle_tokens: tuple[int, ...] = (1024, 4096, 16384)  # prompt lengths
     needle_trials: int = 20  # prompts a kind and length
-    needle_batch: int = 4  # prompts read side by side
+    needle_batch: int = 4  # prompts read in one batch
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range or a list is empty."""
@@ -105,7 +105,7 @@ class EvaluationConfig:
 
     @property
     def passkey_lengths(self) -> dict[int, int]:
-        """Prompt length -> prompts of that length."""
+        """The mapping of prompt length -> number of prompts of that length."""
         trials = self.passkey_trials
         return dict(
             zip(self.passkey_tokens, trials * len(self.passkey_tokens) if len(trials) == 1 else trials, strict=True)
@@ -170,7 +170,7 @@ class ExperimentConfig:
         )
 
     def _validate_rows(self) -> None:
-        """Raises ConfigError where a batch or a micro-batch is no whole number of streams, or has too few of them."""
+        """Raises ConfigError where a batch or micro-batch is not a whole number of streams, or has too few of them."""
         rows = self.train.batch_rows
         per_stream = self.crossbatch.rows_per_stream
         plan = self.crossbatch.plan.value
@@ -198,7 +198,7 @@ class ExperimentConfig:
             )
 
     def _validate_logn(self) -> None:
-        """Raises ConfigError where training would scale queries by another rule than reading, or a row by itself."""
+        """Raises ConfigError where training would scale queries by another rule than reading, or without contexts."""
         trained = self.crossbatch.logn_from
         check(
             trained in (0, self.memory.logn_from),

@@ -1,4 +1,4 @@
-"""The same dataclasses bound from gin; gin owns no defaults.
+"""Binds the config dataclasses from gin; gin owns no defaults.
 
     ModelConfig.num_layers = 4
     CrossbatchConfig.plan = "packed"
@@ -6,8 +6,8 @@
     code/SourceConfig.name = "code"
     code/SourceConfig.kind = "stdlib"
 
-A section is wired to its dataclass by itself: `ExperimentConfig.model = @ModelConfig()` may be
-written and need not be. Every binding ends in `fot_jax.config.build.build`, as config files do.
+Every section is bound to its dataclass automatically: `ExperimentConfig.model = @ModelConfig()` is
+optional. Every binding goes through `fot_jax.config.build.build`, as config files do.
 """
 
 import dataclasses
@@ -46,13 +46,13 @@ _KINDS = (
     EvaluationConfig,
 )
 _UNBOUND = None  # no field of a config is ever None
-# What gin raises: with a text that tells what is wrong; of its own functions, for imports, for deep nesting.
+# Errors that gin raises: those whose text says what is wrong; those of its own functions, imports and deep nesting.
 _READING = (ValueError, SyntaxError, tokenize.TokenError, OSError, TypeError, NameError)
 _OTHER = (KeyError, AttributeError, ImportError, RecursionError)
 
 
 def _bindings_of(kind: type) -> Callable[..., dict[str, Any]]:
-    """A function of the dataclass's fields that returns those that gin has bound."""
+    """Returns a function of the dataclass's fields that returns the fields bound by gin."""
 
     def bound(**fields: Any) -> dict[str, Any]:
         return {name: value for name, value in fields.items() if value is not _UNBOUND}
@@ -67,7 +67,7 @@ def _bindings_of(kind: type) -> Callable[..., dict[str, Any]]:
 
 @functools.cache
 def _configurables() -> dict[Any, Callable[..., dict[str, Any]]]:
-    """Registers every dataclass with gin, once in a process."""
+    """Registers every dataclass with gin, once per process."""
     registered: dict[Any, Any] = {}
     for kind in _KINDS:
         registered[kind] = gin.external_configurable(_bindings_of(kind), name=kind.__name__, module="fot_jax.config")
@@ -75,7 +75,7 @@ def _configurables() -> dict[Any, Callable[..., dict[str, Any]]]:
 
 
 def _resolve(kind: type) -> dict[str, Any]:
-    """The bound fields of a dataclass, its sections included."""
+    """Returns the bound fields of a dataclass, its sections included."""
     fields = _configurables()[kind]()
     for name, annotation in field_types(kind).items():
         if dataclasses.is_dataclass(annotation):
@@ -100,7 +100,7 @@ def _one_line(error: Exception) -> str:
 
 
 def build_from_gin(files: Sequence[str], bindings: Sequence[str] = ()) -> ExperimentConfig:
-    """A validated experiment from gin files and bindings (`"ModelConfig.num_layers = 4"`).
+    """Builds a validated experiment from gin files and bindings (`"ModelConfig.num_layers = 4"`).
 
     Args:
       files: paths, later files override earlier ones.

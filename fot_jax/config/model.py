@@ -29,9 +29,9 @@ class RopeConfig:
         check(self.factor >= 1, f"{path}.factor", "be >= 1", self.factor)
         check(self.original_context >= 1, f"{path}.original_context", "be >= 1", self.original_context)
         low, high = (self.low_freq_factor, self.high_freq_factor)
-        check(0 < low < high, f"{path}.low_freq_factor", f"lie between 0 and high_freq_factor={high}", low)
+        check(0 < low < high, f"{path}.low_freq_factor", f"be between 0 and high_freq_factor={high}", low)
         slow, fast = (self.beta_slow, self.beta_fast)
-        check(0 < slow < fast, f"{path}.beta_slow", f"lie between 0 and beta_fast={fast}", slow)
+        check(0 < slow < fast, f"{path}.beta_slow", f"be between 0 and beta_fast={fast}", slow)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class ModelConfig:
         check(
             all(0 <= layer < self.num_layers for layer in layers),
             f"{path}.memory_layers",
-            f"lie in 0..{self.num_layers - 1} (layers count from 0)",
+            f"be in 0..{self.num_layers - 1} (layers count from 0)",
             layers,
         )
         self.rope.validate(f"{path}.rope")

@@ -1,4 +1,4 @@
-"""`--config.path.key=value`: one value written as text into a config file's ConfigDict.
+"""Overrides: `--config.path.key=value` writes one value, given as text, into a config file's ConfigDict.
 
 The declared type of the field, not the text, says how to read it:
 
@@ -27,10 +27,10 @@ from fot_jax.config.experiment import ExperimentConfig
 
 
 def parse(annotation: Any, text: str, *, path: str) -> Any:
-    """The value that a text stands for in a field of a given type; enums stay text.
+    """Returns the value of a text in a field of a given type; enums stay text.
 
     Raises:
-      ConfigError: the text does not stand for a value of that type.
+      ConfigError: the text is not a value of that type.
     """
     try:
         if isinstance(annotation, types.GenericAlias):
@@ -44,12 +44,12 @@ def parse(annotation: Any, text: str, *, path: str) -> Any:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that at most 18 decimal digits stand for (int() refuses more than 4,300), None for other texts."""
+    """Returns the number in at most 18 decimal digits (int() refuses more than 4,300), None for other texts."""
     return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
-    """'single, multi_key', in brackets or not, each in quotes or not."""
+    """Parses 'single, multi_key', in brackets or not, each name in quotes or not."""
     listed = text.strip().strip("[]()")
     return tuple(name.strip().strip("'\"") for name in listed.split(",") if name.strip())
 
@@ -65,10 +65,10 @@ def _tuples(value: Any) -> Any:
 
 
 def apply_override(config: config_dict.ConfigDict, path: str, text: str) -> None:
-    """Sets `config.<path>` to what `text` stands for; references to it follow.
+    """Sets `config.<path>` to the value that `text` gives; references to it follow.
 
     Args:
-      config: what a config file's `get_config()` returned.
+      config: the result of a config file's `get_config()`.
       path: "crossbatch.plan", "data.sources[0].path".
       text: the value as written on the command line.
 

@@ -18,7 +18,7 @@ class OptimizerConfig:
     min_learning_rate: float = 0.0
     schedule: LearningRateKind = LearningRateKind.CONSTANT
     warmup_steps: int = 0
-    decay_steps: int = 0  # of WSD, the last ones of the run
+    decay_steps: int = 0  # WSD only: the last steps of the run
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -31,7 +31,7 @@ class OptimizerConfig:
         check(
             0 <= self.min_learning_rate <= self.learning_rate,
             f"{path}.min_learning_rate",
-            f"lie in [0, learning_rate={self.learning_rate}]",
+            f"be in [0, learning_rate={self.learning_rate}]",
             self.min_learning_rate,
         )
         check(self.warmup_steps >= 0, f"{path}.warmup_steps", "be >= 0", self.warmup_steps)
@@ -45,7 +45,7 @@ class OptimizerConfig:
         check(self.clip_norm >= 0, f"{path}.clip_norm", "be >= 0 (0: no clipping)", self.clip_norm)
         check(self.weight_decay >= 0, f"{path}.weight_decay", "be >= 0", self.weight_decay)
         for name in ("beta1", "beta2"):
-            check(0 <= getattr(self, name) < 1, f"{path}.{name}", "lie in [0, 1)", getattr(self, name))
+            check(0 <= getattr(self, name) < 1, f"{path}.{name}", "be in [0, 1)", getattr(self, name))
         check(self.epsilon > 0, f"{path}.epsilon", "be > 0", self.epsilon)
 
 
@@ -59,7 +59,7 @@ class TrainConfig:
     steps: int
     batch_rows: int
     accumulation: int = 1
-    init_from: str = ""  # a run's folder whose newest parameters are the first ones; "": fresh ones
+    init_from: str = ""  # a run's folder, to start from its newest parameters; "": fresh ones
     trainable: Trainable = Trainable.ALL
     loss_mean: LossMean = LossMean.TOKENS
     z_loss: float = 0.0
@@ -92,8 +92,8 @@ class TrainConfig:
 class MeshConfig:
     """Devices per mesh axis; -1 for `data` takes all that remain.
 
-    `data` and `fsdp` split rows, `context` the positions of a row, `tensor` heads, mlp and vocabulary; parameters lie
-    over `fsdp` and `tensor`. `slices` of a TPU are joined by the data centre's network, along `data`.
+    `data` and `fsdp` split rows, `context` the positions of a row, `tensor` heads, mlp and vocabulary. `fsdp` and
+    `tensor` split parameters. The data centre's network joins the `slices` of a TPU, along `data`.
     """
 
     data: int = -1

@@ -1,4 +1,4 @@
-"""A run's parameters averaged with those it started from (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
+"""Averages a run's parameters with those it started from (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
 
 Fine-tuning forgets some of what the model knew; a point on the line between the two sets of parameters is
 often better than both on text unlike the training documents, and nearly as good at what was trained.
@@ -29,13 +29,13 @@ def average_runs(
 ) -> ExperimentConfig:
     """Writes a run's folder with share · parameters + (1 − share) · the other's, as its checkpoint 0.
 
-    The config is the first run's; the documents that evaluation warns of are those of both. The average is taken in
-    float32 and stored in the first one's dtype.
+    The config is the first run's. Evaluation warns of documents that either run trained on. The average is computed in
+    float32 and stored in the first run's dtype.
 
     Args:
       workdir: the fine-tuned run's folder.
       other: the folder of a run of the same shapes and vocabulary, as `train.init_from`; its latest checkpoint.
-      folder: a new folder. It appears when it is whole; after an error nothing is left of it.
+      folder: a new folder. It appears only when it is whole; an error leaves nothing.
       share: of the first run's parameters, between 0 and 1.
       step: the first run's checkpoint: a number, "latest", or "best".
 
@@ -43,11 +43,10 @@ def average_runs(
       The new run's experiment.
 
     Raises:
-      UserError: no such checkpoint, a share beyond its range, runs that have other shapes or vocabularies, or a full
-        disk.
+      UserError: no such checkpoint, a share out of range, runs of different shapes or vocabularies, or a full disk.
     """
     if not 0 <= share <= 1:
-        raise UserError(f"--share must lie between 0 (all of --with) and 1 (all of --workdir), got {share}.")
+        raise UserError(f"--share must be between 0 (all of --with) and 1 (all of --workdir), got {share}.")
     config = read_config(workdir)
     try:
         theirs = read_config(other)
@@ -76,6 +75,6 @@ def average_runs(
 
 
 def _mean(ours: np.ndarray, its: np.ndarray, *, share: float) -> np.ndarray:
-    """Where both are the same the very same numbers, not their rounded mean."""
+    """Averages two arrays; equal numbers stay exactly equal, without the rounding of a mean."""
     mean = np.float32(share) * ours.astype(np.float32) + np.float32(1 - share) * its.astype(np.float32)
     return np.where(ours.astype(np.float32) == its.astype(np.float32), ours, mean.astype(ours.dtype))

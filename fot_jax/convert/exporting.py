@@ -1,7 +1,7 @@
-"""From a run's folder to a Hugging Face folder that stock transformers loads, or to bare Orbax parameters.
+"""Exports a run's folder to a Hugging Face folder that stock transformers loads, or to bare Orbax parameters.
 
 hf       config.json (our settings under "fot_jax"), model.safetensors or shards with an index, tokenizer files
-orbax    params/ (one Orbax item), config.json (the experiment), tokenizer/, of an imported model source_config.json
+orbax    params/ (one Orbax item), config.json (the experiment), tokenizer/, source_config.json if it was imported
 """
 
 import enum
@@ -27,7 +27,7 @@ MAX_SHARD_BYTES = 5 * 10**9  # as transformers writes them
 
 
 class Format(enum.Enum):
-    """What an export writes."""
+    """Format of an export."""
 
     HF = "hf"
     ORBAX = "orbax"
@@ -43,20 +43,20 @@ def export_checkpoint(
 ) -> list[str]:
     """Writes a checkpoint of a run for others to load; tensors keep the dtype they are stored in.
 
-    Importing what HF wrote gives the same parameters, bit for bit.
+    Importing an HF export gives the same parameters, bit for bit.
 
     Args:
       workdir: the run's folder.
-      folder: a new folder. It appears when it is whole; after an error nothing is left of it.
+      folder: a new folder. It appears only when it is whole; an error leaves nothing.
       form: the format.
       step: a checkpoint's number, "latest", or "best".
       max_shard_bytes: of one safetensors file; one tensor is never split.
 
     Returns:
-      The names of what was written.
+      The names of the files and folders.
 
     Raises:
-      UserError: no such checkpoint, a model that transformers has no name for (HF), or a full disk.
+      UserError: no such checkpoint, a model that transformers' LLaMA would not compute (HF), or a full disk.
     """
     config = read_config(workdir)
     if form is Format.HF:
@@ -74,7 +74,7 @@ def export_checkpoint(
 
 
 def _copy_tokenizer(config: ExperimentConfig, target: Path) -> str | None:
-    """Copies the tokenizer's files; the name of the main one, None where the vocabulary is no file.
+    """Copies the tokenizer's files; returns the main one's name, None where the vocabulary is no file.
 
     Raises:
       UserError: the file that the config names is gone.
@@ -83,19 +83,19 @@ def _copy_tokenizer(config: ExperimentConfig, target: Path) -> str | None:
     if main is None:
         return None
     path = Path(existing_file(config.data.vocabulary.path))
-    if path.name in VOCABULARIES:  # what lies beside it belongs to it
+    if path.name in VOCABULARIES:  # the files next to it belong to it
         copy_tokenizer(path.parent, target)
     shutil.copyfile(path, target / main)
     return main
 
 
 def write_experiment(target: Path, config: ExperimentConfig) -> None:
-    """Writes config.json and, where the vocabulary is a file, a folder next to it with it: the whole may move."""
+    """Writes config.json and, if the vocabulary is a file, copies it into a folder next to it: the whole may move."""
     place = target / TOKENIZER
     place.mkdir()
     main = _copy_tokenizer(config, place)
     if main is None:
-        place.rmdir()  # nobody shall look for a tokenizer in it
+        place.rmdir()  # an empty folder would suggest a tokenizer
     else:
         config = with_tokenizer(config, f"{HERE}{TOKENIZER}/{main}")
     write_config(target, config)

@@ -1,4 +1,4 @@
-"""What a file is that was taken for another kind, told by its first bytes, and what to do with it."""
+"""Recognises files of a wrong kind by their first bytes, and says what to do with them."""
 
 import struct
 from pathlib import Path
@@ -28,7 +28,7 @@ def other_kind(path: Path, *, wanted: str) -> str | None:
 
     Args:
       path: exists.
-      wanted: "a GGUF file" or "a safetensors file"; that kind itself is not recognised.
+      wanted: "a GGUF file" or "a safetensors file"; a file of that kind gives None.
     """
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -44,11 +44,11 @@ def other_kind(path: Path, *, wanted: str) -> str | None:
 
 
 def truncated(path: Path, *, needed: int) -> str:
-    """The line about a file that ends before what it declares.
+    """Says that a file is shorter than its header declares.
 
     Args:
       path: the file.
-      needed: bytes that it must have at least, as it says itself.
+      needed: the least bytes it must have by its own header.
     """
     return (
         f"{path} is truncated or damaged: it must have {needed:,} bytes or more, as its header says, got"

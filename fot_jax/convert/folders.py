@@ -10,22 +10,22 @@ from pathlib import Path
 from fot_jax.config import UserError
 from fot_jax.config.errors import check_room, disk_full, free_bytes, is_disk_full
 
-LEAST_SHARE = 4  # a compressed checkpoint takes a quarter of its numbers' bytes or more: of 4-bit weights in float32
+LEAST_SHARE = 4  # a compressed checkpoint takes at least a quarter of its numbers' bytes, as 4-bit weights do
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, needed: int | None = None, compressed: bool = False) -> Iterator[Path]:
-    """A folder under a temporary name next to `path`; it gets its name when the block ends well.
+    """Holds a folder under a temporary name next to `path`; renames it to `path` when the block ends well.
 
-    On an error nothing is left.
+    An error leaves nothing.
 
     Args:
-      path: must not exist, or be empty.
-      needed: bytes that will be written, where they are known; a disk with less room is refused at once.
-      compressed: whether they are compressed as they are written; then only a disk far too small is refused at once.
+      path: must not exist, or be an empty folder.
+      needed: bytes that will be written, if known; a disk with less room is refused at once.
+      compressed: True if they are written compressed; then only a disk that is far too small is refused at once.
 
     Raises:
-      UserError: something is there already, or the disk is full.
+      UserError: `path` exists and is not empty, or the disk is full.
     """
     path = path.absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -38,14 +38,14 @@ def new_folder(path: Path, *, needed: int | None = None, compressed: bool = Fals
         yield temporary
         os.replace(temporary, path)
     except BaseException as error:
-        _remove(temporary)  # which makes room again
-        if isinstance(error, Exception) and is_disk_full(error):  # whoever told it knows the passing name alone
+        _remove(temporary)  # and frees its room
+        if isinstance(error, Exception) and is_disk_full(error):  # the error names the temporary folder only
             raise disk_full(path, error, needed=needed) from error
         raise
 
 
 def _remove(folder: Path, *, tries: int = 20) -> None:
-    """Removes a folder in which a failed save may still be writing: its last files come a moment later."""
+    """Removes a folder in which a failed save may still write its last files: tries again until it is gone."""
     for attempt in range(tries):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

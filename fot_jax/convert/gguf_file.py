@@ -1,7 +1,7 @@
-"""GGUF, llama.cpp's files: metadata as a config.json, tensors dequantised in blocks of rows.
+"""Reads GGUF, llama.cpp's files: metadata as a config.json, tensors dequantised in blocks of rows.
 
 llama.cpp rotates dimension 2i with 2i + 1, Hugging Face i with i + D/2: the D rows of every query and key head
-come in another order.
+must be reordered.
 
     place in GGUF       0   1    2   3      ...  D-2    D-1
     its row here        0   D/2  1   D/2+1  ...  D/2-1  D-1
@@ -27,7 +27,7 @@ class GGUFFile:
     """One GGUF file, or a split model's files, by Hugging Face's names (llama.cpp's for tensors that it lacks).
 
     Attributes:
-      config: what a Hugging Face config.json would hold.
+      config: the content of the matching Hugging Face config.json.
       shapes: of every tensor, rows first.
       num_bytes: of every tensor, as stored.
     """
@@ -67,10 +67,10 @@ class GGUFFile:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Nothing stays open."""
+        """Does nothing: no file stays open."""
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows, their values, float32) of a tensor in order, heads in Hugging Face's order.
+        """Yields (rows, their float32 values) of a tensor, rows and heads in Hugging Face's order.
 
         Raises:
           UserError: the file shrank meanwhile.
@@ -85,7 +85,7 @@ class GGUFFile:
             yield rows, pairs.swapaxes(1, 2).reshape(block.shape)
 
     def _rows(self, name: str, stored: Stored, *, multiple: int = 1) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows, values) as the file orders them; a vector is one row. Blocks count float32 bytes, what comes out.
+        """Yields (rows, values) in the file's order; a vector is one row. Block sizes count the float32 bytes.
 
         A row holds whole blocks of quantised numbers, so that any rows can be dequantised by themselves.
         """
@@ -102,7 +102,7 @@ class GGUFFile:
                 yield (rows, values) if len(stored.shape) == 2 else (slice(0, width), values[0])
 
     def _vector(self, stored: Stored) -> np.ndarray:
-        """The values of ROPE_FACTORS; none where it is no vector."""
+        """Reads the values of ROPE_FACTORS; none where it is no vector."""
         if len(stored.shape) != 1 or not stored.shape[0]:
             return np.zeros(0, np.float32)
         return np.concatenate([block for _, block in self._rows(ROPE_FACTORS, stored)])

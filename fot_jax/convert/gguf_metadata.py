@@ -1,7 +1,7 @@
-"""Metadata of a GGUF file of the architecture `llama` as a config.json of Hugging Face.
+"""Turns the metadata of a GGUF file of the architecture `llama` into a config.json of Hugging Face.
 
-Every key of `llama.*` that the package knows is read, or refused where its value would change numbers that nothing
-here computes, or is harmless for a reason (`HARMLESS`); keys that nobody knows are logged once.
+Every key of `llama.*` that the package gguf knows is read (`READ`), refused where its value asks for a computation that
+this project lacks (`NEUTRAL`), or harmless for a stated reason (`HARMLESS`). Other keys are logged once.
 """
 
 import logging
@@ -92,14 +92,14 @@ class Metadata:
         self.path, self._values = path, values
 
     def config(self, shapes: Mapping[str, tuple[int, ...]], divisors: np.ndarray | None) -> dict[str, Any]:
-        """What a Hugging Face config.json would hold.
+        """Builds the content of the matching Hugging Face config.json.
 
         Args:
           shapes: of the tensors, by Hugging Face's names.
           divisors: the values of ROPE_FACTORS; None where the file has no such tensor.
 
         Raises:
-          UserError: a key that is missing, of another type, or whose value nothing here computes.
+          UserError: a key that is missing, of another type, or whose value this project does not compute.
         """
         check_is_model(self.path, self._values)
         heads, embed = self._integer("attention.head_count"), self._integer("embedding_length")
@@ -124,7 +124,7 @@ class Metadata:
         }
 
     def _get(self, key: str, default: Any) -> Any:
-        """A value, of a list of equal ones (one a layer) that one. Raises UserError where it is missing."""
+        """Returns a value; a list of equal values (one a layer) counts as one. Raises UserError if it is missing."""
         value = self._values.get(f"{ARCHITECTURE}.{key}", default)
         if value is None:
             raise UserError(f"{self.path}: {ARCHITECTURE}.{key} is missing. Convert the model again.")
@@ -150,7 +150,7 @@ class Metadata:
         return value
 
     def _number(self, key: str, default: float | None = None) -> float:
-        """A number; a float32 of the file means the decimal it was written from: 1e-05, not 9.9999997e-06."""
+        """Returns a number: for a float32 the decimal it was written from, 1e-05, not 9.9999997e-06."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self._wrong_type(key, "a finite number", value)
@@ -163,7 +163,7 @@ class Metadata:
         return value
 
     def _check_keys(self, head_dim: int) -> None:
-        """Raises UserError where a value would change the numbers; logs the keys that nothing here knows."""
+        """Raises UserError where a value would change the numbers; logs unknown keys."""
         for key, allowed in NEUTRAL.items():
             value = self._values.get(f"{ARCHITECTURE}.{key}", allowed[0])
             if value not in allowed:
@@ -186,7 +186,7 @@ class Metadata:
             logger.warning("%s: not read, as nothing here knows what it says: %s", self.path, ", ".join(unknown))
 
     def _rope(self, head_dim: int, divisors: np.ndarray | None) -> RopeConfig:
-        """The rotary positions as llama.cpp reads them: a factor without a kind is linear, no factor is none."""
+        """Reads the rotary positions as llama.cpp does: a factor without a kind is linear, no factor is none."""
         theta = self._number("rope.freq_base", 10000.0)
         factor = self._number("rope.scaling.factor", self._number("rope.scale_linear", 0.0))
         kind = self._text("rope.scaling.type", "linear")
@@ -223,7 +223,7 @@ class Metadata:
         return rope
 
     def _llama3(self, theta: float, head_dim: int, divisors: np.ndarray) -> RopeConfig:
-        """The llama3 scaling whose divisors the file holds: Meta's numbers with the factor that fits.
+        """Finds the llama3 scaling whose divisors the file holds: Meta's numbers with the factor that fits.
 
         Raises:
           UserError: none fits.

@@ -1,6 +1,6 @@
-"""GGUF files opened: one, or all parts of a split model; metadata and the places of tensors, by llama.cpp's names.
+"""Opens GGUF files, one or all parts of a split model: metadata and the places of tensors, by llama.cpp's names.
 
-llama.cpp splits a model into files of its own naming; the first holds the metadata, each says which it is:
+llama.cpp names the files of a split model itself; the first holds the metadata, each says which one it is:
 
     NAME-00001-of-00003.gguf    split.no 0, split.count 3, split.tensors.count 291
     NAME-00002-of-00003.gguf    split.no 1, split.count 3
@@ -22,7 +22,7 @@ from fot_jax.convert import file_kinds
 
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MIN_VERSION, MAX_VERSION = min(gguf.gguf_reader.READER_SUPPORTED_VERSIONS), gguf.GGUF_VERSION
-QUANTISATION_VERSION = 2  # of ggml's blocks; those of version 1 had other layouts
+QUANTISATION_VERSION = 2  # of ggml's blocks; version 1 had other layouts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Metadata and tensors of a model, of one file or of several; `whole` where none can be missing unseen."""
+    """Metadata and tensors of a model; `whole`: no tensor can be missing unnoticed."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Stored]
@@ -46,14 +46,14 @@ class Contents:
 
 
 class _EndOfFileError(Exception):
-    """The file ends before `needed` bytes."""
+    """Error of a file that ends before `needed` bytes."""
 
     def __init__(self, needed: int):
         self.needed = needed
 
 
 class _Reader(gguf.GGUFReader):
-    """The package's reader, which takes what is beyond a file's end for empty."""
+    """Reader that raises at a file's end, where the package's own reads emptiness."""
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         end = int(offset) + int(np.dtype(dtype).itemsize) * int(count)
@@ -92,7 +92,7 @@ def read_contents(path: Path) -> Contents:
 
 
 def _join(paths: list[Path]) -> Contents:
-    """The contents of all parts; metadata are the first one's. Raises UserError, see `read_contents`."""
+    """Joins the contents of all parts; the metadata are the first one's. Raises UserError, see `read_contents`."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} is missing: the model is split into {len(paths)} files. Download it too.")
@@ -126,7 +126,7 @@ def _count(metadata: dict[str, Any], key: str, path: Path, *, default: int) -> i
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """Metadata and tensors of one file. Raises UserError."""
+    """Reads the metadata and tensors of one file. Raises UserError."""
     _check_head(path)
     try:
         with np.errstate(over="ignore"):  # places of tensors are compared below
@@ -192,7 +192,7 @@ def _check_head(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    """What the package's reader found wrong in a file that is long enough."""
+    """Explains the error of the package's reader about a file that is long enough."""
     reason = " ".join(str(error).split())
     unknown = re.search(r"(\d+)\)? is not a valid GGMLQuantizationType", reason)
     if unknown:
@@ -206,7 +206,7 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def _can_dequantise(kind: gguf.GGMLQuantizationType) -> bool:
-    """Whether the installed package turns this kind into numbers, tried with one block of zeros."""
+    """True if the installed package dequantises this kind; tries one block of zeros."""
     try:
         gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's metadata as a tokenizer.json, with the ids that llama.cpp gives.
+"""Turns the tokenizer in a GGUF file's metadata into a tokenizer.json, with the ids that llama.cpp gives.
 
     gpt2     byte-level BPE: tokens, merges, `pre` (how text is cut)
     llama    SentencePiece: tokens and scores
@@ -49,7 +49,7 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer | None:
-    """How text is cut before merging, by llama.cpp's name for it; None if unknown."""
+    """Returns the pre-tokenizer that llama.cpp calls `kind`; None if unknown."""
     if kind == "gpt-2":
         return _byte_level()
     if kind == "default":
@@ -62,7 +62,7 @@ def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer | None:
 
 
 def _kind_of_split(metadata: dict[str, Any], tokens: list[str], types: list[int], *, source: str) -> str:
-    """The stated `pre`. Files of before May 2024 have none: LLaMA 3's are known by their special tokens."""
+    """Returns the stated `pre`. Files from before May 2024 state none; special tokens identify LLaMA 3's."""
     stated = metadata.get(PREFIX + "pre")
     if stated is None:
         special = {token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL}
@@ -80,7 +80,7 @@ def _kind_of_split(metadata: dict[str, Any], tokens: list[str], types: list[int]
 
 
 def _adds_bos(metadata: dict[str, Any], pre: str) -> bool:
-    """Whether texts begin with BOS: as the file says, else as llama.cpp does."""
+    """True if texts begin with BOS: as the file says, else as llama.cpp does."""
     stated = metadata.get(PREFIX + "add_bos_token")
     if stated is not None:
         return bool(stated)
@@ -89,7 +89,7 @@ def _adds_bos(metadata: dict[str, Any], pre: str) -> bool:
 
 
 def _index(metadata: dict[str, Any], role: str, *, count: int, source: str) -> int | None:
-    """A special token's id, None where the file names none or, but for BOS and end tokens, none that is there."""
+    """Returns a special token's id; None if the file names none, or, except for BOS and end tokens, a missing one."""
     key = f"{PREFIX}{role}_token_id"
     index = metadata.get(key)
     if index is None or (isinstance(index, int) and 0 <= index < count):
@@ -101,7 +101,7 @@ def _index(metadata: dict[str, Any], role: str, *, count: int, source: str) -> i
 
 
 def _all(values: Any, kind: type) -> bool:
-    """Whether it is a list of one type."""
+    """True if `values` is a list of one type."""
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
@@ -160,7 +160,7 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, *, source: str) -> s
 
 
 def _as_llama_cpp(special: dict[str, int | None], *, count: int) -> dict[str, int | None]:
-    """The ids of special tokens with llama.cpp's defaults for SentencePiece models."""
+    """Fills the ids of special tokens with llama.cpp's defaults for SentencePiece models."""
     defaults = {"unknown": 0, "bos": 1, "eos": 2}
     return {
         role: defaults[role] if index is None and role in defaults and defaults[role] < count else index
@@ -194,7 +194,7 @@ def _bpe(
 def _sentencepiece(
     metadata: dict[str, Any], tokens: list[str], types: list[int], *, source: str
 ) -> tokenizers.Tokenizer:
-    """LLaMA 1 and 2: pieces, scores and types are the model itself."""
+    """Builds the tokenizer of LLaMA 1 and 2 from its pieces, scores and types."""
     scores = metadata.get(PREFIX + "scores")
     if not _all(scores, float) or len(scores) != len(tokens):
         raise UserError(f"{source}: {PREFIX}scores must be a number for each token. Give --tokenizer=FILE.")
@@ -207,7 +207,7 @@ def _sentencepiece(
 
 
 def _write_settings(metadata: dict[str, Any], named: dict[str, str], folder: Path, *, begins: bool) -> None:
-    """tokenizer_config.json: the names of special tokens, the chat template, the trained context."""
+    """Writes tokenizer_config.json: the names of special tokens, the chat template, the trained context."""
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     settings |= {f"{ours}_token": named[theirs] for theirs, ours in roles.items() if theirs in named}

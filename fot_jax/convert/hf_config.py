@@ -1,4 +1,4 @@
-"""config.json of Hugging Face to our model and memory sections, and back.
+"""Turns a config.json of Hugging Face into our model and memory sections, and back.
 
 Read: `LlamaForCausalLM` (LLaMA 1, 2, 3 and their like: grouped queries, tied embeddings, `head_dim`, every
 rotary scaling of `rope_scaling`) and `LongLlamaForCausalLM`. Written: `LlamaForCausalLM`, with what
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "LongLlamaForCausalLM": "longllama"}
 OURS = "fot_jax"
-# What "fot_jax" may set of the model beyond the shapes, which config.json's own keys give.
+# Fields of the model that "fot_jax" may set; config.json's own keys give the shapes.
 KEPT = ("local_context", "memory_layers", "memory_positions", "dtype", "attention", "attention_block", "remat")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What the user sets on import; None keeps the checkpoint's own."""
+    """Settings of the user on import; None keeps the checkpoint's own."""
 
     memory_layers: tuple[int, ...] | None = None
     local_context: int | None = None
@@ -49,7 +49,7 @@ class _Values:
         self.values, self.source = values, source
 
     def get(self, name: str, kinds: tuple[type, ...], default: Any = None) -> Any:
-        """A value of one of some types (a bool is no number); `default` where absent or null, if given."""
+        """Returns a value of the given types (a bool is no number); `default` where it is absent or null."""
         value = self.values.get(name)
         value = default if value is None else value
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -66,7 +66,7 @@ class _Values:
 
 
 def architecture(values: dict[str, Any], *, source: str) -> str:
-    """Which of ARCHITECTURES it is, by our name ("llama", "longllama"). Raises UserError for anything else."""
+    """Returns our name for the architecture ("llama", "longllama"). Raises UserError for one not in ARCHITECTURES."""
     named = values.get("architectures") or []
     kinds = {v: k for k, v in ARCHITECTURES.items()}
     stated = values.get("model_type")
@@ -85,19 +85,19 @@ def architecture(values: dict[str, Any], *, source: str) -> str:
 def read_config(
     values: dict[str, Any], *, source: str, changes: Changes = Changes()
 ) -> tuple[ModelConfig, MemoryConfig]:
-    """The model and the memory that a config.json describes.
+    """Reads the model and the memory that a config.json describes.
 
     LongLLaMA: `mem_layers`, `mem_positionals` (false: no positions in memory layers), `last_context_length`
     (at most the local context) become ours, and memory is read densely as its code does. `mem_dtype`,
-    `mem_attention_grouping` and `gradient_checkpoint_every_ith` change speed and bytes only and are left out.
+    `mem_attention_grouping` and `gradient_checkpoint_every_ith` change only speed and bytes and are left out.
 
     Args:
       values: config.json.
-      source: what errors begin with: the file.
-      changes: the user's settings, which win. The local context is else `max_position_embeddings`.
+      source: the file; errors begin with it.
+      changes: the user's settings, which win. Without them the local context is `max_position_embeddings`.
 
     Raises:
-      UserError: an unknown architecture, a missing or mistyped key, an unsupported feature, by its key.
+      UserError: an unknown architecture, a missing or mistyped key, or an unsupported feature, by its key.
     """
     kind = architecture(values, source=source)
     check_keys(values, source=source)
@@ -136,7 +136,7 @@ def read_config(
 
 
 def _built(fields: dict, memory: dict, changes: Changes, *, source: str) -> tuple[ModelConfig, MemoryConfig]:
-    """Both sections with the user's changes; their checks name the file."""
+    """Builds both sections with the user's changes; errors of their checks name the file."""
     fields |= {key: value for key, value in dataclasses.asdict(changes).items() if value is not None}
     try:
         model = build(ModelConfig, fields, path="model")
@@ -174,13 +174,13 @@ def check_exportable(model: ModelConfig) -> None:
 
 
 def write_config(config: ExperimentConfig, *, dtype: Dtype, source_values: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of a `LlamaForCausalLM` with our settings under "fot_jax".
+    """Returns the config.json of a `LlamaForCausalLM` with our settings under "fot_jax".
 
     Args:
       config: the experiment; see `check_exportable`.
       dtype: of the stored tensors.
-      source_values: config.json of the checkpoint this one was imported from, or empty: special token ids
-        and the trained context are taken from it.
+      source_values: config.json of the checkpoint that the model was imported from, or empty; special token
+        ids and the trained context are taken from it.
     """
     model = config.model
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "pretraining_tp")

@@ -1,4 +1,4 @@
-"""The keys of a LLaMA's config.json that are not numbers of the model: refused, harmless, or unknown and logged."""
+"""Checks the keys of a LLaMA's config.json that are not numbers of the model: refused, harmless, or unknown."""
 
 import logging
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 PLAIN_WEIGHTS = "absent: dequantise the checkpoint first, or take its GGUF file"
 ONE_SOFTMAX = "absent or 1 (a LLaMA scales scores by 1/sqrt(head_dim) alone)"
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {  # key: the values it may have where it is there, and in words
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {  # key: the values it may have if it is there, and their description
     "attention_bias": ((False, None), "false (projections without bias)"),
     "qkv_bias": ((False, None), "false (projections without bias)"),
     "mlp_bias": ((False, None), "false (projections without bias)"),
@@ -57,19 +57,19 @@ READ = {
     "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
 HARMLESS = {
-    # how it was trained, or is initialised: the tensors are what came of it
+    # training and initialisation: the tensors are their result
     "initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "rope_finetuned",
     # the same numbers, computed or stored in another way; here parameters are stored in --dtype
     "pretraining_tp", "torch_dtype", "dtype", "use_cache", "cache_implementation", "attn_implementation",
     "_attn_implementation", "_flash_attn_2_enabled", "gradient_checkpointing", "chunk_size_feed_forward",
     "use_bfloat16", "mem_dtype", "mem_attention_grouping", "gradient_checkpoint_every_ith", "torch_attention",
     "tie_encoder_decoder",
-    # what a forward pass returns, and names
+    # the outputs of a forward pass, and names
     "return_dict", "output_attentions", "output_hidden_states", "torchscript", "transformers_version",
     "transformers.js_config", "_name_or_path", "name_or_path", "_commit_hash", "unsloth_version", "unsloth_fixed",
     "tokenizer_class", "prefix", "task_specific_params", "is_decoder", "id2label", "label2id", "num_labels",
     "problem_type", "finetuning_task", "max_sequence_length", "model_max_length", "cross_attention_hidden_size",
-    # of generation; the vocabulary and the command line say how text is generated here
+    # generation, which the vocabulary and the command line decide here
     "sep_token_id", "decoder_start_token_id", "unk_token_id", "do_sample", "temperature", "top_k", "top_p", "typical_p",
     "max_length", "min_length", "num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty",
     "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "early_stopping", "bad_words_ids",
@@ -81,11 +81,11 @@ HARMLESS = {
 
 
 def check_keys(values: Mapping[str, Any], *, source: str) -> None:
-    """Refuses settings that the decoder lacks, by their key, and logs the keys that nothing here knows.
+    """Refuses settings that the decoder lacks, by their key, and logs unknown keys.
 
     Args:
-      values: config.json; a null says nothing.
-      source: what errors begin with.
+      values: config.json; a null counts as absent.
+      source: the file; errors begin with it.
 
     Raises:
       UserError: a key whose value would change the model's numbers.

@@ -1,4 +1,4 @@
-"""From a LLaMA-family checkpoint to a run's folder that training, evaluation and generation load.
+"""Imports a LLaMA-family checkpoint into a run's folder that training, evaluation and generation load.
 
     WORKDIR/config.json           the experiment: model and memory from the checkpoint, the rest defaults
     WORKDIR/checkpoints/0/        the parameters
@@ -62,7 +62,7 @@ def import_checkpoint(
 
     Args:
       source: the folder or the file.
-      workdir: a new folder. It appears when it is whole; after an error nothing is left of it.
+      workdir: a new folder. It appears only when it is whole; an error leaves nothing.
       changes: settings of the model that the checkpoint does not know.
       dtype: of the stored parameters; they are float32 again once loaded.
       tokenizer: a tokenizer.json, a tokenizer.model or a folder of one, in place of the checkpoint's own.
@@ -75,7 +75,7 @@ def import_checkpoint(
 
     Raises:
       UserError: an unsupported or damaged checkpoint, a missing, unexpected or misshapen tensor, a tokenizer
-        that is not supported or has tokens, not special, without a row in the embedding; a full disk.
+        that is not supported or has other than special tokens without a row in the embedding; a full disk.
       ConfigError: the mesh does not fit the devices or the model.
     """
     final = Path(workdir).absolute()
@@ -100,7 +100,7 @@ def import_checkpoint(
 
 def _check_tensors(source: Source, model: ModelConfig) -> None:
     """Raises UserError unless the source holds exactly the model's tensors in their shapes."""
-    if model.num_layers > len(source.shapes):  # before any list as long as that is made
+    if model.num_layers > len(source.shapes):  # before a list of that length is made
         raise UserError(
             f"{source.path}: the checkpoint must hold {model.num_layers} layers, as its config says, got"
             f" {len(source.shapes)} tensors. {names.foreign(source.shapes)}"
@@ -128,7 +128,7 @@ def _check_tensors(source: Source, model: ModelConfig) -> None:
 
 
 def _check_frequencies(source: Source, model: ModelConfig) -> None:
-    """Raises UserError where the rotary settings give frequencies that are zero or no numbers."""
+    """Raises UserError where the rotary settings give frequencies that are not finite or not above 0."""
     with np.errstate(all="ignore"):
         try:
             frequencies, _ = rope_frequencies(model.rope, model.head_dim, model.local_context)
@@ -141,7 +141,7 @@ def _check_frequencies(source: Source, model: ModelConfig) -> None:
 
 
 def _experiment(folder: str, model: ModelConfig, memory: MemoryConfig, tokenizer: str | None) -> ExperimentConfig:
-    """An experiment around an imported model: plain training on the standard library until a config says else."""
+    """Builds an experiment around an imported model: plain training on the standard library, for now."""
     vocabulary = VocabularyConfig()
     if tokenizer is not None:
         kind, _ = VOCABULARIES[tokenizer]

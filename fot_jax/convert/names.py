@@ -1,6 +1,6 @@
-"""Where each Hugging Face LLaMA tensor lies in our parameters, and llama.cpp's names for the same.
+"""Maps each Hugging Face LLaMA tensor to its place in our parameters, and llama.cpp's names to Hugging Face's.
 
-Hugging Face stores a linear map as [out, in], one tensor a layer; ours is [in, out] with heads apart and
+Hugging Face stores a linear map as [out, in], one tensor a layer. Ours is [in, out] with an axis for heads and
 all layers stacked on axis 0. One rule covers every matrix: reshape our layer to [in, out], transpose.
 
     model.embed_tokens.weight [V, E]                 embedding [V, E]
@@ -45,7 +45,7 @@ GGUF_LAYER = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slot:
-    """The place of one Hugging Face tensor: a parameter's path, its layer, and the tensor's own shape."""
+    """Place of one Hugging Face tensor: a parameter's path, its layer, and the tensor's own shape."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class Slot:
 
 
 def slots(config: ModelConfig) -> dict[str, Slot]:
-    """Every tensor of a Hugging Face LLaMA of this shape, by its name, in the order they are usually written.
+    """Lists every tensor of a Hugging Face LLaMA of this shape by its name, in the usual order of files.
 
     Args:
       config: LLAMA family, scanned layers.
@@ -85,12 +85,12 @@ def slots(config: ModelConfig) -> dict[str, Slot]:
 
 
 def is_ignored(name: str, config: ModelConfig) -> bool:
-    """Whether a tensor may be there though nothing holds it: what is computed, or tied to another tensor."""
+    """True if a tensor may be in a file though no parameter holds it: it is computed, or tied to another one."""
     return name.endswith(".rotary_emb.inv_freq") or (config.tie_embeddings and name == UNEMBEDDING)
 
 
 def from_gguf(name: str) -> str | None:
-    """Hugging Face's name for one of llama.cpp's, None where there is none."""
+    """Returns Hugging Face's name for one of llama.cpp's, None where there is none."""
     if name in GGUF_GLOBAL:
         return GGUF_GLOBAL[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
@@ -98,7 +98,7 @@ def from_gguf(name: str) -> str | None:
     return f"model.layers.{match[1]}.{part}.weight" if match and part else None
 
 
-FOREIGN = (  # what names of another kind hold, what they are of and the fix
+FOREIGN = (  # a part of a foreign tensor's name, its origin and the fix
     (".lora_", "an adapter (LoRA): merge it into its model first (peft's merge_and_unload)"),
     (".weight_packed", "quantised weights: dequantise the checkpoint first, or take its GGUF file"),
     (".qweight", "quantised weights: dequantise the checkpoint first, or take its GGUF file"),
@@ -108,7 +108,7 @@ FOREIGN = (  # what names of another kind hold, what they are of and the fix
 
 
 def foreign(found: Iterable[str]) -> str:
-    """Says what a checkpoint is whose names are no LLaMA's: of another kind where one is recognised."""
+    """Says what a checkpoint holds whose names are no LLaMA's: its kind where one is recognised."""
     listed = sorted(found)
     for part, what in FOREIGN:
         name = next((name for name in listed if part in name), None)
@@ -123,18 +123,18 @@ def foreign(found: Iterable[str]) -> str:
 
 
 def view(params: Any, slot: Slot) -> np.ndarray:
-    """One Hugging Face tensor as a view of our numpy parameters: assigning to it fills them."""
+    """Returns one Hugging Face tensor as a view of our numpy parameters: assigning to it fills them."""
     stacked = leaf(params, slot)
     return view_of(stacked if slot.layer is None else stacked[slot.layer], slot)
 
 
 def view_of(array: np.ndarray, slot: Slot) -> np.ndarray:
-    """One Hugging Face tensor as a view of the part of a parameter that holds it: one layer's, or all of it."""
+    """Returns one Hugging Face tensor as a view of the array that holds it: one layer of a parameter, or all."""
     return array.reshape(slot.shape[::-1]).T if slot.transposed else array
 
 
 def leaf(tree: Any, slot: Slot) -> Any:
-    """What a tree of the parameters' structure holds at a tensor's place."""
+    """Returns the value at a tensor's place in a tree of the parameters' structure."""
     return functools.reduce(operator.getitem, slot.path, tree)
 
 

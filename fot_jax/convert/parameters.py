@@ -1,7 +1,7 @@
-"""A source's tensors as the decoder's parameters: numpy arrays, or arrays laid out over a mesh.
+"""Reads a source's tensors as the decoder's parameters: numpy arrays, or arrays sharded over a mesh.
 
-Without a mesh every buffer is filled in place, one block of rows at a time. With one, each tensor is assembled on the
-host by itself and every device takes its own part of it:
+Without a mesh every buffer is filled in place, one block of rows at a time. With one, the host assembles one tensor at
+a time and every device takes its own part of it:
 
     layers.feed_forward.gate [N, E, F]    fsdp 4, tensor 2      device (i, j) holds [N, E/4, F/2]
     ...layers.n.mlp.gate_proj [F, E]      host: [E, F]          its part [E/4, F/2] goes to place n there
@@ -30,7 +30,7 @@ from fot_jax.sharding import param_shardings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a conversion is; bytes are the source's."""
+    """Progress of a conversion; bytes are the source's."""
 
     tensors: int
     tensors_total: int
@@ -47,7 +47,7 @@ def read_params(
     mesh: Mesh | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Any:
-    """The decoder's parameters: numpy arrays, or jax.Arrays with the shardings of `fot_jax/sharding.py`.
+    """Reads the decoder's parameters: numpy arrays, or jax.Arrays with the shardings of `fot_jax/sharding.py`.
 
     Args:
       source: holds every tensor of the model.
@@ -73,7 +73,7 @@ def read_params(
 def _slots(
     source: Source, model: ModelConfig, progress: Callable[[Progress], None] | None
 ) -> Iterator[tuple[str, names.Slot]]:
-    """Every tensor's name and place; reports when the next one is asked for."""
+    """Yields every tensor's name and place; reports a tensor when the next one is asked for."""
     wanted = names.slots(model)
     total = sum(source.num_bytes[name] for name in wanted)
     done, start = 0, time.perf_counter()
@@ -108,7 +108,7 @@ def _read_sharded(
 
 
 def _spread(host: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """An array of the host on the devices; each copies its own part."""
+    """Puts an array of the host on the devices; each copies its own part."""
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
@@ -119,7 +119,7 @@ def _put(leaf: jax.Array, value: jax.Array, layer: jax.Array, sharding: NamedSha
 
 
 def check_tied_head(source: Source, model: ModelConfig, params: Any) -> None:
-    """Raises UserError where a tied model comes with an unembedding of its own that is another."""
+    """Raises UserError where a tied model comes with an unembedding that differs from its embedding."""
     if not model.tie_embeddings or names.UNEMBEDDING not in source.shapes:
         return
     embedding = params["embedding"]

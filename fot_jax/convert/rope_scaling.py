@@ -1,4 +1,4 @@
-"""Hugging Face's `rope_scaling` (transformers 5: `rope_parameters`) and our RopeConfig."""
+"""Turns Hugging Face's `rope_scaling` (transformers 5: `rope_parameters`) into our RopeConfig, and back."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 ORIGINAL = "original_max_position_embeddings"
-KEYS: dict[str, tuple[str, ...]] = {  # kind: the keys that transformers reads for it, besides COMMON
+KEYS: dict[str, tuple[str, ...]] = {  # kind: the keys that transformers reads for it, in addition to COMMON
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
@@ -18,13 +18,13 @@ KEYS: dict[str, tuple[str, ...]] = {  # kind: the keys that transformers reads f
     "yarn": ("factor", ORIGINAL, "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
 }
 KINDS = tuple(KEYS)
-OTHER_CODE = ("alpha", "long_factor", "short_factor", "mrope_section")  # of other models' positions
+OTHER_CODE = ("alpha", "long_factor", "short_factor", "mrope_section")  # keys of other models' positions
 
 
 class _Scaling:
-    """The one object that holds the positions' numbers, as transformers 5 chooses it, with typed access.
+    """The object from which transformers 5 reads the positions' numbers, with typed access.
 
-    `rope_scaling` is taken where it is not empty, else `rope_parameters`; never parts of both.
+    It is `rope_scaling` unless that is empty, else `rope_parameters`; never parts of both.
     """
 
     def __init__(self, values: dict[str, Any], source: str):
@@ -49,7 +49,7 @@ class _Scaling:
         return kind
 
     def _check_keys(self) -> None:
-        """Refuses keys of positions that are not computed here; logs the keys that this kind does not read."""
+        """Refuses keys of unsupported positions; logs the keys that this kind does not read."""
         nested = next((key for key, value in self.values.items() if isinstance(value, dict)), None)
         if nested is not None:
             raise UserError(
@@ -72,16 +72,16 @@ class _Scaling:
             )  # fmt: skip
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A finite number; `default`, if given, where the key is absent (a null is no number)."""
+        """Returns a finite number; `default`, if given, where the key is absent (a null is no number)."""
         return finite(self.values.get(name, default), f"{self.source}: {self.name}.{name}")
 
     def optional(self, name: str, default: float) -> float:
-        """A finite number; `default` where the key is absent or null."""
+        """Returns a finite number; `default` where the key is absent or null."""
         return default if self.values.get(name) is None else self.number(name)
 
 
 def finite(value: Any, path: str) -> float:
-    """A number of a JSON file. Raises UserError."""
+    """Returns a JSON value as a float. Raises UserError where it is no finite number."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
             return float(value)
@@ -93,7 +93,7 @@ def finite(value: Any, path: str) -> float:
 
 
 def read_rope(values: dict[str, Any], *, max_positions: int, source: str) -> RopeConfig:
-    """RopeConfig of a config.json, as transformers 5.15 reads it.
+    """Reads the RopeConfig of a config.json as transformers 5.15 does.
 
         place                                 which one counts
         rope_scaling, rope_parameters         rope_scaling unless empty; the other one is not read
@@ -108,10 +108,10 @@ def read_rope(values: dict[str, Any], *, max_positions: int, source: str) -> Rop
     Args:
       values: config.json.
       max_positions: its max_position_embeddings, tokens.
-      source: what errors begin with.
+      source: the file; errors begin with it.
 
     Raises:
-      UserError: an unknown kind, a missing or mistyped number, or a variant that is not computed here.
+      UserError: an unknown kind, a missing or mistyped number, or an unsupported variant.
     """
     scaling = _Scaling(values, source)
     for place, found in ((scaling.name, scaling.values), ("", values)):
@@ -143,7 +143,7 @@ def read_rope(values: dict[str, Any], *, max_positions: int, source: str) -> Rop
 
 
 def _theta(scaling: _Scaling, values: dict[str, Any]) -> float:
-    """The base of the frequencies: inside, else at the top, else 10000. Raises UserError."""
+    """Reads the base of the frequencies: inside, else at the top, else 10000. Raises UserError."""
     if "rope_theta" not in scaling.values:
         return finite(values.get("rope_theta", 10000.0), f"{scaling.source}: rope_theta")
     theta = scaling.number("rope_theta")
@@ -156,7 +156,7 @@ def _theta(scaling: _Scaling, values: dict[str, Any]) -> float:
 
 
 def _original(scaling: _Scaling, values: dict[str, Any], max_positions: int) -> int:
-    """The context before scaling, tokens: at the top, else inside, else all positions. Raises UserError."""
+    """Reads the context before scaling, tokens: at the top, else inside, else all positions. Raises UserError."""
     if ORIGINAL in values:
         number, path = values[ORIGINAL], ORIGINAL
         inside = scaling.values.get(ORIGINAL, number)
@@ -174,7 +174,7 @@ def _original(scaling: _Scaling, values: dict[str, Any], max_positions: int) -> 
 
 
 def _check_yarn(scaling: _Scaling, factor: float) -> None:
-    """YARN here has one attention factor, 0.1 ln(factor) + 1, and rounded correction dimensions."""
+    """Raises UserError unless YARN has the attention factor 0.1 ln(factor) + 1 and rounded correction dimensions."""
     ours = 0.1 * math.log(factor) + 1 if factor >= 1 else 1.0
     given = None if scaling.values.get("attention_factor") is None else scaling.number("attention_factor")
     if given is None and scaling.values.get("mscale") and scaling.values.get("mscale_all_dim"):
@@ -191,7 +191,7 @@ def _check_yarn(scaling: _Scaling, factor: float) -> None:
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
-    """The keys `rope_theta` and `rope_scaling` of a config.json; see `read_rope`."""
+    """Returns the keys `rope_theta` and `rope_scaling` of a config.json; see `read_rope`."""
     if rope.scaling is RopeScaling.NONE:
         return {"rope_theta": rope.theta, "rope_scaling": None}
     scaling: dict[str, Any] = {"rope_type": rope.scaling.value, "factor": rope.factor}

@@ -1,7 +1,7 @@
-"""safetensors: a folder read tensor by tensor in blocks of rows, and written the same way.
+"""Reads and writes a folder of safetensors, tensor by tensor in blocks of rows.
 
-A folder holds one `*.safetensors`, or several and `model.safetensors.index.json` that says which holds what. An index
-next to a model.safetensors that it does not name is not read, as in transformers.
+A folder holds one `*.safetensors`, or several and `model.safetensors.index.json`, which names each tensor's file. An
+index next to a model.safetensors that it does not name is not read, as in transformers.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError where the file is missing or holds something else."""
+    """Reads a JSON object. Raises UserError where the file is missing or holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _instead(folder: Path) -> str:
-    """What to give in place of a folder without a config.json, by what else is in it."""
+    """Suggests a replacement for a folder without a config.json, by the other files in it."""
     adapters = [name for name in (ADAPTER, "adapter_model.safetensors") if (folder / name).is_file()]
     if adapters:
         return (
@@ -60,7 +60,7 @@ def _instead(folder: Path) -> str:
 
 
 def _indexed(folder: Path) -> dict[str, str]:
-    """The index: tensor name -> file name."""
+    """Reads the index: tensor name -> file name."""
     path = folder / INDEX
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
@@ -80,7 +80,7 @@ def _check_shards(folder: Path, places: Mapping[str, str]) -> None:
 
 
 class SafetensorsFolder:
-    """The tensors of a folder; a context manager that keeps its files mapped.
+    """Tensors of a folder, as a context manager that keeps its files mapped.
 
     Attributes:
       shapes: of every tensor, by name.
@@ -110,7 +110,7 @@ class SafetensorsFolder:
         self._stack.close()
 
     def _places(self) -> dict[str, str] | None:
-        """The index; None where there is none, or where model.safetensors is there and the index names other files."""
+        """Reads the index; None without one, or where model.safetensors is there and the index names other files."""
         if not (self.folder / INDEX).exists():
             return None
         whole = (self.folder / WHOLE).is_file()
@@ -142,7 +142,7 @@ class SafetensorsFolder:
         raise UserError(f"{self.folder} must hold {WHOLE} or shards with {INDEX}, {got}.")
 
     def _open(self, stack: contextlib.ExitStack, path: Path) -> dict[str, Any]:
-        """A file's tensors by name."""
+        """Opens a file's tensors, by name."""
         try:
             file = stack.enter_context(safe_open(path, framework="np"))
             return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -150,7 +150,7 @@ class SafetensorsFolder:
             raise UserError(_unreadable(path, error)) from error
 
     def _open_indexed(self, stack: contextlib.ExitStack, places: dict[str, str]) -> dict[str, Any]:
-        """The shards' tensors; of one that several shards hold, that of the shard which the index names."""
+        """Opens the shards' tensors; one that several shards hold comes from the shard that the index names."""
         held = {name: self._open(stack, self.folder / name) for name in sorted(set(places.values()))}
         for name, file in places.items():
             if name not in held[file]:
@@ -166,7 +166,7 @@ class SafetensorsFolder:
         }
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows, their values) of a tensor in its own dtype, in order, about BLOCK_BYTES at a time.
+        """Yields (rows, their values) of a tensor in its own dtype, in order, about BLOCK_BYTES at a time.
 
         Raises:
           UserError: a dtype that is no float of DTYPES, or a file that shrank meanwhile.
@@ -182,7 +182,7 @@ class SafetensorsFolder:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    """Why a file is no whole safetensors file: of another kind, cut off, or damaged."""
+    """Explains an unreadable file: it is of another kind, truncated, or damaged."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{path} cannot be read: {error.strerror}."
     other = file_kinds.other_kind(path, wanted="a safetensors file")
@@ -201,7 +201,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _last_byte(header: bytes) -> int | None:
-    """Where the last tensor ends, counted from the header's end; None where the header cannot be read."""
+    """Returns the end of the last tensor, in bytes from the header's end; None if the header cannot be read."""
     try:
         parts = json.loads(header)
         return max(int(part["data_offsets"][1]) for name, part in parts.items() if name != "__metadata__")
@@ -210,7 +210,7 @@ def _last_byte(header: bytes) -> int | None:
 
 
 def row_blocks(shape: tuple[int, ...], num_bytes: int, *, multiple: int = 1) -> Iterator[slice]:
-    """Slices of the first axis of about BLOCK_BYTES each, of a multiple of some rows but for the last."""
+    """Yields slices of the first axis of about BLOCK_BYTES; all but the last have a multiple of `multiple` rows."""
     rows = max(1, shape[0])
     step = max(1, BLOCK_BYTES * rows // max(1, num_bytes) // multiple) * multiple
     for start in range(0, shape[0], step):
@@ -218,12 +218,12 @@ def row_blocks(shape: tuple[int, ...], num_bytes: int, *, multiple: int = 1) -> 
 
 
 def write_folder(folder: Path, tensors: Mapping[str, np.ndarray], *, max_shard_bytes: int) -> list[str]:
-    """Writes model.safetensors, or shards and their index where it would be larger than a shard may be.
+    """Writes model.safetensors, or shards and their index where it would exceed `max_shard_bytes`.
 
     Args:
       folder: exists.
-      tensors: in any layout (views welcome); each is copied one block of rows at a time.
-      max_shard_bytes: a shard holds at least one tensor, whatever its size.
+      tensors: in any memory layout, views included; each is copied one block of rows at a time.
+      max_shard_bytes: a shard may exceed it only with a single tensor.
 
     Returns:
       The names of the files.
@@ -248,9 +248,9 @@ def write_folder(folder: Path, tensors: Mapping[str, np.ndarray], *, max_shard_b
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """One file: the length of the header (8 bytes), the header (JSON), the tensors one after another.
+    """Writes one file: the length of the header (8 bytes), the header (JSON), the tensors in order.
 
-    The library's own writer wants every tensor's bytes at once.
+    The library's own writer needs the bytes of all tensors at once.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for this key
     offset = 0

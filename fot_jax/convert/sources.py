@@ -1,4 +1,4 @@
-"""A checkpoint to import, whatever its files: its config, its tensors by Hugging Face's names, its tokenizer."""
+"""Opens a checkpoint to import: its config, its tensors by Hugging Face's names, its tokenizer."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ TOKENIZER_FILES = (
 
 
 class Source(Protocol):
-    """Attributes as of GGUFFile; a context manager."""
+    """Checkpoint to import, a context manager; its attributes are those of GGUFFile."""
 
     path: Path
     config: dict[str, Any]
@@ -37,16 +37,16 @@ class Source(Protocol):
     def __exit__(self, *exc_info: object) -> None: ...
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows, their values) of a tensor, in order."""
+        """Yields (rows, their values) of a tensor, in order."""
         ...
 
     def write_tokenizer(self, folder: Path) -> str | None:
-        """Writes the tokenizer's files; the name of the main one, None if there is none."""
+        """Writes the tokenizer's files; returns the main one's name, None if there is none."""
         ...
 
 
 class HuggingFaceFolder(SafetensorsFolder):
-    """config.json, safetensors and tokenizer files of one folder."""
+    """Hugging Face folder: config.json, safetensors and tokenizer files."""
 
     def __init__(self, folder: Path):
         self.config = read_json(folder / "config.json")
@@ -67,7 +67,7 @@ class HuggingFaceFolder(SafetensorsFolder):
 
 
 def copy_tokenizer(source: Path, folder: Path) -> str | None:
-    """Copies the tokenizer files that are there; the name of the main one, None if there is none."""
+    """Copies the tokenizer files that exist; returns the main one's name, None if there is none."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -75,10 +75,10 @@ def copy_tokenizer(source: Path, folder: Path) -> str | None:
 
 
 def open_source(path: Path) -> Source:
-    """A Hugging Face folder or a GGUF file.
+    """Opens a Hugging Face folder or a GGUF file.
 
     Raises:
-      UserError: nothing is there, or what is there cannot be read.
+      UserError: nothing is there, or it cannot be read.
     """
     from fot_jax.convert.gguf_file import GGUFFile
 

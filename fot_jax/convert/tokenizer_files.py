@@ -1,7 +1,7 @@
-"""The tokenizer's files of a checkpoint: checked at import, completed at export so that transformers agrees.
+"""Checks a checkpoint's tokenizer files at import, and completes them at export so that transformers agrees.
 
 import    the files as they came; generation_config.json holds the tokens that end generated text
-export    what is a default or a guess here is stated there: class, BOS, end tokens
+export    the files also state our defaults and guesses: class, BOS, end tokens
 """
 
 import json
@@ -33,16 +33,16 @@ logger = logging.getLogger(__name__)
 
 
 def write_tokenizer(source: Source, folder: Path, given: str | Path | None, model: ModelConfig) -> str | None:
-    """Writes the tokenizer's files to a new folder; the name of the main one, None if there is none.
+    """Writes the tokenizer's files to a new folder; returns the main one's name, None if there is none.
 
     Args:
       source: the checkpoint.
-      folder: is made.
+      folder: the new folder.
       given: a tokenizer.json, a tokenizer.model or a folder of one, in place of the checkpoint's own.
-      model: its embedding must have a row for each token but special ones.
+      model: its embedding must have a row for each token except special ones.
 
     Raises:
-      UserError: it cannot be read, is of an unsupported kind, or has tokens without a row.
+      UserError: the tokenizer cannot be read, is of an unsupported kind, or has tokens without a row.
     """
     folder.mkdir()
     main = source.write_tokenizer(folder) if given is None else _copy_given(source, folder, Path(given))
@@ -55,7 +55,7 @@ def write_tokenizer(source: Source, folder: Path, given: str | Path | None, mode
     try:
         vocabulary = VOCABULARIES[main][1](str(folder / main))
     except UserError as error:
-        raise UserError(str(error).replace(f"{folder}/", "")) from error  # the folder's name is a passing one
+        raise UserError(str(error).replace(f"{folder}/", "")) from error  # the folder's name is temporary
     _check_rows(vocabulary, model.vocab_size, main=main)
     return main
 
@@ -86,7 +86,7 @@ def _refuse_unsupported(source: Source) -> None:
 
 
 def _state_ends(folder: Path, source: Source) -> None:
-    """Writes config.json's end tokens to generation_config.json where that states none."""
+    """Copies config.json's end tokens to generation_config.json if that states none."""
     place = folder / GENERATION_FILE
     values = read_json(place) if place.is_file() else {}
     stated = source.config.get("eos_token_id")
@@ -96,7 +96,7 @@ def _state_ends(folder: Path, source: Source) -> None:
 
 
 def _check_rows(vocabulary: Vocabulary, rows: int, *, main: str) -> None:
-    """Raises UserError unless only special tokens that no text ends or begins with have no row."""
+    """Raises UserError if a token lacks a row, unless it is special and no text begins or ends with it."""
     special, others = tokens_beyond(vocabulary, rows)
     if others:
         known = {i: name for name, i in vocabulary.special_ids.items()}
@@ -111,7 +111,7 @@ def _check_rows(vocabulary: Vocabulary, rows: int, *, main: str) -> None:
 
 
 def complete_for_transformers(target: Path, main: str, vocabulary: Vocabulary) -> None:
-    """States in the files what transformers would take otherwise, so that it gives the same ids and end tokens.
+    """States in the files what transformers would guess differently, so that it gives equal ids and end tokens.
 
     Args:
       target: the folder with the tokenizer's files.
@@ -147,12 +147,12 @@ def complete_for_transformers(target: Path, main: str, vocabulary: Vocabulary) -
 
 
 def end_ids(vocabulary: Vocabulary) -> int | list[int]:
-    """The tokens that end generated text, as Hugging Face writes them."""
+    """Returns the tokens that end generated text, as Hugging Face writes them."""
     return vocabulary.end_ids[0] if len(vocabulary.end_ids) == 1 else list(vocabulary.end_ids)
 
 
 def _put_before(path: Path, vocabulary: Vocabulary) -> None:
-    """Makes tokenizer.json put BOS before a text just where documents and prompts begin with it."""
+    """Makes tokenizer.json put BOS before a text exactly if documents and prompts begin with it."""
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     text = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a").ids
@@ -166,7 +166,7 @@ def _put_before(path: Path, vocabulary: Vocabulary) -> None:
 
 
 def _write_json(target: Path, vocabulary: SentencePieceVocabulary) -> bool:
-    """Writes a tokenizer.json that gives a SentencePiece model's ids; False where none does."""
+    """Writes a tokenizer.json that gives a SentencePiece model's ids; returns False where none does."""
     proto = read_model(vocabulary.path)[1]
     if not llama_tokenizer.is_plain_bpe(proto):
         logger.warning("tokenizer.model changes texts before it cuts them; transformers may give other ids.")

@@ -1,4 +1,4 @@
-"""Documents to batches. Only `fot_jax/data/tasks.py` imports seqio and TensorFlow, when a token cache is built."""
+"""Turns documents into batches. seqio and TensorFlow are imported only while a token cache is built (`tasks.py`)."""
 
 from fot_jax.data.batches import BatchStream, Stream
 from fot_jax.data.dictionary_stream import DictionaryStream

@@ -20,23 +20,23 @@ PAD_TOKEN = 0
 
 
 class Stream(Protocol):
-    """Anything that gives the batch of a step.
+    """Source of the batch of each step.
 
     Attributes:
-      num_streams: documents read side by side.
-      digests: per source of text, the digest of its tokens; empty for what is generated.
+      num_streams: how many documents are read in parallel.
+      digests: per source of text, the digest of its tokens; empty for generated documents.
     """
 
     num_streams: int
     digests: dict[str, str]
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
-        """The rows of the global batch of a step (all, or one host's share), numpy arrays."""
+        """Returns the rows of a step's global batch (all, or one host's share) as numpy arrays."""
         ...
 
 
 def row_chunk(row: int, *, step: int, rows: int, crossbatch: CrossbatchConfig) -> tuple[int, int]:
-    """(stream, chunk) that a row of a batch holds at a step, by the table above."""
+    """Returns the (stream, chunk) that a row of a batch holds at a step, by the table above."""
     streams = rows // crossbatch.rows_per_stream
     if crossbatch.plan is PlanKind.TWO_PASS:
         return row % streams, step + row // streams
@@ -45,14 +45,14 @@ def row_chunk(row: int, *, step: int, rows: int, crossbatch: CrossbatchConfig) -
 
 
 def bears_loss(row: int, *, rows: int, crossbatch: CrossbatchConfig) -> bool:
-    """False for C_prev rows of the two-pass form unless loss_on_previous."""
+    """True if a row has a loss: every row but C_prev rows of TWO_PASS without loss_on_previous."""
     if crossbatch.plan is not PlanKind.TWO_PASS or crossbatch.loss_on_previous:
         return True
     return row >= rows - rows // crossbatch.rows_per_stream
 
 
 def check_rows(rows: int, crossbatch: CrossbatchConfig) -> int:
-    """The number of streams. Raises ConfigError unless streams fill the rows evenly."""
+    """Returns the number of streams. Raises ConfigError unless streams fill the rows evenly."""
     if rows < 1 or rows % crossbatch.rows_per_stream:
         raise ConfigError(
             f"train.batch_rows must be a multiple of {crossbatch.rows_per_stream}, the rows one stream fills"
@@ -62,7 +62,7 @@ def check_rows(rows: int, crossbatch: CrossbatchConfig) -> int:
 
 
 def _copied(documents: DocumentSet) -> str:
-    """How many documents are copies of others, for an error; empty where none is."""
+    """Counts, for an error, the documents that are copies of others; empty where none is."""
     copies = documents.num_documents - documents.num_contents
     return f" and {copies} copies of them" if copies else ""
 
@@ -70,14 +70,16 @@ def _copied(documents: DocumentSet) -> str:
 class BatchStream:
     """Batches of the documents of a split; a document stays in its stream's rows to its end.
 
-    `targets` are the next tokens of the same stream; `loss_mask` is 0 at padding and before it,
-    unless boundaries are JOINED where the next token belongs to another document, and in copies: of a
-    document that a batch holds twice (small corpora, epoch borders, equal documents) one copy's keys hold
-    the other's answers. The first of copies within one stream keeps its loss, as rows read earlier rows.
+    `targets` are the next tokens of the same stream. `loss_mask` is 0
+      - at padding and at the token before it;
+      - where the next token belongs to another document, unless boundaries are JOINED;
+      - in copies. If a batch holds a document twice (small corpora, epoch borders, equal documents), one
+        copy's keys hold the other's answers. Of copies within one stream the first keeps its loss, because
+        rows read only earlier rows.
 
-    Documents of equal tokens count as one here, wherever they were found: they have one segment id. So an
-    attention layer treats a copy in another stream's row as the reader's own document, which is masked there
-    under both `boundaries`, and never as a negative that holds the answers.
+    Documents of equal tokens count as one: they share a segment id. So an attention layer treats a copy in
+    another stream's row as the reader's own document, which is masked there under both `boundaries`, and
+    never as a negative that holds the answers.
     """
 
     def __init__(
@@ -127,11 +129,11 @@ class BatchStream:
         return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, segments=segments)
 
     def _copies(self, step: int) -> set[tuple[int, int]]:
-        """The (stream, draw) of a batch whose answers stand in keys that it may reach through other rows."""
+        """Returns the (stream, draw) pairs of a batch that may find their answers in the keys of other rows."""
         if self._crossbatch.plan is PlanKind.OFF:
             return set()
         places = [row_chunk(row, step=step, rows=self._rows, crossbatch=self._crossbatch) for row in range(self._rows)]
-        holders: dict[int, set[tuple[int, int]]] = {}  # of each document, copies counted as one
+        holders: dict[int, set[tuple[int, int]]] = {}  # by document; copies count as one
         for stream in range(self.num_streams):
             chunks = [chunk for owner, chunk in places if owner == stream]
             spans = self._timeline.spans(stream, min(chunks) * self._length, (max(chunks) + 1) * self._length)
@@ -144,7 +146,7 @@ class BatchStream:
         return copies
 
     def _read(self, stream: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, segments and draws of tokens start..stop-1 of a stream; padding is token 0, segment 0."""
+        """Returns tokens, segments and draws start..stop-1 of a stream; padding is token 0, segment 0."""
         tokens, segments, draws = (np.zeros(stop - start, np.int64) for _ in range(3))
         tokens[:] = PAD_TOKEN
         at = 0

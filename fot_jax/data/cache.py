@@ -8,7 +8,7 @@
       meta.json     fingerprint, dtype, counts and a digest of tokens.bin
 
 A build writes into a temporary folder and renames it: a folder under the final name is always
-whole. A file lock lets one process build while others wait; the lock falls with its process.
+whole. A file lock lets one process build while others wait; the lock ends with its process.
 """
 
 import contextlib
@@ -41,10 +41,11 @@ PROGRESS_SECONDS = 5.0
 
 
 def fingerprint(source: SourceConfig, *, data: DataConfig, seed: int) -> str:
-    """16 hex digits over all that shapes the tokens: files (path, size, mtime), vocabulary, seed, CACHE_VERSION.
+    """Returns a digest (16 hex digits) of all that decides the tokens of a source.
 
-    `rate`, held-out share and row layout do not change tokens and are left out; the seed counts
-    only where it does (the order of files in STDLIB documents, passkeys).
+    It covers the files (path, size, mtime), the vocabulary and CACHE_VERSION, and the seed where it
+    matters: the order of files in STDLIB documents, and passkeys. `rate`, held-out share and row layout
+    do not change tokens and are left out.
     Raises UserError when the source matches no file.
     """
     seeded = source.kind in (SourceKind.STDLIB, SourceKind.PASSKEY)
@@ -63,7 +64,7 @@ def fingerprint(source: SourceConfig, *, data: DataConfig, seed: int) -> str:
 
 
 def vocabulary_identity(config: VocabularyConfig) -> list[object]:
-    """Kind and digest of its file, and what the files next to it change."""
+    """Returns a vocabulary's kind, the digest of its file, and what the files next to it change."""
     if not config.path:
         return [config.kind.value, None]
     digest = hashlib.blake2b(pathlib.Path(existing_file(config.path)).read_bytes(), digest_size=16).hexdigest()
@@ -86,8 +87,8 @@ class SourceCache:
       tokens: uint16 or uint32, memory-mapped.
       offsets: int64 [documents + 1].
       contents: uint64 [documents, 2], a digest of each document's tokens: equal documents have equal ones.
-      folder: where it lies.
-      digest: of the tokens, 32 hex digits: what a run was trained on, wherever the files lay.
+      folder: the cache's own.
+      digest: of the tokens, 32 hex digits. It identifies what a run was trained on, wherever the files are.
     """
 
     tokens: np.ndarray
@@ -98,11 +99,11 @@ class SourceCache:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [documents], in tokens, the end-of-document token included."""
+        """Lengths in tokens, int64 [documents], the end-of-document token included."""
         return np.diff(self.offsets)
 
     def names(self) -> list[str]:
-        """The names of all documents (read from disk at each call). Raises UserError where they are damaged."""
+        """Reads the names of all documents, from disk at each call. Raises UserError where they are damaged."""
         try:
             names = json.loads((self.folder / "names.json").read_text("utf-8"))
             if len(names) != len(self.lengths):
@@ -143,7 +144,7 @@ def _damaged(folder: pathlib.Path, reason: str) -> UserError:
 
 
 def _load_array(path: pathlib.Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """A .npy file of this dtype and shape, in memory. Raises ValueError for another one."""
+    """Loads a .npy file of this dtype and shape into memory. Raises ValueError for another one."""
     mapped = np.lib.format.open_memmap(path, mode="r")  # a header with a huge shape then asks for no memory
     if mapped.dtype != dtype or mapped.shape != shape:
         raise ValueError(f"{path.name} must be {np.dtype(dtype)} {shape}, got {mapped.dtype} {mapped.shape}")
@@ -206,7 +207,7 @@ def _write_cache(
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     try:
         for left in folder.parent.glob(f".building-{folder.name}-*"):
-            shutil.rmtree(left)  # of a build that was killed: its lock is ours now
+            shutil.rmtree(left)  # left by a killed build: its lock is ours now
         building.mkdir()
         written = _write_tokens(building / "tokens.bin", documents, source=source, dtype=dtype)
         if not written.names:
@@ -229,7 +230,7 @@ def _write_cache(
 
 
 def _save_array(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes a .npy file. Not by np.save: where a disk is full it raises an OSError without a number."""
+    """Writes a .npy file through memory: on a full disk np.save itself raises an OSError without a number."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     path.write_bytes(buffer.getbuffer())
@@ -245,7 +246,7 @@ def _sync(path: pathlib.Path) -> None:
 
 @dataclasses.dataclass(kw_only=True)
 class _Written:
-    """What is known of the documents that were written, in their order."""
+    """Names, lengths and digests of the written documents, in order."""
 
     names: list[str] = dataclasses.field(default_factory=list)
     lengths: list[int] = dataclasses.field(default_factory=list)

@@ -7,10 +7,10 @@ The template is a Jinja program in the tokenizer's files, run in a sandbox witho
 transformers shows it: `messages`, `add_generation_prompt`, the special tokens' names, `raise_exception`,
 `strftime_now`, and `tools` and `documents`, which are none.
 
-Every conversation is encoded in one way, as one text, so that the ids of the template's part do not depend on which
-names a message holds: each name in a message becomes a mark, the template runs, each name that it writes becomes
-another mark, and the first marks become names again, which are text now. The ids are those of transformers'
-`apply_chat_template`; BOS is there where the template writes it.
+A conversation is always encoded as one text, so that the ids of the template's part do not depend on which names a
+message holds. Each special token's name in a message becomes a mark. The template runs, and each name that it writes
+becomes another mark. Then the first marks become names again, which are text now. The ids equal those of transformers'
+`apply_chat_template`; BOS is there only if the template writes it.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from fot_jax.data.sentencepiece_vocabulary import any_of
 from fot_jax.data.tokenizer_settings import FILE, read_settings
 from fot_jax.data.vocabulary import MarkedVocabulary, Vocabulary
 
-TEMPLATE_FILE = "chat_template.jinja"  # goes before the settings' `chat_template`
-PROCESSOR_FILE = "chat_template.json"  # of older checkpoints; goes behind it
+TEMPLATE_FILE = "chat_template.jinja"  # read before the settings' `chat_template`
+PROCESSOR_FILE = "chat_template.json"  # of older checkpoints; read last
 MARKS = range(0xF0000, 0xFFFFE)  # a private plane of Unicode: some of it is free in any text
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %}…{% endgeneration %}, by which trainers find the model's own text: what it holds."""
+    """Tag {% generation %}…{% endgeneration %}, which marks the model's text for trainers; renders what it holds."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -63,12 +63,12 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes for HTML; templates give the settings by place too."""
+    """Writes JSON without the HTML escapes of Jinja's own filter; templates may pass the settings by position."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """As transformers has it."""
+    """Builds the Jinja environment that transformers uses."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -87,7 +87,7 @@ class ChatTemplate:
     tokens: dict[str, str]
 
     def render(self, *, user: str, system: str | None = None) -> str:
-        """The text of a conversation that waits for the assistant's answer.
+        """Returns the text of a conversation that waits for the assistant's answer.
 
         Raises:
           UserError: the template refuses the messages (some know no system message) or fails.
@@ -103,7 +103,9 @@ class ChatTemplate:
 
 
 def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
-    """The template beside a tokenizer's file: chat_template.jinja, else `chat_template` of tokenizer_config.json.
+    """Loads the template next to a tokenizer's file.
+
+    It is in chat_template.jinja, else `chat_template` of tokenizer_config.json, else in chat_template.json.
 
     Raises:
       UserError: there is none (base models and vocabularies without files have none), or it is no Jinja.
@@ -128,7 +130,7 @@ def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
 
 
 def _find_text(folder: pathlib.Path, stored: Any) -> tuple[pathlib.Path, str]:
-    """The file that holds the template, and the template."""
+    """Returns the file that holds the template, and the template."""
     try:
         if (folder / TEMPLATE_FILE).is_file():
             return folder / TEMPLATE_FILE, (folder / TEMPLATE_FILE).read_text("utf-8")
@@ -144,19 +146,19 @@ def _find_text(folder: pathlib.Path, stored: Any) -> tuple[pathlib.Path, str]:
         stored = stored.get("default")
     if not isinstance(stored, str):
         raise UserError(
-            f"--chat needs a chat template, a text `chat_template` in '{folder / FILE}' or a {TEMPLATE_FILE} beside it,"
-            f" got {'none' if stored is None else repr(stored)}. Base models have none: leave --chat out."
+            f"--chat needs a chat template, a text `chat_template` in '{folder / FILE}' or a {TEMPLATE_FILE} next to"
+            f" it, got {'none' if stored is None else repr(stored)}. Base models have none: leave --chat out."
         )
     return folder / place, stored
 
 
 def encode_chat(vocabulary: Vocabulary, *, user: str, system: str | None = None) -> list[int]:
-    """Token ids of a conversation that waits for the assistant's answer.
+    """Returns the token ids of a conversation that waits for the assistant's answer.
 
     Special tokens that the template writes are special tokens; their names in the messages are text.
 
     Args:
-      vocabulary: of an imported checkpoint: its files hold the template.
+      vocabulary: of an imported checkpoint, whose files hold the template.
       user: the user's message.
       system: the system's message; without one the template decides.
 

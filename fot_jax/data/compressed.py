@@ -1,4 +1,4 @@
-"""The bytes of plain, gzip and zstd files; every way in which one is not what its name says has its own message."""
+"""Reads plain, gzip and zstd files; each way in which a file contradicts its name has its own message."""
 
 import pathlib
 import zlib
@@ -38,12 +38,12 @@ class _Decompressor(Protocol):
 
 
 def format_of(head: bytes) -> str | None:
-    """The name of the format that a file's first bytes belong to; None for text and whatever else."""
+    """Names a file's format by its first bytes; None for text and unknown formats."""
     return next((name for magic, name in FORMATS if head.startswith(magic)), None)
 
 
 def decompressed(path: pathlib.Path) -> Iterator[bytes]:
-    """Blocks of a text file, decompressed by its suffix (.gz, .zst, in either case).
+    """Yields blocks of a text file, decompressed by its suffix (.gz, .zst, in either case).
 
     Raises UserError where the content is of another format than the name says, is cut short, corrupt, followed
     by something else, or needs a dictionary or a larger window than LARGEST_WINDOW.
@@ -77,7 +77,7 @@ def _misnamed(path: pathlib.Path, *, stated: str | None, found: str | None, empt
 
 
 def _members(path: pathlib.Path, begin: Callable[[bytes, pathlib.Path], _Decompressor], name: str) -> Iterator[bytes]:
-    """The content of a file's gzip members or zstd frames, one after another, to the end of the file."""
+    """Yields the content of a file's gzip members or zstd frames, in order, to the end of the file."""
     import zstandard
 
     member = None
@@ -148,7 +148,7 @@ def _begin_zstd(head: bytes, path: pathlib.Path) -> _Decompressor:
 
 
 def _stated_window(head: bytes) -> int:
-    """The window in bytes that a frame header states (RFC 8878, section 3.1.1.1.2); 0 where its content is the window.
+    """Reads the window in bytes from a frame header (RFC 8878, section 3.1.1.1.2); 0 where the content is the window.
 
     zstandard gives no number for a window above LARGEST_WINDOW.
     """

@@ -1,4 +1,4 @@
-"""Documents that are copies of others: the same tokens, wherever they were found."""
+"""Finds documents that are copies of others: equal tokens, whatever their source."""
 
 import hashlib
 
@@ -8,17 +8,17 @@ DIGEST_BYTES = 16  # two of 10 million documents are taken for equal with a prob
 
 
 def content_digest(tokens: bytes) -> bytes:
-    """What tells a document's tokens from others': DIGEST_BYTES bytes."""
+    """Returns DIGEST_BYTES bytes that tell a document's tokens from others'."""
     return hashlib.blake2b(tokens, digest_size=DIGEST_BYTES).digest()
 
 
 def digest_table(digests: bytes) -> np.ndarray:
-    """Digests one after another as uint64 [documents, 2]."""
+    """Returns concatenated digests as uint64 [documents, 2]."""
     return np.frombuffer(digests, np.uint64).reshape(-1, DIGEST_BYTES // 8)
 
 
 def first_copies(digests: np.ndarray) -> np.ndarray:
-    """The index of the first document with the same digest: its own where it is no copy.
+    """Returns, for each document, the index of the first one with its digest: its own unless it is a copy.
 
         digests   a b a c b a
         returns   0 1 0 3 1 0
@@ -46,12 +46,12 @@ def first_copies(digests: np.ndarray) -> np.ndarray:
 
 
 def first_in(contents: np.ndarray) -> np.ndarray:
-    """True for the first document of each content, in their order.
+    """Returns, for each document, True if it is the first one of its content.
 
     Args:
       contents: int64 [documents] >= 0, equal for equal documents (see `first_copies`).
     """
     places = np.arange(len(contents))
     leader = np.empty(int(contents.max(initial=-1)) + 1, np.int64)
-    leader[contents[::-1]] = places[::-1]  # of repeated indices numpy keeps the last value
+    leader[contents[::-1]] = places[::-1]  # numpy keeps the last value of a repeated index
     return leader[contents] == places

@@ -16,8 +16,8 @@ class DictionaryStream:
     """Documents of `definition_tokens` + `question_tokens`, cut into chunks; loss on answers only.
 
     TWO_PASS: a document has exactly w + 1 chunks and a step takes a whole fresh document per
-    stream (app. D: definitions are C_prev, questions C_curr). Other plans: chunk t of the layout
-    of `fot_jax/data/batches.py` is chunk t % n of the stream's document t // n, n chunks each.
+    stream (app. D: definitions are C_prev, questions C_curr). Other plans: a document has n chunks,
+    and chunk t of a stream (`fot_jax/data/batches.py`) is chunk t % n of its document t // n.
     """
 
     def __init__(self, config: DictionaryConfig, *, crossbatch: CrossbatchConfig, rows: int, length: int, seed: int):
@@ -42,7 +42,7 @@ class DictionaryStream:
         self._seed = seed
 
     def _place(self, row: int, step: int) -> tuple[int, int, int]:
-        """(stream, document, chunk in it) of a row."""
+        """Returns the (stream, document, chunk of the document) of a row."""
         if self._crossbatch.plan is PlanKind.TWO_PASS:
             stream, chunk = row_chunk(row, step=0, rows=self._rows, crossbatch=self._crossbatch)
             return stream, step, chunk
@@ -73,7 +73,7 @@ class DictionaryStream:
         return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, segments=segments)
 
     def _document(self, stream: int, document: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and answer mask of one document, with one more place for the last target."""
+        """Returns tokens and answer mask of one document, each with one extra entry for the last target."""
         tokens, answers = dictionary(
             generator(self._seed, "dictionary", stream, document),
             self._config,

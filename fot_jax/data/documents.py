@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DocumentSet:
-    """Some documents of a store, numbered from 0, those of one source (component) together.
+    """Documents of a store, numbered from 0, one source (component) after another.
 
     Attributes:
       caches: one per component.
       local_ids: per component, int64 indices of its documents in its cache.
-      contents: per component, int64 [documents], what each holds: the index in the store of the first
-        document with the same tokens, which is its own unless it is a copy.
+      contents: per component, int64 [documents]: the store's index of the first document with the same
+        tokens, which is the document's own index unless it is a copy.
       rates: per component, its share of drawn documents.
       sources: per component, its name.
     """
@@ -37,7 +37,7 @@ class DocumentSet:
     contents: tuple[np.ndarray, ...]
     rates: tuple[float, ...]
     sources: tuple[str, ...]
-    lengths: np.ndarray = dataclasses.field(init=False)  # int64 [documents], tokens with the final one
+    lengths: np.ndarray = dataclasses.field(init=False)  # int64 [documents], in tokens, the end included
     content_ids: np.ndarray = dataclasses.field(init=False)  # int64 [documents], equal for equal documents
     segment_ids: np.ndarray = dataclasses.field(init=False)  # int32 [documents], content_ids + 1
 
@@ -49,26 +49,26 @@ class DocumentSet:
 
     @property
     def num_documents(self) -> int:
-        """Documents of all components."""
+        """Number of documents in all components."""
         return len(self.lengths)
 
     @functools.cached_property
     def num_contents(self) -> int:
-        """Documents of all components, copies of others not counted."""
+        """Number of documents in all components, copies not counted."""
         return int(np.count_nonzero(first_in(self.content_ids)))
 
     @property
     def digests(self) -> dict[str, str]:
-        """Per source, the digest of its tokens."""
+        """Digest of the tokens, by source."""
         return {source: cache.digest for source, cache in zip(self.sources, self.caches, strict=True)}
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Documents per component."""
+        """Number of documents per component."""
         return tuple(len(ids) for ids in self.local_ids)
 
     def of_source(self, name: str) -> "DocumentSet":
-        """The documents of one source; `name` is one of `sources`."""
+        """Returns the documents of one source; `name` is one of `sources`."""
         index = self.sources.index(name)
         kept = {field.name: (getattr(self, field.name)[index],) for field in dataclasses.fields(self) if field.init}
         return DocumentSet(**kept)
@@ -81,7 +81,7 @@ class DocumentSet:
         return component, int(self.local_ids[component][document])
 
     def tokens(self, document: int, *, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Token ids of a document from `start` to `stop`, its final end-of-document token included."""
+        """Returns token ids start..stop-1 of a document, whose last one is the end-of-document token."""
         component, local = self._place(document)
         cache = self.caches[component]
         begin, end = int(cache.offsets[local]), int(cache.offsets[local + 1])
@@ -89,13 +89,13 @@ class DocumentSet:
         return cache.tokens[begin + start : last]
 
     def name(self, document: int) -> str:
-        """The document's name: its file and record."""
+        """Returns the document's name: its file and record."""
         component, local = self._place(document)
         return self.caches[component].names()[local]
 
 
 class Side(enum.IntEnum):
-    """Where a document belongs."""
+    """Side of the split that a document is on."""
 
     UNDECIDED = 0  # too short in every source
     TRAIN = 1
@@ -117,7 +117,7 @@ class DocumentStore:
     caches: tuple[SourceCache, ...]
 
     def split(self, name: str) -> DocumentSet:
-        """The documents of "train" or "heldout", those shorter than `min_tokens` left out.
+        """Returns the documents of "train" or "heldout" that have at least `min_tokens` tokens.
 
         Raises UserError for another name, or when no document is left.
         """
@@ -147,12 +147,12 @@ class DocumentStore:
 
     @functools.cached_property
     def _contents(self) -> list[np.ndarray]:
-        """Per source, int64 [documents]: the index in the store of the first document with the same tokens."""
+        """Per source, int64 [documents]: the store's index of the first document with the same tokens."""
         first = first_copies(np.concatenate([cache.contents for cache in self.caches]))
         return np.split(first, np.cumsum([len(cache.contents) for cache in self.caches])[:-1])
 
     def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Per source: the indices of its documents that are long enough, and what they hold."""
+        """Yields, per source, the indices of its documents that are long enough, and their contents."""
         for source, cache, contents in zip(self.data.sources, self.caches, self._contents, strict=True):
             eligible = np.flatnonzero(cache.lengths >= source.min_tokens)
             yield eligible, contents[eligible]
@@ -161,8 +161,8 @@ class DocumentStore:
     def _sides(self) -> np.ndarray:
         """The `Side` of each content, int8 [documents of the store].
 
-        Source by source, of the n contents that no earlier source has decided a seeded choice of
-        round(fraction * n) is held out, at least one and at most n - 1.
+        Each source decides the n contents that no earlier source has decided. It holds out a seeded
+        choice of round(fraction * n) of them, at least one and at most n - 1.
         """
         sides = np.full(sum(len(contents) for contents in self._contents), Side.UNDECIDED, np.int8)
         for source, (_, contents) in zip(self.data.sources, self._parts(), strict=True):
@@ -174,7 +174,7 @@ class DocumentStore:
         return sides
 
     def _all_held_out(self, index: int) -> str:
-        """Why a source has no training document where all that are long enough are copies; else nothing."""
+        """Explains, for an error, that a source's long enough documents are all held-out copies; else empty."""
         eligible, _ = list(self._parts())[index]
         return f": all {len(eligible)} are copies of documents of other sources that are held out" * bool(len(eligible))
 
@@ -207,7 +207,7 @@ def build_store(data: DataConfig, *, seed: int) -> DocumentStore:
 
 
 def cache_folder(data: DataConfig) -> pathlib.Path:
-    """`data.cache_dir` with '~' and variables expanded."""
+    """Returns `data.cache_dir` with '~' and variables expanded."""
     return pathlib.Path(os.path.expanduser(os.path.expandvars(data.cache_dir)))
 
 

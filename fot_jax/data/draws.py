@@ -1,4 +1,4 @@
-"""Which documents a stream reads, and where each begins: pure functions of the seed."""
+"""Decides which documents a stream reads and where each begins: pure functions of the seed."""
 
 from typing import assert_never
 
@@ -12,7 +12,7 @@ DRAWS_PER_BLOCK = 1000
 
 
 def quotas(rates: tuple[float, ...]) -> np.ndarray:
-    """Draws of each component in a block: the shares of `rates` by largest remainder, at least 1.
+    """Counts each component's draws in a block: the shares of `rates` by largest remainder, at least 1.
 
     Returns int64 [components] that sum to DRAWS_PER_BLOCK.
     """
@@ -28,7 +28,7 @@ def quotas(rates: tuple[float, ...]) -> np.ndarray:
 class DrawOrder:
     """The endless sequence of drawn documents of a mixture.
 
-    Draw n lies in block n // DRAWS_PER_BLOCK; in each block every component has its quota, in an
+    Draw n belongs to block n // DRAWS_PER_BLOCK. In each block every component has its quota, in an
     order permuted by (seed, block). The k-th draw of a component is the k-th document of its
     epochs, each a permutation by (seed, component, epoch): no document comes twice in an epoch.
     """
@@ -41,12 +41,12 @@ class DrawOrder:
         self._seed = seed
 
     def components(self, block: int) -> np.ndarray:
-        """Component of each draw of a block, int64 [DRAWS_PER_BLOCK]."""
+        """Returns the component of each draw of a block, int64 [DRAWS_PER_BLOCK]."""
         order = generator(self._seed, "block", block).permutation(DRAWS_PER_BLOCK)
         return np.repeat(np.arange(len(self._quotas)), self._quotas)[order]
 
     def documents(self, start: int, stop: int) -> np.ndarray:
-        """Documents of draws start..stop-1, int64 [stop - start]."""
+        """Returns the documents of draws start..stop-1, int64 [stop - start]."""
         first, last = start // DRAWS_PER_BLOCK, -(-stop // DRAWS_PER_BLOCK)
         drawn = np.concatenate([self._block(block) for block in range(first, last)])
         return drawn[start - first * DRAWS_PER_BLOCK : stop - first * DRAWS_PER_BLOCK]
@@ -70,11 +70,11 @@ class DrawOrder:
 
 
 class Timeline:
-    """Which document covers which token of each stream, found by cumulative lengths.
+    """Places of the drawn documents in each stream, found by cumulative lengths.
 
-    Stream s reads draws s, s + R, s + 2R, ... one after another. A draw of the document that its stream
-    has just read, or of a copy of it, is passed over: it would see its answers in the keys of the first
-    one. A corpus of one document, or of copies of one, is read again and again.
+    Stream s reads draws s, s + R, s + 2R, ... in order. A draw is skipped if its stream has just read the
+    same document or a copy of it: it would see its answers in the keys of the first one. A corpus of one
+    document, or of copies of one, is read again and again.
 
     PACK: a document takes its length. PAD: its length rounded up to whole chunks.
     The table grows when a later token is asked for; nothing is read from the documents.
@@ -109,10 +109,10 @@ class Timeline:
         self._ends = np.concatenate([self._ends, start + np.cumsum(taken, axis=1)], axis=1)
 
     def spans(self, stream: int, start: int, stop: int) -> list[tuple[int, int, int, int]]:
-        """The draws that cover tokens start..stop-1 of a stream.
+        """Finds the draws that cover tokens start..stop-1 of a stream.
 
-        Returns (draw, document, first, last): tokens first..last-1 of the document's place in the
-        stream, its padding included, in order.
+        Returns (draw, document, first, last) in order: each covers tokens first..last-1 of the document's
+        own part of the stream, which includes its padding.
         """
         while self._ends.shape[1] == 0 or self._ends[stream, -1] < stop:
             self._grow()

@@ -1,4 +1,4 @@
-"""How much filler brings a prompt as near below a wanted length as can be."""
+"""Fills a prompt with as much filler as a wanted length allows."""
 
 import dataclasses
 import sys
@@ -9,11 +9,11 @@ from fot_jax.config import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filled:
-    """The most filler that fits.
+    """The longest prompt that fits.
 
     Attributes:
-      fillers: how many pieces of it.
-      tokens: ids of the prompt with them.
+      fillers: its number of fillers.
+      tokens: its token ids.
     """
 
     fillers: int
@@ -21,13 +21,13 @@ class Filled:
 
 
 def fill(tokens_of: Callable[[int], list[int]], *, length_tokens: int, what: str, most: int = sys.maxsize) -> Filled:
-    """The largest number of fillers whose prompt has at most `length_tokens` tokens.
+    """Finds the largest number of fillers whose prompt has at most `length_tokens` tokens.
 
     Guesses from the tokens that the last fillers took and closes in on the answer, so that a long
     prompt is encoded a few times only.
 
     Args:
-      tokens_of: the prompt's tokens with so many fillers; one more filler never makes it shorter.
+      tokens_of: gives the prompt's tokens for a number of fillers; one more filler never makes it shorter.
       length_tokens: the most tokens the prompt may have.
       what: names the prompt in errors, such as "a passkey prompt".
       most: how many fillers there are, at least 1.

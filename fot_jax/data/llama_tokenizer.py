@@ -3,9 +3,8 @@
     tokenizer.model    pieces -> BPE, merges by rank        text -> "▁text", spaces -> "▁"
     tokenizer.json     its own vocabulary and merges        likewise, where tokenizer_class is LlamaTokenizer
 
-Where a "▁" is put before text (`scheme`): with `legacy` false, the default, before a text's beginning alone; with
-`legacy` true behind every added token too; with `add_prefix_space` false nowhere. A text that begins with a space
-gets none.
+`scheme` says where a "▁" is put: with `legacy` false, the default, only at a text's beginning; with `legacy` true
+also after every added token; with `add_prefix_space` false nowhere. A text that begins with a space gets none.
 
 Source: transformers 5.15, LlamaTokenizer and SentencePieceExtractor.
 """
@@ -25,7 +24,7 @@ BPE = 2  # type of a SentencePiece model
 
 
 def merges_of(vocabulary: dict[str, int], *, scores: dict[str, float] | None = None) -> list[list[str]]:
-    """All pairs of pieces that make a piece, first those that are merged first.
+    """Lists all pairs of pieces that make a piece, in the order in which they merge.
 
     Args:
       vocabulary: ids by piece.
@@ -44,7 +43,7 @@ def merges_of(vocabulary: dict[str, int], *, scores: dict[str, float] | None = N
 
 
 def bpe_model(vocabulary: dict[str, int], merges: Iterable[Any], *, unknown: str | None) -> dict[str, Any]:
-    """A BPE model whose unknown characters are bytes, or `unknown` where pieces for bytes are missing."""
+    """Builds a BPE model whose unknown characters are bytes, or `unknown` where pieces for bytes are missing."""
     all_bytes = sum(BYTE.fullmatch(piece) is not None for piece in vocabulary) == 256
     return {
         "type": "BPE", "dropout": None, "unk_token": None if all_bytes else unknown,
@@ -54,13 +53,13 @@ def bpe_model(vocabulary: dict[str, int], merges: Iterable[Any], *, unknown: str
 
 
 def added_token(content: str, index: int, *, special: bool) -> dict[str, Any]:
-    """An added token of a definition."""
+    """Builds an added token of a definition."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
     return {"id": index, "content": content, **flags}
 
 
 def decoder(*, strip: bool) -> dict[str, Any]:
-    """The decoder of SentencePiece-like tokenizers; `strip`: a text's first space is not its own."""
+    """Builds the decoder of SentencePiece-like tokenizers; `strip` drops a text's first space."""
     parts: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -72,7 +71,7 @@ def decoder(*, strip: bool) -> dict[str, Any]:
 
 
 def _words(vocabulary: dict[str, int]) -> list[dict[str, Any]]:
-    """Pre-tokenizers that cut before words, where no merge crosses a word's beginning: words can be cached then."""
+    """Returns pre-tokenizers that cut before words, so that words can be cached; none if a merge crosses words."""
     if any(map(SPACE_INSIDE.search, vocabulary)):
         return []
     return [{"type": "Split", "pattern": {"Regex": f"{SPACE}+"}, "behavior": "MergedWithNext", "invert": False}]
@@ -89,14 +88,14 @@ def _definition(model: dict[str, Any], added: list[dict[str, Any]], *, scheme: s
 
 
 def is_plain_bpe(proto: Any) -> bool:
-    """Whether a SentencePiece model is of type BPE and changes no text before it cuts it."""
+    """True if a SentencePiece model is of type BPE and changes no text before it cuts it."""
     normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
     as_it_is = not normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces
     return trainer.model_type == BPE and as_it_is and not trainer.treat_whitespace_as_suffix
 
 
 def scheme_of(settings: TokenizerSettings, *, dummy_prefix: bool = True) -> str:
-    """Where "▁" is put before text: "first", "always" or "never".
+    """Returns the scheme by which "▁" is put before text: "first", "always" or "never".
 
     Args:
       settings: `add_prefix_space` and `legacy`.
@@ -109,7 +108,7 @@ def scheme_of(settings: TokenizerSettings, *, dummy_prefix: bool = True) -> str:
 
 
 def from_pieces(proto: Any, settings: TokenizerSettings) -> dict[str, Any]:
-    """The definition of a SentencePiece model of type BPE."""
+    """Returns the definition of a SentencePiece model of type BPE."""
     pieces = [piece.piece for piece in proto.pieces]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     types = [piece.type for piece in proto.pieces]
@@ -126,9 +125,9 @@ def from_pieces(proto: Any, settings: TokenizerSettings) -> dict[str, Any]:
 def as_sentencepiece(
     pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, dummy_prefix: bool
 ) -> dict[str, Any]:
-    """The definition of a BPE model that gives SentencePiece's own ids, also where a text begins with a space.
+    """Returns a BPE model's definition that gives SentencePiece's own ids, also where a text begins with a space.
 
-    "▁" is put before a text and behind every added token, as in llama.cpp. transformers takes the definition as it is.
+    "▁" is put before a text and after every added token, as in llama.cpp. transformers takes the definition as it is.
 
     Args:
       pieces: distinct.
@@ -158,10 +157,10 @@ def as_sentencepiece(
 
 
 def as_llama(definition: dict[str, Any], settings: TokenizerSettings) -> dict[str, Any]:
-    """A tokenizer.json as LlamaTokenizer takes it: its tokens, and LLaMA's own cut; others as they are.
+    """Rebuilds a tokenizer.json as LlamaTokenizer does: its tokens, with LLaMA's own pre-tokenizer.
 
-    Taken so are files that put "▁" before text in one of LLaMA's ways: by Metaspace, or by the normalizers Prepend
-    and Replace.
+    It does so for files that name LLaMA's class and put "▁" before text in one of its ways: by Metaspace, or by the
+    normalizers Prepend and Replace. Other files are returned as they are.
     """
     if settings.tokenizer_class() not in LLAMA_CLASSES or definition["model"].get("type") != "BPE":
         return definition

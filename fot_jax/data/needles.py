@@ -1,17 +1,18 @@
-"""Retrieval from long prompts after RULER: needles in filler, chains of variables, common words. Pure numpy.
+"""Draws retrieval prompts after RULER: needles in filler, chains of variables, common words. Pure numpy.
 
-    single             one key with one value; the value is asked
-    multi_key          several keys with a value each; the value of one is asked
-    multi_value        one key with several values; all of them are asked
-    multi_query        several keys with a value each; the values of all are asked
-    variable_tracking  VAR X1 = 12345, VAR X2 = VAR X1, …; every variable with the value is asked, other chains distract
-    common_words       a list of words; those that stand in it most often are asked
+    kind               the text holds                                     the question asks for
+    single             one key with one value                             the value
+    multi_key          several keys with a value each                     the value of one key
+    multi_value        one key with several values                        all values
+    multi_query        several keys with a value each                     the values of all keys
+    variable_tracking  VAR X1 = 12345, VAR X2 = VAR X1, …; other chains   every variable with a value
+    common_words       a list of words                                    the most frequent words
 
 Source: Hsieh et al. 2024, "RULER" (arXiv 2404.06654): the prompts' wording and the counts are the paper's, with the
 haystack "noise" and the one example that variable_tracking and common_words begin with.
-Differs: common words are pairs like the keys, not single words of a dictionary; variables that stand in the
-prompt's own words are not drawn; a second chain distracts; no space ends a prompt; the length wanted is that of the
-prompt alone, without room for the answer.
+Differs: common words are pairs like the keys, not single words of a dictionary; no variable is a part of the
+prompt's own words; a second chain distracts; no space ends a prompt; the wanted length is the prompt's alone,
+without room for the answer.
 """
 
 import dataclasses
@@ -59,21 +60,21 @@ CHAINS = 2
 HOPS = 4  # assignments of a variable to a variable in a chain
 NAME_LETTERS, EXAMPLE_LETTERS = 5, 3
 COMMON_WORDS = 10
-LONG = 4096  # tokens from which the repeats of long lists hold
+LONG = 4096  # tokens; prompts of this length or more use LONG_REPEATS
 REPEATS, LONG_REPEATS, EXAMPLE_REPEATS = (6, 1), (30, 3), (3, 1)  # of a common word, of any other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeedlePrompt:
-    """One trial.
+    """A needle trial.
 
     Attributes:
-      kind: what it asks.
+      kind: the kind of its question.
       prompt: the text up to the answer.
-      answers: what the answer must hold, distinct and none a part of another.
+      answers: texts that the answer must hold, distinct and none a part of another.
       tokens: int32 [T], ids of the prompt.
-      places: where the statements asked about stand, as shares of the filler before them, ascending;
-        empty for common_words.
+      places: for each statement asked about, the share of the filler before it, ascending; empty for
+        common_words.
     """
 
     kind: NeedleKind
@@ -88,10 +89,10 @@ class _Draft:
     """A trial before its length is known.
 
     Attributes:
-      text: the prompt with so many fillers.
-      answers: as in NeedlePrompt.
-      shares: of the filler before each statement asked about.
-      fillers: how many there are.
+      text: gives the prompt for a number of fillers.
+      answers: see NeedlePrompt.
+      shares: share of the filler before each statement asked about.
+      fillers: the most fillers there are.
     """
 
     text: Callable[[int], str]
@@ -103,11 +104,11 @@ class _Draft:
 def needle_prompt(
     rng: np.random.Generator, *, kind: NeedleKind, length_tokens: int, vocabulary: Vocabulary
 ) -> NeedlePrompt:
-    """A trial with as much filler as fits `length_tokens`.
+    """Draws a trial with as much filler as fits `length_tokens`.
 
     Args:
       rng: source of keys, values, names, words and places.
-      kind: what is asked.
+      kind: the kind of question.
       length_tokens: the most tokens the prompt may have.
       vocabulary: counts the tokens.
 
@@ -139,7 +140,7 @@ def needle_prompt(
 
 
 def _hay(statements: Sequence[str], shares: Sequence[float], fillers: int) -> str:
-    """Filler with each statement on a line of its own after its share (ascending) of it."""
+    """Writes filler with each statement on its own line, after its share (ascending) of the filler."""
     before = [round(share * fillers) for share in shares]
     gaps = np.diff([0, *before, fillers])
     lines = [FILLER * gap + statement + "\n" for gap, statement in zip(gaps, statements, strict=False)]
@@ -152,7 +153,7 @@ def _distinct_numbers(rng: np.random.Generator, *, count: int, digits: int) -> l
 
 
 def _numbers(rng: np.random.Generator, *, kind: NeedleKind) -> _Draft:
-    """Numbers of keys; the first key or keys drawn are asked."""
+    """Drafts a trial of keys with numbers; the question asks for the first key or keys drawn."""
     keys_count = NEEDLES if kind in (NeedleKind.MULTI_KEY, NeedleKind.MULTI_QUERY) else 1
     each = NEEDLES if kind is NeedleKind.MULTI_VALUE else 1
     asked = NEEDLES if kind is NeedleKind.MULTI_QUERY else 1
@@ -177,7 +178,7 @@ def _numbers(rng: np.random.Generator, *, kind: NeedleKind) -> _Draft:
 
 
 def _variables(rng: np.random.Generator) -> _Draft:
-    """Chains whose statements stand in their order, mixed with one another; the first chain's value is asked."""
+    """Drafts interleaved chains, each in order; the question asks for the variables with the first chain's value."""
     length = HOPS + 1
     *values, shown = _distinct_numbers(rng, count=CHAINS + 1, digits=5)
     names = _names(rng, count=CHAINS * length, letters=NAME_LETTERS)
@@ -202,12 +203,12 @@ def _variables(rng: np.random.Generator) -> _Draft:
 
 
 def _chain(names: Sequence[str], value: int) -> list[str]:
-    """VAR names[0] = value, then every name assigned the one before it."""
+    """Writes VAR names[0] = value, then assigns every name the one before it."""
     return [f"VAR {name} = {f'VAR {names[i - 1]}' if i else value}" for i, name in enumerate(names)]
 
 
 def _names(rng: np.random.Generator, *, count: int, letters: int) -> list[str]:
-    """Distinct variables in capitals that the prompt's own words do not hold."""
+    """Draws distinct variables in capitals that the prompt's own words do not hold."""
     taken = (FILLER + "".join(VARIABLES)).upper()
     names: list[str] = []
     while len(names) < count:
@@ -218,9 +219,9 @@ def _names(rng: np.random.Generator, *, count: int, letters: int) -> list[str]:
 
 
 def _common_words(rng: np.random.Generator, *, repeats: tuple[int, int]) -> _Draft:
-    """A list of `repeats` of the common words and the others, one example of another list before it.
+    """Drafts a list of words, each repeated as `repeats` says, after one example with another list.
 
-    A filler is one more word that is not common; no word stands in both lists.
+    A filler is one more word that is not common; no word is in both lists.
     """
     drawn = rng.permutation(WORD_COUNT)
     common, shown, others = np.split(drawn, [COMMON_WORDS, 3 * COMMON_WORDS])
@@ -239,12 +240,12 @@ def _common_words(rng: np.random.Generator, *, repeats: tuple[int, int]) -> _Dra
 
 
 def _listed(words: np.ndarray, ranks: np.ndarray, *, repeats: tuple[int, int]) -> str:
-    """The numbered list, "1. word 2. word …", in the order of the ranks.
+    """Writes the numbered list, "1. word 2. word …", in the order of the ranks.
 
     Args:
       words: numbers of the words, int [W]; the first COMMON_WORDS are the common ones.
-      ranks: float [W, repeats[0]], of each time that a word may stand in the list.
-      repeats: how often a common word and any other stand in it.
+      ranks: float [W, repeats[0]], one for each time that a word may occur.
+      repeats: how often a common word and any other word occur.
     """
     times = np.where(np.arange(len(words)) < COMMON_WORDS, *repeats)
     counted = np.arange(repeats[0]) < times[:, None]

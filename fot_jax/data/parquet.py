@@ -1,4 +1,4 @@
-"""Documents out of Parquet files."""
+"""Reads documents from Parquet files."""
 
 import pathlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_parquet(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
-    """One document a row, from a string or binary column."""
+    """Yields one document a row, from a string or binary column."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""The files that a path, a folder or a pattern names."""
+"""Finds the files that a path, a folder or a pattern names."""
 
 import glob
 import logging
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
-    """The files that `path` names, sorted: an existing file or folder first, else those that match the pattern.
+    """Lists the files that `path` names, sorted: an existing file or folder, else all matches of the pattern.
 
     "[2024] notes" is a pattern too; a path that exists is taken as it is, and so are the folders before a
-    pattern ("[2024] notes/*.txt"). A folder stands for all files below it; folders that are links are
-    followed. Hidden files (.git, .DS_Store) are read only where the path names them, as in the shell. A
-    file that several paths lead to is read once. '~' and environment variables are expanded where the
-    path does not exist as written.
+    pattern ("[2024] notes/*.txt"). A folder means all files below it; links to folders are followed.
+    Hidden files (.git, .DS_Store) are read only where the path names them, as in the shell. A file that
+    several paths lead to is read once. '~' and environment variables are expanded where the path does not
+    exist as written.
 
     Args:
       path: a file, a folder or a glob ('**': any folders).
@@ -46,7 +46,7 @@ def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
 
 
 def _pattern(path: str) -> str:
-    """The glob whose leading folders, as far as they exist as written, are no pattern."""
+    """Escapes a glob's leading folders, as far as they exist as written, so that they are no pattern."""
     rest, folder = pathlib.PurePath(path).parts, ""
     while rest and os.path.isdir(os.path.join(folder, rest[0])):
         folder, rest = os.path.join(folder, rest[0]), rest[1:]
@@ -54,7 +54,7 @@ def _pattern(path: str) -> str:
 
 
 def _files(match: str, *, what: str) -> list[pathlib.Path]:
-    """The file itself, or all files below a folder."""
+    """Lists the file itself, or all files below a folder."""
     if os.path.isfile(match):
         return [pathlib.Path(match)]
     if os.path.isdir(match):
@@ -65,7 +65,7 @@ def _files(match: str, *, what: str) -> list[pathlib.Path]:
 
 
 def _below(folder: str, *, what: str) -> list[pathlib.Path]:
-    """All files below a folder that are not hidden; each real folder is entered once, so that loops of links end."""
+    """Lists all files below a folder that are not hidden; enters each real folder once, so that link loops end."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{what} must name folders that can be read, got '{error.filename}' ({error.strerror}).")
@@ -91,7 +91,7 @@ def _below(folder: str, *, what: str) -> list[pathlib.Path]:
 
 
 def _once(found: Iterable[pathlib.Path], *, what: str) -> list[pathlib.Path]:
-    """The files sorted, each one once: by the shortest of the paths that lead to it."""
+    """Sorts the files and keeps each one once, by the shortest path that leads to it."""
     by_file: dict[str, pathlib.Path] = {}
     ordered = sorted(set(found), key=lambda path: (len(path.parts), path))
     for path in ordered:

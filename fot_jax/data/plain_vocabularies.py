@@ -6,7 +6,7 @@ from fot_jax.config import UserError
 
 
 class ByteVocabulary:
-    """0 <pad>, 1 end of document, 2 unknown, then byte b as b + 3 (as `seqio.ByteVocabulary`)."""
+    """Byte vocabulary: 0 <pad>, 1 end of document, 2 unknown, byte b as b + 3 (as `seqio.ByteVocabulary`)."""
 
     size = 259
     pad_id = 0
@@ -35,7 +35,7 @@ class ByteVocabulary:
 
 
 class SymbolVocabulary:
-    """<pad>, <k>, <v>, <q> and then letters, for dictionary lookup (app. D); it holds no text."""
+    """Vocabulary of dictionary lookup (app. D): <pad>, <k>, <v>, <q>, then letters; it holds no text."""
 
     pad_id = 0
     eos_id = 0
@@ -54,7 +54,7 @@ class SymbolVocabulary:
         self._ids = {name: i for i, name in enumerate(self._names)}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of symbols separated by spaces, such as "<q> s3 s1 <v>". Raises UserError for an unknown one."""
+        """Returns ids of symbols separated by spaces: "<q> s3 s1 <v>". Raises UserError for an unknown one."""
         unknown = [word for word in text.split() if word not in self._ids]
         if unknown:
             raise UserError(f"prompt must hold symbols <k>, <v>, <q>, s0..{self._names[-1]}, got {unknown[0]!r}.")
@@ -69,5 +69,5 @@ class SymbolVocabulary:
         return " ".join(self._names[i] for i in ids)
 
     def token_bytes(self, token: int) -> int:
-        """A symbol counts as one byte (bits per symbol)."""
+        """Counts a symbol as one byte (bits per symbol)."""
         return int(token != self.pad_id)

@@ -1,6 +1,6 @@
-"""Documents as (name, text) from files of every kind, with errors that name file and record.
+"""Reads documents as (name, text) from files of every kind; errors name file and record.
 
-Everything here is plain Python: `fot_jax/data/tasks.py` makes seqio sources of these readers.
+All readers are plain Python: `fot_jax/data/tasks.py` makes seqio sources of them.
 """
 
 import codecs
@@ -32,7 +32,7 @@ Reader = Iterator[tuple[str, str]]
 
 
 def source_files(source: SourceConfig) -> list[pathlib.Path]:
-    """The files a source reads, sorted (see `matching_files`); none for PASSKEY.
+    """Lists the files a source reads, sorted (see `matching_files`); none for PASSKEY.
 
     Raises UserError when nothing matches.
     """
@@ -48,7 +48,7 @@ def source_files(source: SourceConfig) -> list[pathlib.Path]:
 def read_source(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, max_documents: int) -> Reader:
     """Yields (name, text) of every document of a source in a fixed order, the first `max_documents` unless that is 0.
 
-    Documents without text are counted in the log; whoever tokenises them drops them.
+    Documents without text are counted in the log; `fot_jax/data/tasks.py` drops them.
 
     Raises:
       UserError: nothing matches, a file is broken, a record is not UTF-8 or lacks its text; the
@@ -76,7 +76,7 @@ def _all_documents(source: SourceConfig, vocabulary: Vocabulary, seed: int, max_
 
 
 def _passkeys(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, count: int) -> Reader:
-    """Passkey prompts with their answers, `min_tokens` (PASSKEY_TOKENS when that is 0) and up to a filler line long."""
+    """Yields passkey prompts with answers, of `min_tokens` (PASSKEY_TOKENS if 0) and up to one more filler line."""
     length = (source.min_tokens or PASSKEY_TOKENS) + len(vocabulary.encode(FILLER))
     for index in range(count):
         rng = generator(seed, "passkey", source.name, index)
@@ -85,7 +85,7 @@ def _passkeys(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, count:
 
 
 def read_text(path: pathlib.Path, text_field: str) -> Reader:
-    """One document: the whole file, without its byte order mark."""
+    """Yields one document: the whole file, without its byte order mark."""
     del text_field
     data = path.read_bytes()
     try:
@@ -97,7 +97,7 @@ def read_text(path: pathlib.Path, text_field: str) -> Reader:
 
 
 def read_jsonl(path: pathlib.Path, text_field: str) -> Reader:
-    """One document a line of a .jsonl, .jsonl.gz or .jsonl.zst file; empty lines and byte order marks are skipped."""
+    """Yields one document a line of a .jsonl, .jsonl.gz or .jsonl.zst file; skips empty lines, byte order marks."""
     for number, line in enumerate(_lines(path), 1):
         where = f"'{path}' line {number}"
         if number == 1:
@@ -108,7 +108,7 @@ def read_jsonl(path: pathlib.Path, text_field: str) -> Reader:
 
 
 def _json_text(line: str, text_field: str, *, where: str) -> str:
-    """The string under `text_field`. No number is converted: nothing but the text is used, and long ones fail."""
+    """Returns the string under `text_field`. Numbers are not converted: nobody uses them, and long ones fail."""
     try:
         record = json.loads(line, object_pairs_hook=tuple, parse_int=lambda digits: 0, parse_float=lambda digits: 0.0)
     except json.JSONDecodeError as error:

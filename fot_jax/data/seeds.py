@@ -1,4 +1,4 @@
-"""Random generators keyed by what they decide, so that nothing depends on what was drawn before."""
+"""Makes random generators, each keyed by what it decides, so that no draw depends on earlier draws."""
 
 import zlib
 
@@ -8,7 +8,7 @@ from fot_jax.config import check
 
 
 def generator(seed: int, *key: int | str) -> np.random.Generator:
-    """A Philox generator that is a pure function of (seed, key); words are hashed, numbers taken as they are.
+    """Makes a Philox generator, a pure function of (seed, key); words are hashed, numbers are not.
 
     Raises ConfigError for a negative seed.
     """

@@ -1,4 +1,4 @@
-"""SentencePiece models: LLaMA's as transformers 5 takes them, others by the sentencepiece library itself."""
+"""Opens SentencePiece models: LLaMA's as transformers 5 does, others by the sentencepiece library itself."""
 
 import re
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class SentencePieceVocabulary:
             raise no_end(self.path)
         self.end_ids = settings.end_ids or (self.eos_id,)
         self.bos_id = self._find_begin(settings)
-        self.identity: list[object] = [self.bos_id, self.eos_id]  # the file's own digest says the rest
+        self.identity: list[object] = [self.bos_id, self.eos_id]  # the file's own digest covers the rest
 
     def _find_begin(self, settings: TokenizerSettings) -> int | None:
         name = settings.name_of("bos")
@@ -62,7 +62,7 @@ class SentencePieceVocabulary:
         return self._encode_around(text, marks)
 
     def _encode_around(self, text: str, names: dict[str, int]) -> list[int]:
-        """Names as their ids, the text between them as text."""
+        """Encodes names as their ids, and the text between them as text."""
         ids: list[int] = []
         end = 0
         for found in any_of(names).finditer(text):
@@ -85,18 +85,18 @@ class SentencePieceVocabulary:
 
 
 def any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """A pattern of the names, the longest first; it never matches where there are none."""
+    """Compiles a pattern of the names, the longest first; without names it never matches."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def no_end(path: str) -> UserError:
-    """The error of a model without a token that ends texts."""
+    """Builds the error for a model without a token that ends texts."""
     return UserError(f"'{path}' must define an end-of-sentence piece (</s>), got none. Retrain it with one.")
 
 
 def read_model(path: str) -> tuple[Any, Any]:
-    """A SentencePiece model's processor and its definition. Raises UserError where the file is none."""
+    """Reads a SentencePiece model: its processor and its definition. Raises UserError if the file is none."""
     import sentencepiece
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -114,7 +114,7 @@ def read_model(path: str) -> tuple[Any, Any]:
 
 
 def open_sentencepiece(path: str) -> TokenizerVocabulary | SentencePieceVocabulary:
-    """The vocabulary of a SentencePiece model: LLaMA's where files next to it say so, else the model as it is.
+    """Opens a SentencePiece model: as LLaMA's tokenizer where files next to it say so, else as it is.
 
     Raises:
       UserError: it is no SentencePiece model, or see the two vocabularies.

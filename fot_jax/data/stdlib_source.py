@@ -1,13 +1,13 @@
-"""Python's standard library beside the running interpreter, as repository-like documents.
+"""Reads the running interpreter's standard library as repository-like documents.
 
 The rule that makes documents ("families"), a function of the files alone:
   - a package (a folder with .py files, subfolders included) is one document;
   - a package over LARGE_PACKAGE bytes (`test`) is split: each of its subpackages is a
     document by the same rule, its own modules are grouped like top-level ones;
-  - single modules are sorted by name (leading underscores ignored, so that `_pydecimal` stands
+  - single modules are sorted by name (leading underscores ignored, so that `_pydecimal` comes
     near `decimal`) and joined in that order into groups of at most GROUP bytes.
 In a document the files come in a seeded random order, each after a comment line with its path,
-as the paper joins the files of a GitHub repository (sec. 5; method.md section 5).
+as the paper joins the files of a GitHub repository (FoT sec. 5.1).
 """
 
 import logging
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 def stdlib_root() -> pathlib.Path:
-    """The folder of the running interpreter's standard library."""
+    """Returns the folder of the running interpreter's standard library."""
     return pathlib.Path(sysconfig.get_path("stdlib"))
 
 
 def stdlib_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """All .py files of the library below `root`, sorted, without installed packages and caches."""
+    """Lists all .py files of the library below `root`, sorted, without installed packages and caches."""
     files = []
     for path in sorted(root.rglob("*.py")):
         folders = path.relative_to(root).parts[:-1]
@@ -41,7 +41,7 @@ def stdlib_files(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def families(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Document name -> its files, sorted, by the rule above. Raises UserError when there are none."""
+    """Maps each document's name to its files, sorted, by the rule above. Raises UserError when there are none."""
     files = stdlib_files(root)
     if not files:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The stream of batches of an experiment."""
+"""Makes the vocabulary, the documents and the batches of an experiment."""
 
 from fot_jax.config import ConfigError, ExperimentConfig, SourceKind, VocabularyKind
 from fot_jax.data.batches import BatchStream, Stream
@@ -9,14 +9,14 @@ from fot_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabular
 
 
 def make_vocabulary(config: ExperimentConfig) -> Vocabulary:
-    """The experiment's vocabulary. Raises ConfigError when the model has fewer rows than it has ids."""
+    """Loads the experiment's vocabulary. Raises ConfigError when the model lacks rows for it (`check_vocabulary`)."""
     vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
     check_vocabulary(vocabulary, config.model)
     return vocabulary
 
 
 def make_store(config: ExperimentConfig) -> DocumentStore:
-    """The experiment's documents, tokenised when no cache of them exists.
+    """Opens the experiment's documents; tokenises them when no cache of them exists.
 
     Raises:
       ConfigError: a vocabulary without text, or larger than the model's.
@@ -31,7 +31,7 @@ def make_store(config: ExperimentConfig) -> DocumentStore:
 
 
 def is_dictionary(config: ExperimentConfig) -> bool:
-    """True for dictionary lookup. Raises ConfigError when it is mixed with text or another vocabulary."""
+    """True if the data is dictionary lookup. Raises ConfigError when it is mixed with text or another vocabulary."""
     kinds = {source.kind for source in config.data.sources}
     if SourceKind.DICTIONARY not in kinds:
         return False
@@ -45,10 +45,10 @@ def is_dictionary(config: ExperimentConfig) -> bool:
 
 
 def make_stream(config: ExperimentConfig, split: str) -> Stream:
-    """Batches of "train" or "heldout" under the experiment's crossbatch layout.
+    """Makes the batches of "train" or "heldout" under the experiment's crossbatch layout.
 
-    Every split has its own order; a held-out stream is as long as one likes (it starts over).
-    Raises as `make_store`.
+    Every split has its own order; a held-out stream never ends (it starts over).
+    Raises the errors of `make_store`.
     """
     rows, length = config.train.batch_rows, config.model.local_context
     seed = int(generator(config.seed, "split", split).integers(1 << 31))

@@ -1,4 +1,4 @@
-"""Generated tasks: dictionary lookup (fig. 4, app. D) and passkey retrieval (fig. 1). Pure numpy."""
+"""Generates tasks: dictionary lookup (fig. 4, app. D) and passkey retrieval (fig. 1). Pure numpy."""
 
 import dataclasses
 
@@ -23,10 +23,10 @@ class Episode:
     """One dictionary and questions about it.
 
     Attributes:
-      definitions: int32 [definition_tokens], `<k> key <v> value` one after another, <pad> at the tail.
-      questions: int32 [question_tokens], `<q> key <v> value` one after another, <pad> at the tail.
-      answers: bool [question_tokens], True on the value tokens (where the model must have
-        predicted the token itself: the loss sits one place earlier).
+      definitions: int32 [definition_tokens], `<k> key <v> value` again and again, <pad> at the tail.
+      questions: int32 [question_tokens], `<q> key <v> value` again and again, <pad> at the tail.
+      answers: bool [question_tokens], True on the value tokens (the loss on each is one position
+        earlier, where the model predicts it).
     """
 
     definitions: np.ndarray
@@ -35,17 +35,17 @@ class Episode:
 
 
 def entry_length(config: DictionaryConfig) -> int:
-    """Tokens of one definition or question: two marks, a key and a value."""
+    """Counts the tokens of one definition or question: two marks, a key and a value."""
     return 2 + config.key_length + config.value_length
 
 
 def episode(
     rng: np.random.Generator, config: DictionaryConfig, *, definition_tokens: int, question_tokens: int
 ) -> Episode:
-    """A dictionary of distinct keys with random values, and questions about random ones of its keys.
+    """Draws a dictionary of distinct keys with random values, and questions about random keys of it.
 
     Tokens that do not fill a whole entry are <pad> at the tail (segment 0 in a batch).
-    Source: FoT fig. 4, app. D; method.md section 6.2.
+    Source: FoT fig. 4, app. D.
 
     Raises:
       ConfigError: not one entry fits, or there are fewer keys than definitions.
@@ -66,7 +66,7 @@ def episode(
 
 
 def _distinct_keys(rng: np.random.Generator, *, count: int, config: DictionaryConfig) -> np.ndarray:
-    """int64 [count, key_length], letters from 0, no key twice."""
+    """Draws distinct keys, int64 [count, key_length], letters from 0."""
     possible = config.num_symbols**config.key_length
     if count > possible:
         raise ConfigError(
@@ -90,9 +90,9 @@ def _entries(mark: int, keys: np.ndarray, values: np.ndarray, *, tokens: int) ->
 def dictionary(
     rng: np.random.Generator, config: DictionaryConfig, *, definition_tokens: int, question_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One training document, definitions first: int32 tokens and the bool mask of its answers' value tokens.
+    """Draws a training document, definitions first: int32 tokens and the bool mask of its answers' value tokens.
 
-    Raises ConfigError as `episode`.
+    Raises the errors of `episode`.
     """
     made = episode(rng, config, definition_tokens=definition_tokens, question_tokens=question_tokens)
     tokens = np.concatenate([made.definitions, made.questions])
@@ -101,13 +101,13 @@ def dictionary(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Passkey:
-    """One trial.
+    """A passkey trial.
 
     Attributes:
       prompt: the text up to the answer.
-      answer: what must follow, its leading space included.
+      answer: the text that must follow, its leading space included.
       tokens: ids of the prompt.
-      place: where the key stands, as a share of the filler before it (0 start, 1 end).
+      place: share of the filler before the key (0 start, 1 end).
     """
 
     prompt: str
@@ -117,9 +117,9 @@ class Passkey:
 
 
 def passkey(rng: np.random.Generator, *, length_tokens: int, vocabulary: Vocabulary) -> Passkey:
-    """A trial with a random key at a random place and as much filler as fits `length_tokens`.
+    """Draws a trial with a random key at a random place and as much filler as fits `length_tokens`.
 
-    Source: FoT fig. 1; method.md section 6.1.
+    Source: FoT sec. 4.2, fig. 1.
 
     Args:
       rng: source of the key and its place.

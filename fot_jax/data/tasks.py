@@ -1,7 +1,7 @@
-"""seqio tasks and the mixture of a config: source -> text -> tokens -> BOS before, end of document after.
+"""Makes seqio tasks and the mixture of a config: source -> text -> tokens -> BOS before, end of document after.
 
-The only importer of seqio, and with readers.py of TensorFlow; imported only while a token cache is built, so that
-training from an existing cache starts without them.
+Only this module imports seqio, and only a build of a token cache imports this module: training from an existing cache
+starts without seqio and TensorFlow.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ FEATURE = "targets"
 
 
 class WrappedVocabulary(seqio.Vocabulary):
-    """A `Vocabulary` of ours inside a seqio task; documents are text, whatever names they hold."""
+    """Vocabulary of this package inside a seqio task; documents are text, whatever names they hold."""
 
     def __init__(self, vocabulary: Vocabulary):
         super().__init__()
@@ -66,7 +66,7 @@ class WrappedVocabulary(seqio.Vocabulary):
 
 
 def seqio_vocabulary(config: VocabularyConfig) -> seqio.Vocabulary:
-    """seqio's own vocabularies for bytes and for SentencePiece models as they are; others are ours, wrapped."""
+    """Returns seqio's own vocabulary for bytes and for bare SentencePiece models, else this package's, wrapped."""
     if config.kind is VocabularyKind.BYTES:
         return seqio.ByteVocabulary()
     vocabulary = load_vocabulary(config)
@@ -78,8 +78,8 @@ def seqio_vocabulary(config: VocabularyConfig) -> seqio.Vocabulary:
 class _Records:
     """The documents of a source as a tf.data.Dataset that remembers the error which ended it.
 
-    TensorFlow turns an exception of a generator into an error of its own and prints its traceback;
-    users need ours alone. With `keep_error` the dataset ends there, and `documents` raises it.
+    TensorFlow turns an exception of a generator into its own error and prints the traceback, but users
+    need only ours. With `keep_error` the dataset ends at the error, and `SourceTask.documents` raises it.
     """
 
     def __init__(self, source: SourceConfig, *, vocabulary: Vocabulary, seed: int, max_documents: int):
@@ -98,7 +98,7 @@ class _Records:
                 raise
 
     def dataset(self, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        """The dataset function of a `seqio.FunctionDataSource`; the order is always the reader's."""
+        """Makes the dataset of a `seqio.FunctionDataSource`; the order is always the reader's."""
         del split, shuffle_files, seed
         spec = {"name": tf.TensorSpec([], tf.string), FEATURE: tf.TensorSpec([], tf.string)}
         dataset = tf.data.Dataset.from_generator(self._examples, output_signature=spec)
@@ -107,12 +107,12 @@ class _Records:
 
 
 def _not_empty(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Text preprocessor: documents without text are dropped."""
+    """Drops documents without text (a text preprocessor)."""
     return dataset.filter(lambda example: tf.strings.length(example[FEATURE]) > 0)
 
 
 def _begin(dataset: tf.data.Dataset, *, bos_id: int | None) -> tf.data.Dataset:
-    """Token preprocessor: documents begin with the vocabulary's BOS, where it has one."""
+    """Puts the vocabulary's BOS, where it has one, before each document (a token preprocessor)."""
     if bos_id is None:
         return dataset
     first = tf.constant([bos_id], tf.int32)
@@ -121,7 +121,7 @@ def _begin(dataset: tf.data.Dataset, *, bos_id: int | None) -> tf.data.Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class SourceTask:
-    """A registered seqio task and the reader behind it."""
+    """A registered seqio task and its reader."""
 
     task: seqio.Task
     records: _Records

@@ -20,7 +20,7 @@ PIECE = 1 << 20
 
 
 def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
-    """One document a record: a tf.train.Example with one bytes feature; .gz is decompressed."""
+    """Yields one document a record: a tf.train.Example with one bytes feature; .gz is decompressed."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
@@ -84,7 +84,7 @@ def _skip(file: IO[bytes], count: int) -> bool:
 
 
 def _is_gzip(path: pathlib.Path) -> bool:
-    """Whether a TFRecord file is gzip by its name. Raises UserError where its content says otherwise."""
+    """True if a TFRecord file is gzip by its name. Raises UserError where its content says otherwise."""
     with open(path, "rb") as file:
         found = format_of(file.read(16))
     stated = BY_SUFFIX.get(path.suffix.lower())

@@ -1,12 +1,12 @@
-"""Files next to a tokenizer's main file: special tokens by role, added tokens, the tokens that end generated text.
+"""Reads the files next to a tokenizer's main file: special tokens by role, added tokens, end tokens.
 
     tokenizer_config.json      ROLE_token, added_tokens_decoder, add_bos_token, legacy, add_prefix_space, chat_template
     special_tokens_map.json    ROLE_token, of older checkpoints (its lists are not read, as in transformers)
     added_tokens.json          added tokens, of older checkpoints
     generation_config.json     eos_token_id, a number or a list; where it has none, config.json's
 
-Precedence is that of transformers 5: where tokenizer_config.json has an `added_tokens_decoder` it is the newer form
-and goes before the two older files; otherwise special_tokens_map.json goes before tokenizer_config.json, and
+Precedence is that of transformers 5. A tokenizer_config.json with an `added_tokens_decoder` is the newer format and
+overrides the two older files. Otherwise special_tokens_map.json overrides tokenizer_config.json, and
 added_tokens.json counts.
 """
 
@@ -56,7 +56,7 @@ class AddedToken:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
-    """What the files next to a tokenizer's main file state.
+    """Settings that the files next to a tokenizer's main file state.
 
     Attributes:
       path: the main file.
@@ -75,19 +75,19 @@ class TokenizerSettings:
     stated: bool
 
     def name_of(self, role: str) -> str | None:
-        """The text of `ROLE_token`, None where none is named. Raises UserError where it is no token."""
+        """Returns the text of `ROLE_token`, None where none is named. Raises UserError where it is no token."""
         value = self.values.get(f"{role}_token")
         return None if value is None else _content(value, key=f"{role}_token", path=self.path) or None
 
     def names(self) -> dict[str, str]:
-        """Every special token that is named: {"bos_token": "<s>", ...}. Raises as `name_of`."""
+        """Returns every named special token: {"bos_token": "<s>", ...}. Raises the errors of `name_of`."""
         found = {f"{role}_token": self.name_of(role) for role in ROLES}
         others = {key: value for key, value in self.values.items() if key.endswith("_token") and key not in found}
         found |= {key: value for key, value in others.items() if isinstance(value, str)}
         return {key: name for key, name in found.items() if name is not None}
 
     def more_special(self) -> list[str]:
-        """Special tokens without a role, in order. Raises UserError where they are no tokens."""
+        """Lists special tokens without a role, in order. Raises UserError where they are no tokens."""
         found: list[str] = []
         for key in LISTS:
             value = self.values.get(key) or []
@@ -98,18 +98,18 @@ class TokenizerSettings:
         return found
 
     def flag(self, key: str) -> bool | None:
-        """A setting that is true or false, None where it is not set. Raises UserError where it is neither."""
+        """Returns a boolean setting, None where it is not set. Raises UserError where it is no boolean."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool):
             raise UserError(f"'{self.path.with_name(FILE)}' must have {key} true or false, got {value!r}.")
         return value
 
     def tokenizer_class(self) -> str:
-        """`tokenizer_class` without "Fast", empty where none is stated."""
+        """Returns `tokenizer_class` without "Fast", empty where none is stated."""
         return str(self.values.get("tokenizer_class") or "").removesuffix("Fast")
 
     def shown(self) -> str:
-        """The main file for a line in the log, without the folders above its own."""
+        """Names the main file for the log, without the folders above its own."""
         return f"{self.path.parent.name}/{self.path.name}"
 
 
@@ -125,7 +125,7 @@ def _content(value: Any, *, key: str, path: pathlib.Path) -> str:
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    """A file's JSON object, empty where there is no file."""
+    """Reads a file's JSON object, empty where there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -138,10 +138,10 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_settings(tokenizer: str | pathlib.Path) -> TokenizerSettings:
-    """Reads what lies next to a tokenizer's main file.
+    """Reads the files next to a tokenizer's main file.
 
     Raises:
-      UserError: a file is no JSON object, or states what is no token or no id.
+      UserError: a file is no JSON object, or states a token or an id that is none.
     """
     path = pathlib.Path(tokenizer)
     config = _read_object(path.with_name(FILE))
@@ -165,7 +165,7 @@ def read_settings(tokenizer: str | pathlib.Path) -> TokenizerSettings:
 
 
 def _read_decoder(decoder: Any, *, path: pathlib.Path) -> Iterator[AddedToken]:
-    """The tokens of {"32000": {"content": "<|im_end|>", "special": true, ...}, ...}."""
+    """Yields the tokens of {"32000": {"content": "<|im_end|>", "special": true, ...}, ...}."""
     if not isinstance(decoder, dict):
         raise _no_config(path, f"added_tokens_decoder={decoder!r}")
     for index, entry in decoder.items():
@@ -177,7 +177,7 @@ def _read_decoder(decoder: Any, *, path: pathlib.Path) -> Iterator[AddedToken]:
 
 
 def _read_added(legacy: dict[str, Any], *, special: set[str], path: pathlib.Path) -> Iterator[AddedToken]:
-    """The tokens of {"<|im_end|>": 32000, ...}: special where a role or a list names them."""
+    """Yields the tokens of {"<|im_end|>": 32000, ...}: special where a role or a list names them."""
     for content, index in legacy.items():
         if not content or not isinstance(index, int) or isinstance(index, bool) or index < 0:
             raise _no_config(path, f"{content!r}: {index!r}")
@@ -186,7 +186,7 @@ def _read_added(legacy: dict[str, Any], *, special: set[str], path: pathlib.Path
 
 
 def _read_end_ids(path: pathlib.Path) -> tuple[tuple[int, ...] | None, str]:
-    """`eos_token_id` of generation_config.json, else of config.json, and which of them states it."""
+    """Reads `eos_token_id` of generation_config.json, else of config.json, and names the file that states it."""
     for name in (GENERATION_FILE, "config.json"):
         stated = _read_object(path.with_name(name)).get("eos_token_id")
         if stated is not None:
@@ -195,7 +195,7 @@ def _read_end_ids(path: pathlib.Path) -> tuple[tuple[int, ...] | None, str]:
 
 
 def parse_end_ids(stated: Any, *, where: str) -> tuple[int, ...]:
-    """The token ids of an `eos_token_id`, each once. Raises UserError unless it is a number or a list of them."""
+    """Returns the ids of an `eos_token_id`, each once. Raises UserError unless it is a number or a list of them."""
     ids = stated if isinstance(stated, list) else [stated]
     if not ids or any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
         raise UserError(f"{where} must have token ids as eos_token_id, got {stated!r}.")

@@ -13,7 +13,7 @@ from fot_jax.data import llama_tokenizer
 from fot_jax.data.tokenizer_settings import TokenizerSettings, log_once
 
 END_OF_TEXT_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
-NO_SCORE = -1e9  # of a piece of a Unigram model that text never is
+NO_SCORE = -1e9  # of a Unigram model's piece that no text becomes
 
 
 class TokenizerVocabulary:
@@ -21,7 +21,7 @@ class TokenizerVocabulary:
 
     Attributes: see Vocabulary; `special_ids` are the special tokens by name.
 
-    Raises UserError where it cannot be read, holds no end-of-text token, not the token that is to begin texts, or an
+    Raises UserError where it cannot be read, lacks an end-of-text token or the token that is to begin texts, or has an
     added token under another id than stated.
     """
 
@@ -31,7 +31,7 @@ class TokenizerVocabulary:
         """Builds the tokenizer.
 
         Args:
-          definition: what tokenizer.json holds.
+          definition: the content of tokenizer.json.
           settings: of the files next to it.
           begins: whether texts begin with BOS where no file says so; None: the post-processor says so.
         """
@@ -62,12 +62,12 @@ class TokenizerVocabulary:
         if not found:
             raise UserError(
                 f"'{self.path}' must hold an end-of-text token, one of {names}, got none."
-                " Put a tokenizer_config.json beside it that names its eos_token."
+                " Put a tokenizer_config.json next to it that names its eos_token."
             )
         if named is None:
             log_once(
                 f"{self._settings.shown()}: no file names the eos_token;"
-                f" {self._plain.id_to_token(found[0])!r} is taken. Name it in a tokenizer_config.json beside it."
+                f" {self._plain.id_to_token(found[0])!r} is taken. Name it in a tokenizer_config.json next to it."
             )
         return found[0]
 
@@ -93,7 +93,7 @@ class TokenizerVocabulary:
         return found if wanted else None
 
     def _put_before(self) -> int | None:
-        """What the post-processor puts before a text."""
+        """Returns the token that the post-processor puts before a text, None if there is none."""
         text = self._plain.encode("a", add_special_tokens=False).ids
         whole = self._plain.encode("a").ids
         places = [n for n in range(len(whole) + 1) if whole[n : n + len(text)] == text]
@@ -101,7 +101,7 @@ class TokenizerVocabulary:
         if len(before) > 1:
             raise UserError(
                 f"'{self.path}' must put at most one token before a text, got {before}."
-                " Set add_bos_token in a tokenizer_config.json beside it."
+                " Set add_bos_token in a tokenizer_config.json next to it."
             )
         return before[0] if before else None
 
@@ -162,7 +162,7 @@ class TokenizerVocabulary:
         if token in self._added:
             return len(piece.encode("utf-8"))
         if "ByteLevel" in self._decoders:
-            return len(piece)  # one printable character stands for one byte
+            return len(piece)  # one printable character is one byte
         if self._decoders & {"Metaspace", "ByteFallback", "Replace"}:
             is_byte = llama_tokenizer.BYTE.fullmatch(piece) is not None
             return 1 if is_byte else len(piece.replace(llama_tokenizer.SPACE, " ").encode("utf-8"))
@@ -173,10 +173,10 @@ class TokenizerVocabulary:
 
 
 def no_begin(path: str, name: str | None) -> UserError:
-    """The error of a tokenizer without the token that is to begin texts."""
+    """Builds the error for a tokenizer without the token that is to begin texts."""
     return UserError(
         f"'{path}' must hold the token that begins a text, since add_bos_token is true, got {name!r}."
-        " Name its bos_token in the tokenizer_config.json beside it, or set add_bos_token to false."
+        " Name its bos_token in the tokenizer_config.json next to it, or set add_bos_token to false."
     )
 
 
@@ -185,7 +185,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _build(definition: dict[str, Any], settings: TokenizerSettings) -> Any:
-    """The tokenizer with the added tokens whose ids are stated."""
+    """Builds the tokenizer with the added tokens whose ids are stated."""
     import tokenizers
 
     added = definition.get("added_tokens") or []
@@ -207,7 +207,7 @@ def _build(definition: dict[str, Any], settings: TokenizerSettings) -> Any:
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     named = {*settings.names().values()}
     for token in settings.added:
-        if not (token.content in known and token.file.startswith("added_tokens")):  # tokenizer.json knows better
+        if not (token.content in known and token.file.startswith("added_tokens")):  # tokenizer.json overrides it
             flags = {**token.flags, "special": token.flags.get("special", False) or token.content in named}
             tokenizer.add_tokens([tokenizers.AddedToken(token.content, **flags)])
         found = tokenizer.token_to_id(token.content)
@@ -220,7 +220,7 @@ def _build(definition: dict[str, Any], settings: TokenizerSettings) -> Any:
 
 
 def _parsed(definition: dict[str, Any], path: pathlib.Path) -> Any:
-    """The library's tokenizer of a definition. Raises UserError where it takes it for none."""
+    """Builds the library's tokenizer of a definition. Raises UserError where it takes it for none."""
     import tokenizers
 
     try:
@@ -236,7 +236,7 @@ def _no_tokenizer(path: str | pathlib.Path, reason: object) -> UserError:
 
 
 def _apart(definition: dict[str, Any], special: set[str]) -> dict[str, Any]:
-    """The definition, changed so that no text is made into a special token: those come from added tokens alone."""
+    """Changes the definition so that no text becomes a special token: those come from added tokens alone."""
     model = definition.get("model")
     if not isinstance(model, dict):
         return definition
@@ -255,7 +255,7 @@ def _apart(definition: dict[str, Any], special: set[str]) -> dict[str, Any]:
 
 
 def _add_named(tokenizer: Any, settings: TokenizerSettings) -> None:
-    """Adds the special tokens that are named and not there, behind the others, and makes all named ones special."""
+    """Adds each named special token that is no added token yet, as a special one, after the others."""
     import tokenizers
 
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -266,7 +266,7 @@ def _add_named(tokenizer: Any, settings: TokenizerSettings) -> None:
 
 
 def read_definition(path: str) -> dict[str, Any]:
-    """The object in a tokenizer.json. Raises UserError where it is none, or one states a name twice."""
+    """Reads the object in a tokenizer.json. Raises UserError where it is none, or one states a name twice."""
     try:
         definition = json.loads(pathlib.Path(path).read_text("utf-8"), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:

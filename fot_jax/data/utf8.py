@@ -1,4 +1,4 @@
-"""Text out of bytes: UTF-8 alone, without the byte order mark that a file may begin with."""
+"""Decodes UTF-8 bytes, and nothing else, without the byte order mark that a file may begin with."""
 
 import codecs
 
@@ -11,7 +11,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16LE"),
     (codecs.BOM_UTF16_BE, "UTF-16BE"),
 )
-# Which of the first four bytes are zero where a text begins with two ASCII characters (RFC 4627, section 3).
+# Zeros among the first four bytes of a text that begins with two ASCII characters (RFC 4627, section 3).
 ZEROS = {
     (True, True, True, False): "UTF-32BE",
     (True, False, True, False): "UTF-16BE",
@@ -21,7 +21,7 @@ ZEROS = {
 
 
 def without_mark(data: bytes, *, where: str) -> bytes:
-    """The bytes of a file, or of its beginning, without UTF-8's byte order mark.
+    """Returns the bytes of a file, or of its beginning, without UTF-8's byte order mark.
 
     Raises UserError naming `where` and the encoding where the file is UTF-16 or UTF-32.
     """
@@ -41,7 +41,7 @@ def _wide(where: str, encoding: str, sign: str, *, convert_from: str) -> UserErr
 
 
 def decode_utf8(data: bytes, *, where: str) -> str:
-    """The text of UTF-8 bytes. Raises UserError naming `where` and the first bad byte."""
+    """Decodes UTF-8 bytes. Raises UserError naming `where` and the first bad byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -52,5 +52,5 @@ def decode_utf8(data: bytes, *, where: str) -> str:
 
 
 def decode_file(data: bytes, *, where: str) -> str:
-    """The text of a whole file, without its byte order mark. Raises UserError as the two above."""
+    """Decodes a whole file, without its byte order mark. Raises the errors of the two functions above."""
     return decode_utf8(without_mark(data, where=where), where=where)

@@ -1,4 +1,4 @@
-"""Text to token ids and back, without TensorFlow.
+"""Turns text into token ids and back, without TensorFlow.
 
 While a corpus is tokenised the same vocabularies run inside seqio (`fot_jax/data/tasks.py`);
 everything afterwards (prompts, generated text, bits per byte) comes here.
@@ -6,7 +6,7 @@ everything afterwards (prompts, generated text, bits per byte) comes here.
 Where a tokenizer says that texts begin with a token (BOS), documents and prompts do:
 
     document    [BOS] text EOS     encode            names of special tokens are text
-    prompt      [BOS] text         encode_trusted    names of special tokens stand for them
+    prompt      [BOS] text         encode_trusted    names of special tokens are special tokens
 
 It says so by `add_bos_token` in tokenizer_config.json, else by the post-processor of tokenizer.json, else, for a
 tokenizer.model, by being LLaMA's (`tokenizer_class`). Bytes, symbols and bare SentencePiece models have none.
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class Vocabulary(Protocol):
-    """Token ids of a text. Id 0 fills padding, which segments mask, whatever else it stands for.
+    """Map from text to token ids and back. Id 0 fills padding, which segments mask, whatever else it means.
 
     Attributes:
       size: one more than the largest id.
@@ -60,23 +60,23 @@ class Vocabulary(Protocol):
 
     @property
     def identity(self) -> list[object]:
-        """What token caches know it by, next to its kind and its file."""
+        """Values by which token caches know the vocabulary, next to its kind and its file."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text alone, no token at its beginning or end. Names of special tokens in it are text."""
+        """Returns ids of a text alone, without BOS or EOS. Names of special tokens in it are text."""
         ...
 
     def encode_trusted(self, text: str) -> list[int]:
-        """Ids of a text in which names of special tokens stand for them; otherwise as `encode`."""
+        """Returns ids of a text in which names of special tokens are special tokens; otherwise as `encode`."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; special tokens have none."""
+        """Returns the text of some ids; special tokens have none."""
         ...
 
     def token_bytes(self, token: int) -> int:
-        """UTF-8 bytes of text that one token stands for (0 for special tokens): for bits per byte."""
+        """Counts the UTF-8 bytes of a token's text (0 for special tokens), for bits per byte."""
         ...
 
 
@@ -88,9 +88,9 @@ class MarkedVocabulary(Protocol):
     special_ids: dict[str, int]
 
     def encode_marked(self, text: str, marks: dict[str, int]) -> list[int]:
-        """Ids of a text in which each mark stands for a special token, and all else, names included, is text.
+        """Returns ids of a text in which each mark is a special token, and all else, names included, is text.
 
-        The ids are those of one text: as those of `encode_trusted` with the names in place of the marks.
+        The text is encoded as one: the ids equal those of `encode_trusted` with names in place of the marks.
 
         Args:
           text: may hold marks.
@@ -100,17 +100,17 @@ class MarkedVocabulary(Protocol):
 
 
 def encode_text(vocabulary: Vocabulary, text: str) -> list[int]:
-    """Ids of a text as a document begins: the vocabulary's `bos_id`, if it has one, and the text as text."""
+    """Returns ids of a text that begins a document: the vocabulary's `bos_id`, if any, and the text as text."""
     return [*([] if vocabulary.bos_id is None else [vocabulary.bos_id]), *vocabulary.encode(text)]
 
 
 def encode_prompt(vocabulary: Vocabulary, text: str) -> list[int]:
-    """Ids of a user's own prompt: the vocabulary's `bos_id`, if it has one, and the text, trusted."""
+    """Returns ids of a user's own prompt: the vocabulary's `bos_id`, if any, and the text, trusted."""
     return [*([] if vocabulary.bos_id is None else [vocabulary.bos_id]), *vocabulary.encode_trusted(text)]
 
 
 def existing_file(path: str) -> str:
-    """The path with '~' and variables expanded. Raises UserError when no such file exists."""
+    """Expands '~' and variables in a path. Raises UserError when no such file exists."""
     expanded = os.path.expanduser(os.path.expandvars(path))
     if not os.path.isfile(expanded):
         raise UserError(f"data.vocabulary.path must name a file, got '{path}', which does not exist.")
@@ -118,14 +118,14 @@ def existing_file(path: str) -> str:
 
 
 def open_tokenizer_json(path: str) -> TokenizerVocabulary:
-    """The vocabulary of a Hugging Face tokenizer.json and the files next to it. Raises UserError."""
+    """Opens a Hugging Face tokenizer.json and the files next to it. Raises UserError."""
     settings = read_settings(path)
     return TokenizerVocabulary(as_llama(read_definition(path), settings), settings)
 
 
 @functools.lru_cache(maxsize=8)
 def load_vocabulary(config: VocabularyConfig, dictionary: DictionaryConfig | None = None) -> Vocabulary:
-    """The vocabulary of a config; `dictionary` gives the number of symbols of kind SYMBOLS.
+    """Loads the vocabulary of a config; `dictionary` gives the number of symbols of kind SYMBOLS.
 
     Raises:
       UserError: the file is missing or not of its kind.
@@ -145,10 +145,10 @@ def load_vocabulary(config: VocabularyConfig, dictionary: DictionaryConfig | Non
 
 
 def tokens_beyond(vocabulary: Vocabulary, rows: int) -> tuple[dict[int, str], list[int]]:
-    """The tokens without a row in an embedding of that many rows.
+    """Finds the tokens without a row in an embedding of that many rows.
 
     Returns:
-      special tokens by id that no document and no generated text needs, and the ids of all others, in order.
+      The special tokens by id that no document and no generated text needs, and the ids of all others, in order.
     """
     needed = {vocabulary.eos_id, vocabulary.bos_id, *vocabulary.end_ids}
     special = {i: name for name, i in vocabulary.special_ids.items() if i >= rows and i not in needed}
@@ -158,7 +158,7 @@ def tokens_beyond(vocabulary: Vocabulary, rows: int) -> tuple[dict[int, str], li
 def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig) -> None:
     """Checks that every token of a text has a row in the model's embedding table.
 
-    Special tokens may be without one, such as a <pad> that is added behind the last row: no text holds them, unless a
+    Special tokens may have none, such as a <pad> that is added after the last row: no text holds them, unless a
     trusted one names them (`check_ids`), and no text is generated with them. They are logged.
 
     Raises:

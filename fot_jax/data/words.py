@@ -1,4 +1,4 @@
-"""Words for generated tasks, as pairs like "brave-otter"; none is a part of another.
+"""Words for generated tasks: pairs like "brave-otter", none a part of another.
 
 No adjective ends another one and no noun begins another one, so a pair found in a text is that pair.
 """
@@ -35,5 +35,5 @@ WORD_COUNT = len(ADJECTIVES) * len(NOUNS)
 
 
 def word(number: int) -> str:
-    """The pair of a number in 0..WORD_COUNT - 1."""
+    """Returns the pair of a number in 0..WORD_COUNT - 1."""
     return f"{ADJECTIVES[number // len(NOUNS)]}-{NOUNS[number % len(NOUNS)]}"

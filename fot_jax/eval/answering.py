@@ -1,4 +1,4 @@
-"""Prompts read window by window into memory and answered greedily, several side by side."""
+"""Greedy answers to batches of prompts, each read window by window into memory."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ from fot_jax.infer.windows import read
 def answer(
     subject: Subject, prompts: Sequence[Sequence[int]], *, vocabulary: Vocabulary, max_new_tokens: int
 ) -> list[str]:
-    """The text that the model puts after each prompt.
+    """Returns the text that the model generates after each prompt.
 
     Args:
       subject: the model and how its memory is read; without memory layers only the last window counts.
       prompts: token ids, of any lengths.
-      vocabulary: of the model.
-      max_new_tokens: at most that many a prompt; an end token of the vocabulary ends one earlier.
+      vocabulary: the model's vocabulary.
+      max_new_tokens: most new tokens per prompt; an end token of the vocabulary ends the text earlier.
     """
     tokens = [np.asarray(prompt, np.int32) for prompt in prompts]
     reading = read(subject.params, subject.model, tokens, memory=subject.memory)

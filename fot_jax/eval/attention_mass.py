@@ -1,4 +1,4 @@
-"""The distraction curve r_d: the share of attention a document's own past gets among d contexts.
+"""The distraction curve r_d: the share of attention that a document's own past gets among d contexts.
 
 For a query of a document, softmax weights w_ij over token j of context i (i = 1: the chunk before
 the query's own chunk, i = 2 … d: chunks of other documents):
@@ -26,18 +26,18 @@ from fot_jax.types import Plan
 
 
 def own_share(log_masses: Float[Array, "B C L H"], own: Bool[Array, "B C"]) -> Float[Array, "B L H"]:
-    """r_d of every query and head: softmax over the contexts of their log masses, at the own ones.
+    """Returns r_d of every query and head: the softmax of the log masses over contexts, summed over the own ones.
 
     Args:
       log_masses: log Σ_j exp(score_ij) of each context i.
-      own: which contexts are of the query's own document.
+      own: True at contexts of the query's own document.
     """
     shares = jax.nn.softmax(log_masses, axis=1)
     return jnp.sum(jnp.where(own[:, :, None, None], shares, 0.0), axis=1)
 
 
 def distraction_plan(documents: np.ndarray, *, num_contexts: int) -> Plan:
-    """Which contexts each chunk reads: its own previous chunk, then the next rows' of other documents.
+    """Plans the contexts of each chunk: its own previous chunk, then those of the next rows of other documents.
 
     Rows 0 … R-1 of the batch hold the previous chunks, rows R … 2R-1 the chunks whose queries are
     measured. For documents 7 8 7 9 (R = 4) and d = 3 (own context first):
@@ -69,7 +69,7 @@ def distraction_plan(documents: np.ndarray, *, num_contexts: int) -> Plan:
 
 @functools.partial(jax.jit, static_argnames=("config", "logn_from"))
 def _shares(params, tokens, segments, plan: Plan, *, config: ModelConfig, logn_from: int) -> Float[Array, "P R H"]:
-    """r_d per memory layer, row and head, averaged over the row's queries."""
+    """Returns r_d per memory layer, row and head, averaged over the row's queries."""
     options = {"segments": segments, "boundaries": Boundaries.MASKED}
     output = run(config, params, tokens, plan=plan, logn_from=logn_from, capture=True, **options)
     assert output.queries is not None and output.keys is not None
@@ -86,7 +86,7 @@ def _shares(params, tokens, segments, plan: Plan, *, config: ModelConfig, logn_f
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distraction:
-    """r_d of one model.
+    """Measured r_d of one model.
 
     Attributes:
       contexts: the values of d.
@@ -101,19 +101,19 @@ class Distraction:
 
     @property
     def curve(self) -> list[float]:
-        """r_d per d: the plain mean over queries, rows, heads and memory layers."""
+        """Mean r_d per d: the plain mean over queries, rows, heads and memory layers."""
         return self.shares.mean(axis=(1, 2, 3)).tolist()
 
     @property
     def by_head(self) -> np.ndarray:
-        """float [X, P, H]: the mean over queries and rows."""
+        """Mean r_d per head, float [X, P, H], over queries and rows."""
         return self.shares.mean(axis=2)
 
 
 def choose_rows(documents: Documents, *, length: int, contexts: tuple[int, ...], rows: int, seed: int) -> list[Target]:
-    """Chunks with a chunk before them: enough that every one finds d - 1 of other documents.
+    """Chooses chunks that have a previous chunk, enough of them that each finds d - 1 of other documents.
 
-    At least `rows` chunks of as many documents as there are, at most one more a document than needed.
+    Takes one chunk of as many documents as there are, then one more per document until there are at least `rows`.
     """
     needed = max(max(contexts), rows)
     targets: list[Target] = []
@@ -128,18 +128,18 @@ def choose_rows(documents: Documents, *, length: int, contexts: tuple[int, ...],
 def measure(subject: Subject, *, documents: Documents, contexts: tuple[int, ...], rows: int, seed: int) -> Distraction:
     """Measures r_d on held-out documents with the attention the model really uses at each d.
 
-    The model runs in its two-pass crossbatch form: previous chunks without contexts, then the
-    measured chunks, whose memory layers attend to local ∪ d contexts, so that deeper memory layers
-    see what the shallower ones made of the d contexts. A model trained without crossbatch is run
-    in the same way; `memory.logn_from` holds for both, as in reading. Each mean is a plain one: over
-    the queries of a chunk, then chunks, heads and memory layers.
+    One run of the model processes the previous chunks, which read no contexts, and the measured chunks,
+    whose memory layers attend to local ∪ d contexts. So deeper memory layers see what the shallower
+    ones made of the d contexts. A model trained without crossbatch is run in the same way;
+    `memory.logn_from` applies to both, as in reading. Means are plain: over the queries of a chunk, then
+    chunks, heads and memory layers.
 
     Args:
       subject: the model.
       documents: held-out documents.
       contexts: the values of d.
       rows: measured chunks (more where the largest d needs more).
-      seed: of the choice of documents.
+      seed: seeds the choice of documents.
     """
     length = subject.model.local_context
     targets = choose_rows(documents, length=length, contexts=contexts, rows=rows, seed=seed)

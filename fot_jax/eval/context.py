@@ -3,11 +3,11 @@
 The SAME target windows (W tokens each) are scored at every context n·W, the target included:
 
     MEMORY   windows t−n+1 … t−1 are read one after another into memory, then the target is scored
-    SLIDING  n > 1: the target in STRIDES pieces, each the end of a window of W tokens of its own, so that
-             every token has at least W − W/STRIDES others before it; more context than that is not read
+    SLIDING  n > 1: the target in STRIDES pieces, each at the end of its own window of W tokens, so that
+             every token has at least W − W/STRIDES tokens before it; no more context is read
     FULL     one pass of ordinary causal attention over n·W tokens
 
-At n = 1 all three score the target alone. Source: FoT sec. 5.4, table 4 (method.md 6.4).
+At n = 1 all three score the target alone. Source: FoT sec. 5.4, table 4.
 """
 
 import dataclasses
@@ -48,17 +48,17 @@ def measure(
     progress: Callable[[int, int], None] = lambda windows, done: None,
     once: Once = unkept,
 ) -> Sweep:
-    """Loss of the same targets at each context.
+    """Measures the loss of the same targets at each context.
 
     Args:
       subject: the model; FULL and SLIDING leave its memory layers without memory.
-      reading: how it reads what lies before the target.
+      reading: how the model reads the text before the target.
       documents: held-out documents; those with room for the largest context are used.
-      token_bytes: bytes that each token id stands for.
+      token_bytes: UTF-8 bytes of each token id.
       windows: contexts n, in windows of `local_context` tokens, the target included.
       most_documents: documents to use.
       per_document: targets per document.
-      seed: of the choice of documents.
+      seed: seeds the choice of documents.
       batch: targets read together.
       progress: called with (n, targets scored) after each batch.
       once: keeps the losses of each batch, see `fot_jax/eval/journal.py`.
@@ -102,7 +102,7 @@ def _sliding(subject: Subject, past: Tokens, window: Tokens) -> Nats:
         return _with_memory(subject, past, window)
     W = subject.model.local_context
     piece = -(-W // STRIDES)
-    text = np.concatenate([past[:, -W:], window], axis=1)  # the target's first token stands at W
+    text = np.concatenate([past[:, -W:], window], axis=1)  # the target's first token is at W
     total = np.zeros(len(window))
     for start in range(0, W, piece):
         count = min(piece, W - start)
@@ -129,7 +129,7 @@ def _full(subject: Subject, past: Tokens, window: Tokens) -> Nats:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def _score_after(params, tokens, targets, cache: LocalCache, *, config: ModelConfig):
-    """-log p of each target [B, L] after what the cache holds."""
+    """Returns -log p of each target [B, L], given the tokens in the cache."""
     logits = run(config, params, tokens, cache=cache).logits
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 

@@ -1,9 +1,9 @@
-"""What a long measurement has found so far, on disk, so that an interrupted one goes on where it stood.
+"""Finished pieces of a long measurement, kept on disk so that an interrupted measurement can continue.
 
-DIR/TASK.DIGEST.partial.jsonl    line 1: what is measured, DIGEST is of it; then a line a finished piece: [key, found]
+DIR/TASK.DIGEST.partial.jsonl    line 1: what is measured, with digest DIGEST; then one line per piece: [key, result]
 
-Other runs, checkpoints or settings have another digest and leave this file alone. It goes when the report is
-written.
+Other runs, checkpoints or settings have another digest and do not touch this file. It is removed when the report
+is written.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from fot_jax.workdir import write_whole
 logger = logging.getLogger(__name__)
 
 Key = tuple[str | int, ...]
-# (key, compute) -> compute(), or what it gave before; what it gives is JSON.
+# (key, compute) -> the result of compute(), or its kept result from before; results are JSON.
 Once = Callable[[Key, Callable[[], Any]], Any]
 
 
 def unkept(key: Key, compute: Callable[[], Any]) -> Any:
-    """A `Once` that keeps nothing."""
+    """Returns compute(); a `Once` that keeps nothing."""
     del key
     return compute()
 
 
 def digest(*inputs: object) -> str:
-    """Of what a piece is computed from (arrays of one dtype each, sequences of integers, strings), for its key."""
+    """Returns a digest of a piece's inputs (arrays of one dtype each, sequences of integers, strings), for its key."""
     found = hashlib.blake2b(digest_size=8)
     for value in inputs:
         array = np.asarray(value)
@@ -41,20 +41,20 @@ def digest(*inputs: object) -> str:
 
 
 class Journal:
-    """The finished pieces of one measurement, each written as it comes.
+    """The finished pieces of one measurement, each written as soon as it is finished.
 
     Attributes:
-      path: its file.
-      taken_up: pieces that an interrupted measurement left.
+      path: the journal's file.
+      taken_up: number of pieces that an interrupted measurement left.
     """
 
     def __init__(self, directory: pathlib.Path, task: str, *, measured: Mapping[str, object]) -> None:
-        """Opens the journal of `measured` (JSON), or begins it.
+        """Opens the journal of `measured` (JSON), or begins a new one.
 
         Args:
-          directory: of the report; it is made.
+          directory: the report's folder; it is made if missing.
           task: the report's name.
-          measured: all that the pieces depend on but what their keys name.
+          measured: everything that the pieces depend on, except what their keys name.
         """
         head = json.dumps(measured, sort_keys=True)
         self.path = directory / f"{task}.{digest(head)}.partial.jsonl"
@@ -71,7 +71,7 @@ class Journal:
             write_whole(self.path, whole)
 
     def once(self, *prefix: str | int) -> Once:
-        """A `Once` whose keys stand behind a prefix."""
+        """Returns a `Once` that puts a prefix before its keys."""
 
         def found(key: Key, compute: Callable[[], Any]) -> Any:
             whole = (*prefix, *key)
@@ -84,7 +84,7 @@ class Journal:
         return found
 
     def _computed(self, compute: Callable[[], Any]) -> Any:
-        """compute(); an interrupt in it carries a note that says what is kept."""
+        """Returns compute(); adds a note to an interrupt that says what is kept."""
         try:
             return compute()
         except KeyboardInterrupt as interrupt:
@@ -92,7 +92,7 @@ class Journal:
             raise
 
     def remove(self) -> None:
-        """Removes the file: its report is written."""
+        """Removes the file, once the report is written."""
         self.path.unlink(missing_ok=True)
 
 
@@ -101,7 +101,7 @@ def _line(key: Key, found: Any) -> str:
 
 
 def _pieces(lines: list[str]) -> dict[Key, Any]:
-    """The pieces of a file's lines up to one that is none, as one that was cut off."""
+    """Reads the pieces of a file's lines up to the first invalid line, for example one that was cut off."""
     pieces = {}
     for line in lines:
         try:

@@ -1,8 +1,8 @@
 """Dictionary lookup: accuracy of answers against the size of the dictionary.
 
 An episode is a dictionary of `<k> k1..k4 <v> v1..v4` definitions followed by question tokens
-`<q> k1..k4 <v> v1..v4` about it. Definitions are read window by window (the local context at a
-time) into memory; then the questions are one window, answered from local context and memory.
+`<q> k1..k4 <v> v1..v4` about it. Definitions are read window by window (one local context at
+a time) into memory; then the questions are one window, answered from local context and memory.
 Answers are teacher-forced: the token before an answer's token is the right one, and a token counts
 when it is the most likely of the vocabulary. An answer counts when all its tokens do.
 
@@ -54,7 +54,7 @@ class Lookup:
 
 
 def make_episodes(config: DictionaryConfig, *, definition_tokens: int, count: int, seed: int) -> Episodes:
-    """`count` dictionaries of `definition_tokens` tokens: a pure function of its arguments."""
+    """Returns `count` dictionaries of `definition_tokens` tokens; a pure function of its arguments."""
     drawn = [
         episode(
             np.random.default_rng((seed, definition_tokens, number)),
@@ -78,7 +78,7 @@ def grade(
     answers: Bool[np.ndarray, "E Q"],
     value_length: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Which value tokens, and which whole answers, were predicted.
+    """Grades the predictions of value tokens and of whole answers.
 
     Args:
       predicted: at each position the most likely NEXT token.
@@ -87,7 +87,7 @@ def grade(
       value_length: tokens of an answer.
 
     Returns:
-      Per episode: bool [answers, value_length] and bool [answers].
+      Per episode, True where predicted: bool [answers, value_length] and bool [answers].
     """
     right = predicted[:, :-1] == questions[:, 1:]
     by_answer = [row[mask].reshape(-1, value_length) for row, mask in zip(right, answers[:, 1:], strict=True)]
@@ -95,7 +95,7 @@ def grade(
 
 
 def with_memory(subject: Subject) -> Predictor:
-    """Definitions go to memory, questions are the local context."""
+    """Returns a predictor that reads definitions into memory and questions as the local context."""
 
     def predict(definitions, questions):
         _require_fit(subject, questions)
@@ -106,7 +106,7 @@ def with_memory(subject: Subject) -> Predictor:
 
 
 def without_memory(subject: Subject) -> Predictor:
-    """The last `local_context` tokens of the episode in one window, and no memory."""
+    """Returns a predictor that reads the last `local_context` tokens of the episode, without memory."""
 
     def predict(definitions, questions):
         _require_fit(subject, questions)
@@ -117,7 +117,7 @@ def without_memory(subject: Subject) -> Predictor:
 
 
 def _most_likely(subject: Subject, *, store: MemoryStore | None, tokens: np.ndarray) -> np.ndarray:
-    following = np.roll(tokens, -1, axis=1)  # only the most likely tokens are used, not the scores of these
+    following = np.roll(tokens, -1, axis=1)  # only the most likely tokens are used, not the scores of these targets
     padding = tokens == SymbolVocabulary.pad_id
     return score_window(subject, store=store, tokens=tokens, targets=following, padding=padding).predicted
 
@@ -133,14 +133,14 @@ def _require_fit(subject: Subject, questions: np.ndarray) -> None:
 def measure(
     predict: Predictor, *, config: DictionaryConfig, sizes: tuple[int, ...], episodes: int, seed: int
 ) -> Lookup:
-    """Accuracy at each dictionary size; the same episodes for every model.
+    """Measures accuracy at each dictionary size, on the same episodes for every model.
 
     Args:
       predict: the model and how it reads (`with_memory`, `without_memory`).
       config: symbols, key and value lengths, question tokens.
       sizes: dictionary sizes in tokens.
       episodes: dictionaries of each size.
-      seed: of the dictionaries.
+      seed: seeds the dictionaries.
     """
     token_accuracy, answer_accuracy, examples = [], [], []
     for size in sizes:
@@ -165,7 +165,7 @@ def measure(
 def _examples(
     drawn: Episodes, *, predicted: np.ndarray, right: list[np.ndarray], config: DictionaryConfig
 ) -> list[dict[str, object]]:
-    """One record an answer: its key, the value asked for, and the value that was predicted."""
+    """Returns one record per answer: its key, the value asked for, and the predicted value."""
     records = []
     for number, whole in enumerate(right):
         first = np.flatnonzero(drawn.answers[number])[:: config.value_length]

@@ -1,8 +1,8 @@
-"""Needles after RULER: what is found of all that a long prompt asks for.
+"""Needle tasks after RULER: the share of the strings asked for that the model repeats from a long prompt.
 
 The prompt is read window by window into memory (`fot_jax/infer`), the answer is generated greedily.
-A trial's recall is the share of the expected strings that stand in the generated text, in upper or
-lower case; a trial is right when all of them do.
+A trial's recall is the share of the expected strings that occur in the generated text, in upper or
+lower case; a trial is right when all of them occur.
 
 Source: Hsieh et al. 2024, "RULER" (arXiv 2404.06654), its string match; the prompts are those of
 `fot_jax/data/needles.py`.
@@ -20,7 +20,7 @@ from fot_jax.eval.answering import answer
 from fot_jax.eval.journal import Once, digest, unkept
 from fot_jax.eval.reading import Subject
 
-# Bytes take about as many as sub-words with single digits, and words take more of them.
+# A number takes about as many bytes as sub-words with single digits; a word takes more bytes than sub-words.
 ANSWER_TOKENS = {
     NeedleKind.SINGLE: 32,
     NeedleKind.MULTI_KEY: 32,
@@ -33,12 +33,12 @@ ANSWER_TOKENS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One prompt and what the model made of it.
+    """One prompt and the model's answer.
 
     Attributes:
-      kind: what was asked.
+      kind: kind of the prompt.
       length: tokens of the prompt.
-      places: where what is asked stands, as shares of the filler (0 start, 1 end).
+      places: positions of the statements asked about, as shares of the filler (0 start, 1 end).
       answers: the strings expected.
       generated: the model's text.
     """
@@ -57,7 +57,7 @@ class Trial:
 
     @property
     def right(self) -> bool:
-        """Whether all of them are there."""
+        """True if all expected strings are found."""
         return self.recall == 1.0
 
 
@@ -66,8 +66,8 @@ class Found:
     """The trials of one kind and length.
 
     Attributes:
-      kind: what was asked.
-      length: the tokens wanted; a prompt is as near below as its filler allows.
+      kind: kind of the prompts.
+      length: tokens wanted; a prompt is at most that long, and as near to it as its filler allows.
       trials: at least one.
     """
 
@@ -77,29 +77,29 @@ class Found:
 
     @property
     def recalls(self) -> list[float]:
-        """Of each trial."""
+        """Recall of each trial."""
         return [trial.recall for trial in self.trials]
 
     @property
     def num_right(self) -> int:
-        """How many trials are right."""
+        """Number of right trials."""
         return sum(trial.right for trial in self.trials)
 
 
-Prompts = Mapping[tuple[NeedleKind, int], Sequence[NeedlePrompt]]  # of each kind and length
+Prompts = Mapping[tuple[NeedleKind, int], Sequence[NeedlePrompt]]  # by kind and length
 
 
 def prompts_of(
     vocabulary: Vocabulary, *, kinds: Sequence[NeedleKind], lengths: Sequence[int], trials: int, seed: int
 ) -> Prompts:
-    """The prompts of every kind and length; trial i of them is the same whatever else is measured.
+    """Returns the prompts of every kind and length; trial i is the same whatever else is measured.
 
     Args:
       vocabulary: counts the tokens.
-      kinds: what is asked.
+      kinds: kinds of prompts.
       lengths: tokens of the prompts.
       trials: prompts of each kind and length.
-      seed: of keys, values and places.
+      seed: seeds keys, values and places.
 
     Raises:
       UserError: a length leaves no room for a kind's prompt.
@@ -136,14 +136,14 @@ def measure(
 
     Args:
       subject: the model and how its memory is read; without memory layers only the last window counts.
-      vocabulary: of the model.
+      vocabulary: the model's vocabulary.
       prompts: from `prompts_of`.
-      batch: prompts read side by side.
+      batch: prompts read together.
       progress: called after each batch with the trials of its kind and length so far.
       once: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
 
     Returns:
-      What was found, in the order of `prompts`.
+      The trials of each kind and length, in the order of `prompts`.
     """
     results = []
     for (kind, length), asked in prompts.items():

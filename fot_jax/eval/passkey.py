@@ -1,8 +1,8 @@
-"""Passkey retrieval: a number hidden in filler of any length, to be repeated at its end.
+"""Passkey retrieval: a number hidden in filler of any length, to be repeated at the end.
 
 The prompt is read window by window into memory (`fot_jax/infer`), the answer is generated greedily.
-A trial is right when the first run of digits in what was generated is the key: models like to put a
-word before it, and what follows it does not matter.
+A trial is right when the first run of digits in the generated text is the key: models often put a
+word before it, and the text after it does not matter.
 
 Source: FoT fig. 1; the prompt is the paper's (`fot_jax/data/synthetic.py`).
 """
@@ -24,11 +24,11 @@ ANSWER_TOKENS = 12  # a key has at most five digits; byte vocabularies and a wor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One prompt and what the model made of it.
+    """One prompt and the model's answer.
 
     Attributes:
       length: tokens of the prompt.
-      place: where the key stands, as a share of the filler (0 start, 1 end).
+      place: position of the key, as a share of the filler (0 start, 1 end).
       key: the number, as text.
       generated: the model's text.
     """
@@ -40,13 +40,13 @@ class Trial:
 
     @property
     def right(self) -> bool:
-        """Whether the first digits generated are the key."""
+        """True if the first digits generated are the key."""
         found = re.search(r"\d+", self.generated)
         return found is not None and found[0] == self.key
 
 
 def trials_of(vocabulary: Vocabulary, *, length: int, trials: int, seed: int) -> list[Passkey]:
-    """The prompts of a length; trial i of a length is the same whatever else is measured.
+    """Returns the prompts of one length; trial i is the same whatever else is measured.
 
     Raises:
       UserError: the length leaves no room for the prompt.
@@ -71,15 +71,15 @@ def measure(
 
     Args:
       subject: the model and how its memory is read; without memory layers only the last window counts.
-      vocabulary: of the model.
-      lengths: tokens of the prompts -> prompts of that length.
-      batch: prompts read side by side.
-      seed: of keys and places.
+      vocabulary: the model's vocabulary.
+      lengths: length of the prompts (tokens) -> number of prompts.
+      batch: prompts read together.
+      seed: seeds keys and places.
       progress: called with (length, trials done, trials right) after each batch.
       once: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
 
     Returns:
-      Per length, the trials.
+      The trials of each length.
 
     Raises:
       UserError: a length leaves no room for the prompt.

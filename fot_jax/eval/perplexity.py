@@ -12,12 +12,12 @@ windows before it left (as LongLLaMA reads a prompt), and then the target is sco
 local context and that memory. With m = 0 the target sees only itself. Each of its L tokens is
 predicted from inside the chunk: the last one's target is the first token beyond the chunk, and the
 first token of the chunk is only read. Every size is read afresh: a smaller memory is not a cut of
-a larger one, whose keys would know of older text.
+a larger one, whose keys would depend on older text.
 
 Multi-document memory (sec. 5.2, fig. 5): the memory of a target holds m contexts of its own
 document and of x - 1 other held-out documents. Differs: the paper reads documents one after
 another into one memory; here each document's contexts are read with its own memory only and then
-put together, so that all x share the reading.
+joined, so that all x share the reading.
 
 Source: FoT sec. 3.1, 5.2, 5.4.
 """
@@ -53,7 +53,7 @@ class Sweep:
     targets: tuple[Target, ...]
 
     def score(self, index: int) -> Score:
-        """All targets together at one size."""
+        """Returns the score of all targets together at one size."""
         return Score(
             nats=float(self.nats[index].sum()),
             tokens=self.tokens * len(self.targets),
@@ -61,9 +61,9 @@ class Sweep:
         )
 
     def curve(self, quantity: Callable[[Score], float]) -> dict[str, list[float]]:
-        """A quantity of the scores at each size (y), with the ends (low, high) that the change's interval gives it.
+        """Returns a quantity of the scores at each size (y), with its ends (low, high) by the change's interval.
 
-        The first size, which the others are compared with, has none.
+        The first size, with which the others are compared, has no interval.
         """
         first = self.score(0)
         y = [quantity(self.score(index)) for index in range(len(self.sizes))]
@@ -76,7 +76,7 @@ class Sweep:
         return {"y": y, "low": low, "high": high}
 
     def figures(self, index: int) -> dict[str, float]:
-        """Perplexity, bits per byte and the change against the first size, for reports."""
+        """Returns perplexity, bits per byte and the change against the first size, for reports."""
         score, change = self.score(index), self.change(index)
         return {
             "perplexity": score.perplexity,
@@ -87,13 +87,13 @@ class Sweep:
         }
 
     def change(self, index: int, *, against: int = 0) -> Interval:
-        """Relative difference of the loss between two sizes, 95 % paired bootstrap over documents."""
+        """Returns the relative difference of the loss of two sizes; 95 % paired bootstrap over documents."""
         documents = np.asarray([target.document for target in self.targets])
         return paired_bootstrap(self.nats[index], control=self.nats[against], groups=documents)
 
 
 def bytes_of(targets: Int[np.ndarray, "T L"], *, token_bytes: Int[np.ndarray, " V"]) -> Int[np.ndarray, " T"]:
-    """UTF-8 bytes that the scored tokens of each target stand for."""
+    """Returns the UTF-8 bytes of the scored tokens of each target."""
     return token_bytes[targets].sum(axis=1)
 
 
@@ -108,16 +108,16 @@ def measure_contexts(
     seed: int,
     batch: int,
 ) -> Sweep:
-    """Loss against memory size in local contexts, one document a memory.
+    """Measures the loss against memory size in local contexts, one document per memory.
 
     Args:
       subject: the model.
       documents: held-out documents; those with room for the largest memory are used.
-      token_bytes: bytes that each token id stands for.
+      token_bytes: UTF-8 bytes of each token id.
       sizes: memory sizes, in local contexts.
       most_documents: documents to use.
       per_document: target chunks per document.
-      seed: of the choice of documents.
+      seed: seeds the choice of documents.
       batch: targets read together.
     """
     length, history = subject.model.local_context, max(sizes)
@@ -151,9 +151,9 @@ def measure_documents(
     most_documents: int,
     seed: int,
 ) -> Sweep:
-    """Loss against the number x = 1, 2, 4, … of documents that share the memory; 0: no memory.
+    """Measures the loss against the number x = 1, 2, 4, … of documents that share the memory; 0: no memory.
 
-    One target a document; the memory of row i holds `contexts_per_document` contexts of the
+    There is one target per document; the memory of row i holds `contexts_per_document` contexts of the
     documents of rows i, i+1, …, i+x-1 (mod rows).
     """
     length = subject.model.local_context
@@ -178,10 +178,10 @@ def measure_documents(
 
 
 def chunk_nats(scores: TokenScores) -> Float[np.ndarray, " T"]:
-    """Summed loss of each row, in float64."""
+    """Returns the summed loss of each row, in float64."""
     return scores.nats.astype(np.float64).sum(axis=1)
 
 
 def _padded_rows(start: int, *, count: int, batch: int) -> np.ndarray:
-    """`batch` row numbers from `start` on; the last batch repeats its last row, so that shapes stay."""
+    """Returns `batch` row numbers from `start` on; the last batch repeats its last row to keep the shape."""
     return np.minimum(np.arange(start, start + min(batch, count)), count - 1)

@@ -25,9 +25,9 @@ LEAST_SPAN = 0.1  # a y axis spans at least this share of its middle, so that no
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line of a plot; `low` and `high` (same length as `y`) are its intervals, a whisker a point (NaN: none there).
+    """One line of a plot; `low` and `high` (same length as `y`) are its intervals, one whisker per point (NaN: none).
 
-    Many points (more than 30) have a band instead. `reference` curves (1/d, chance) are drawn thin, grey and dashed,
+    More than 30 points have a band instead. `reference` curves (1/d, chance) are drawn thin, grey and dashed,
     without markers.
     """
 
@@ -41,7 +41,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
-    """What surrounds the curves. `x_base` 0: linear, 2 or 10: logarithmic (0 is drawn left of 1)."""
+    """Titles and axes of the curves. `x_base` 0: linear, 2 or 10: logarithmic (0 is drawn left of 1)."""
 
     title: str
     x_label: str
@@ -62,7 +62,7 @@ def plot_curves(path: pathlib.Path, *, curves: Sequence[Curve], panel: Panel) ->
 
 
 def plot_panels(path: pathlib.Path, *, panels: Sequence[tuple[Panel, Sequence[Curve]]]) -> None:
-    """Draws panels with their curves, two a row, and writes them to `path` (PNG, 150 dots per inch).
+    """Draws panels with their curves, two per row, and writes them to `path` (PNG, 150 dots per inch).
 
     Raises:
       ValueError: a panel has no curve, or a curve has no points.
@@ -103,7 +103,7 @@ def plot_map(path: pathlib.Path, *, values: np.ndarray, panel: Panel) -> None:
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a figure as PNG, whole or not at all, and forgets it."""
+    """Writes a figure as PNG, whole or not at all, and closes it."""
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, format="png")
     plt.close(figure)
@@ -111,7 +111,7 @@ def _save(figure: Figure, path: pathlib.Path) -> None:
 
 
 def _draw(axes: Axes, *, curve: Curve, index: int) -> None:
-    """One measured line, with the intervals that it has."""
+    """Draws one measured line, with its intervals if it has any."""
     colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
     few = len(curve.x) <= 30
     axes.plot(
@@ -137,7 +137,7 @@ def _draw(axes: Axes, *, curve: Curve, index: int) -> None:
 
 
 def _dress(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
-    """Titles, scales, ticks at the measured points, grid and legend."""
+    """Sets titles, scales, ticks at the measured points, grid and legend."""
     title = panel.title + (f"\n{panel.subtitle}" if panel.subtitle else "")
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel(panel.x_label)
@@ -167,7 +167,7 @@ def _dress(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
 
 
 def widened(low: float, high: float, *, log: bool) -> tuple[float, float]:
-    """The ends of a y axis, moved apart evenly where it spans less than LEAST_SPAN of its middle."""
+    """Returns the ends of a y axis, moved apart evenly where it spans less than LEAST_SPAN of its middle."""
     if log:
         short = math.sqrt((1 + LEAST_SPAN) * low / high)
         return (low / short, high * short) if short > 1 else (low, high)
@@ -176,7 +176,7 @@ def widened(low: float, high: float, *, log: bool) -> tuple[float, float]:
 
 
 def _short(value: float) -> str:
-    """4096 as '4k', 256 as '256', 0.5 as '0.5'."""
+    """Returns 4096 as '4k', 256 as '256', 0.5 as '0.5'."""
     for unit, size in (("M", 2**20), ("k", 2**10)):
         if value >= size and value % size == 0:
             return f"{int(value // size)}{unit}"

@@ -1,9 +1,9 @@
-"""How every measurement reads: past text window by window into memory, then one scored window.
+"""Reading for every measurement: past text window by window into memory, then one scored window.
 
-The windows are those of LongLLaMA's reading (`fot_jax/infer`), except that all of the past goes to
-memory and the scored window starts with an empty local context: what a token may see is then
-exactly its own window and the memory, and a memory of m contexts means m contexts. For the same reason
-windows do not overlap here: `memory.overlap` is for inputs that `fot_jax/infer` reads (passkey, needle).
+Windows are read as LongLLaMA reads them (`fot_jax/infer`), except that all of the past goes to memory and
+the scored window starts with an empty local context. So a token sees exactly its own window and the
+memory, and a memory of m contexts holds m contexts. For the same reason windows do not overlap here:
+`memory.overlap` is for inputs that `fot_jax/infer` reads (passkey, needle).
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ class Subject:
     """A model under measurement.
 
     Attributes:
-      label: how tables and plots name it.
+      label: its name in tables and plots.
       params: its parameters, unboxed.
       model: its config; `memory_layers` are those that read memory while it is measured.
-      memory: how it retrieves; `budget` is not applied, the measurements set the memory's size, nor is
+      memory: how it retrieves. `budget` is not applied, as the measurements set the memory's size; nor is
         `overlap` in `read_past`.
     """
 
@@ -57,7 +57,7 @@ class TokenScores:
 
 
 def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
-    """The config in which a model without memory layers is measured with memory: another model's layers.
+    """Returns the config that measures a model without memory layers with memory, in another model's layers.
 
     Such a model was trained with positions everywhere, so its memory is read at position 0 (`rope0`);
     nothing changes while no memory is given. A model with memory layers of its own keeps them.
@@ -74,7 +74,7 @@ def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def _remember(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
-    """Keys and values of one window in the memory layers."""
+    """Returns keys and values of one window in the memory layers."""
     output = run(config, params, tokens, segments=segments, memory=memory, capture=True)
     assert output.keys is not None and output.values is not None
     layers = np.asarray(config.memory_layers)
@@ -83,14 +83,14 @@ def _remember(params, tokens, segments, memory: MemoryView | None, *, config: Mo
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def _score(params, tokens, targets, segments, memory: MemoryView | None, *, config: ModelConfig):
-    """(nats, most likely tokens), both [B, L]."""
+    """Returns (nats, most likely tokens), both [B, L]."""
     logits = run(config, params, tokens, segments=segments, memory=memory).logits
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore | None:
-    """Reads T tokens a row, `local_context` at a time from an empty memory; None where T = 0.
+    """Reads T tokens per row, `local_context` at a time from an empty memory; None where T = 0.
 
     Each window reads with the memory that the windows before it left. The last one may be shorter. `memory.overlap`
     is not applied, which is logged once.
@@ -98,7 +98,7 @@ def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore 
     if past.shape[1] == 0:
         return None
     if subject.memory.overlap:
-        notice_once("memory.overlap", "not applied: in this task the windows of the past lie side by side")
+        notice_once("memory.overlap", "not applied: in this task the windows of the past do not overlap")
     store = MemoryStore.for_model(subject.model, streams=past.shape[0])
     source = ViewSource(store, subject.memory)
     length, lower = subject.model.local_context, up_to_last_memory_layer(subject.model)
@@ -147,7 +147,7 @@ def score_window(
 
 
 def check_losses(subject: Subject, nats: Float[np.ndarray, "B L"]) -> None:
-    """Raises UserError where a loss is NaN or infinite: no mean of it stands for anything."""
+    """Raises UserError if a loss is NaN or infinite, as a mean over it says nothing."""
     bad = np.argwhere(~np.isfinite(nats))
     if len(bad):
         row, place = bad[0]
@@ -158,7 +158,7 @@ def check_losses(subject: Subject, nats: Float[np.ndarray, "B L"]) -> None:
 
 
 def join_rows(subject: Subject, *, store: MemoryStore, shifts: Iterable[int]) -> MemoryStore | None:
-    """A memory in which row i holds the entries of rows i + shift (mod rows), one after another; None for no shifts."""
+    """Returns a memory whose row i holds the entries of rows i + shift (mod rows) in turn; None if it is empty."""
     joined = MemoryStore.for_model(subject.model, streams=store.streams)
     for shift in shifts:
         for stream in range(store.streams):

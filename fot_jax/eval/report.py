@@ -15,7 +15,7 @@ from fot_jax.eval.journal import Journal
 from fot_jax.workdir import write_whole
 
 Cell = str | int | float
-NO_NUMBER = "–"  # in a table where there is none; null in JSON
+NO_NUMBER = "–"  # shown in tables for NaN and infinity, which are null in JSON
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,13 @@ class Table:
     digits: int = 3
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a row has another width than the header."""
+        """Raises ValueError if a row is not as wide as the header."""
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"table {self.title!r} has {len(self.columns)} columns, got a row of {len(row)}")
 
     def text(self) -> list[list[str]]:
-        """All cells as text, header first."""
+        """Returns all cells as text, header first."""
         return [list(self.columns), *([self._shown(cell) for cell in row] for row in self.rows)]
 
     def _shown(self, cell: Cell) -> str:
@@ -45,16 +45,16 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one evaluation task found.
+    """The findings of one evaluation task.
 
     Attributes:
-      task: its name, and the stem of the files written.
+      task: the task's name, and the stem of the files written.
       method: how it was measured, in a paragraph a reader can check.
       tables: shown on the terminal and in Markdown.
       results: numbers for machines (JSON).
-      examples: one mapping a scored example (JSONL).
+      examples: one mapping per scored example (JSONL).
       plots: PNG file names, relative to the report.
-      journal: what was kept while it was measured; it goes when the report is written.
+      journal: the pieces kept while measuring; removed when the report is written.
     """
 
     task: str
@@ -67,7 +67,7 @@ class Report:
 
 
 def render_terminal(table: Table) -> str:
-    """The table in aligned columns: text to the left, numbers to the right."""
+    """Renders a table in aligned columns: text to the left, numbers to the right."""
     cells = table.text()
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
     numeric = [
@@ -87,7 +87,7 @@ def render_terminal(table: Table) -> str:
 
 
 def render_markdown(table: Table) -> str:
-    """The table in GitHub's Markdown."""
+    """Renders a table in GitHub's Markdown."""
     header, *body = table.text()
     lines = [f"**{table.title}**", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
@@ -95,7 +95,7 @@ def render_markdown(table: Table) -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Command, machine and date: what a figure needs to be believed and repeated."""
+    """Returns command, machine and date, with which a reader can check and repeat a figure."""
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     program = f"python -m {module.name}" if module is not None else f"python {pathlib.Path(sys.argv[0]).name}"
     return {
@@ -106,7 +106,7 @@ def provenance() -> dict[str, str]:
 
 
 def render_page(report: Report, *, origin: Mapping[str, str]) -> str:
-    """The whole Markdown page of a report."""
+    """Renders the whole Markdown page of a report."""
     parts = [f"# {report.task}", report.method]
     parts += [render_markdown(table) for table in report.tables]
     parts += [f"![{pathlib.Path(plot).stem}]({plot})" for plot in report.plots]
@@ -120,7 +120,7 @@ def write_report(report: Report, *, directory: pathlib.Path) -> None:
     """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`; removes its journal.
 
     Raises:
-      UserError: the disk is full; files that are there are whole, and the journal is kept.
+      UserError: the disk is full; the files already written are whole, and the journal is kept.
     """
     origin = provenance()
     if report.journal is not None and report.journal.taken_up:
@@ -135,12 +135,12 @@ def write_report(report: Report, *, directory: pathlib.Path) -> None:
 
 
 def write_jsonl(path: pathlib.Path, *, rows: Iterable[Mapping[str, object]]) -> None:
-    """One JSON object a line."""
+    """Writes one JSON object per line."""
     write_whole(path, "".join(to_json(row) + "\n" for row in rows))
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """JSON text; a number that is none (NaN, infinity) is null, as JSON has no other word for it."""
+    """Returns JSON text; NaN and infinity become null, as JSON has no other word for them."""
     return json.dumps(_numbers(value), indent=indent, allow_nan=False)
 
 

@@ -1,6 +1,6 @@
-"""Which layers and heads look a fact up: the attention from an answer to where the answer stands in the prompt.
+"""Layers and heads that look a fact up, found by the attention from an answer to its place in the prompt.
 
-Passkey prompts that fit one window are read in one causal pass, memory off, with the right answer behind them.
+Passkey prompts that fit one window are read in one causal pass, memory off, with the right answer appended.
 For every query that predicts a token of the answer:
 
     mass = Σ_s softmax_s(q · k_s) over the key tokens s of the number in the prompt
@@ -38,7 +38,7 @@ class LookupMass:
     accuracy: float
 
     def layers(self, *, least: float) -> tuple[int, ...]:
-        """The layers whose best head has a mass of at least `least`, ascending."""
+        """Returns the layers whose best head has a mass of at least `least`, ascending."""
         return tuple(int(layer) for layer in np.flatnonzero(self.mass.max(axis=1) >= least))
 
 
@@ -46,7 +46,7 @@ class LookupMass:
 def _masses(
     params: Any, tokens: Int[Array, "1 L"], queries_at: Bool[Array, " L"], span: Bool[Array, " L"], *, config
 ) -> tuple[Float[Array, "N H"], Int[Array, " L"]]:
-    """Per layer and head the mean mass on `span` of the queries at `queries_at`; and the predicted tokens."""
+    """Returns the mean mass on `span` of the queries at `queries_at` per layer and head, and the predicted tokens."""
     output = run(config, params, tokens, capture=True)
     L, H, G = tokens.shape[1], config.num_heads, config.num_kv_heads
     frequencies, _ = rope_frequencies(config.rope, config.head_dim, config.local_context)
@@ -76,14 +76,14 @@ def measure(
     Args:
       params: unboxed parameters.
       model: the decoder; its memory is not used.
-      vocabulary: of the model.
-      length: tokens of the prompts; what the model was trained on must hold them.
+      vocabulary: the model's vocabulary.
+      length: tokens of the prompts; they must fit the context that the model was trained on.
       trials: prompts.
-      seed: of keys and places.
+      seed: seeds keys and places.
 
     Raises:
-      UserError: the length leaves no room for the prompt, or the vocabulary writes the key in
-        another way in the prompt than in the answer.
+      UserError: the length leaves no room for the prompt, or the vocabulary encodes the key
+        differently in the prompt and in the answer.
     """
     prompts = trials_of(vocabulary, length=length, trials=trials, seed=seed)
     total, right, answered = np.zeros((model.num_layers, model.num_heads)), 0, 0
@@ -109,13 +109,13 @@ def measure(
 
 
 def _inside(vocabulary: Vocabulary, answer: str) -> list[int]:
-    """The answer's tokens as they stand behind a word (a vocabulary may put a space before a text)."""
+    """Returns the answer's tokens as encoded after a word (a vocabulary may put a space before a text)."""
     before = "The pass key is"
     return vocabulary.encode(before + answer)[len(vocabulary.encode(before)) :]
 
 
 def _span(tokens: Sequence[int], answer: Sequence[int], length: int) -> np.ndarray:
-    """bool [length]: the places in the prompt where the answer stands, all of them."""
+    """Returns bool [length], True wherever the answer occurs in the prompt."""
     span = np.zeros(length, bool)
     for start in range(len(tokens) - len(answer) + 1):
         if list(tokens[start : start + len(answer)]) == list(answer):

@@ -1,4 +1,4 @@
-"""From workdirs to what the measurements take: subjects, documents, token bytes."""
+"""Inputs of the measurements, loaded from workdirs: subjects, documents, token bytes."""
 
 import dataclasses
 import logging
@@ -37,9 +37,9 @@ class Run:
 
     Attributes:
       workdir: its folder.
-      config: its experiment.
-      step: the optimizer steps its parameters were trained for.
-      saved: when its checkpoint was, st_mtime_ns; 0 where it is gone already.
+      config: the experiment's config.
+      step: optimizer steps for which its parameters were trained.
+      saved: when its checkpoint was saved (st_mtime_ns); 0 if the checkpoint is gone.
       subject: the model as it is measured.
     """
 
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Which parameters these are, when they were saved, and the model they are measured in, as JSON."""
+        """JSON record of the parameters, when they were saved, and the model in which they are measured."""
         return {
             "workdir": str(self.workdir.resolve()),
             "step": self.step,
@@ -65,14 +65,14 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What one evaluation measures: a model beside any number of baselines; for "dictionary" seeds of the two.
+    """The runs that one evaluation compares: a model and any number of baselines; for "dictionary" seeds of both.
 
     Attributes:
       runs: the model's runs, at least one.
       baselines: the baselines' runs, possibly none.
       evaluation: what is measured.
       memory: how memory is retrieved, the same for all.
-      sources: documents to measure on in place of those that the run held out.
+      sources: documents to measure on instead of those that the run held out.
     """
 
     runs: tuple[Run, ...]
@@ -83,30 +83,30 @@ class Comparison:
 
     @property
     def all_runs(self) -> tuple[Run, ...]:
-        """The model's and the baselines'."""
+        """All runs: the model's, then the baselines'."""
         return (*self.runs, *self.baselines)
 
     @property
     def retrieval(self) -> str:
-        """'dense', 'exact top-128' or 'scann top-128'."""
+        """Name of the retrieval: 'dense', 'exact top-128' or 'scann top-128'."""
         kind = self.memory.retrieval
         return kind.value if kind is Retrieval.DENSE else f"{kind.value} top-{self.memory.top_k}"
 
     @property
     def windows(self) -> str:
-        """'in windows of 512 tokens, the newest 64 of each read again in the next but the last'."""
+        """Phrase for reports: 'in windows of 512 tokens, the newest 64 of each read again in the next but the last'."""
         sizes, again = sorted({run.subject.model.local_context for run in self.all_runs}), self.memory.overlap
         lapped = f", the newest {again} of each read again in the next but the last" if again else ""
         return f"in windows of {' or '.join(map(str, sizes))} tokens{lapped}"
 
     @property
     def origin(self) -> str:
-        """What the measured documents are: 'held-out' or 'given'."""
+        """Origin of the measured documents: 'held-out' or 'given'."""
         return "given" if self.sources else "held-out"
 
     @property
     def identity(self) -> dict[str, object]:
-        """What was measured, in which models and how, as JSON; not the inputs, and not this program's version."""
+        """JSON record of the models and the settings, without the inputs and this program's version."""
         return {
             "runs": [run.identity for run in self.all_runs],
             "evaluation": to_dict(self.evaluation),
@@ -116,7 +116,7 @@ class Comparison:
 
     @property
     def ways(self) -> dict[str, Subject]:
-        """By label: the model and the baselines, each with its memory and without memory layers ('last window')."""
+        """Subjects by label: the model and the baselines, each with memory, and without it ('last window')."""
         ways = {}
         for run in self.all_runs:
             subject = run.subject
@@ -127,7 +127,7 @@ class Comparison:
 
 
 def say_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
-    """Says once for each prompt length that no model reads a memory, as the prompt fits one window."""
+    """Logs once per prompt length that no model reads a memory, because the prompt fits one window."""
     for length in lengths:
         subjects = [run.subject for run in comparison.all_runs]
         if not any(reads_memory(length, subject.model, subject.memory) for subject in subjects):
@@ -144,15 +144,15 @@ def load_comparison(
     evaluation_changes: dict[str, object],
     sources: tuple[SourceConfig, ...] = (),
 ) -> Comparison:
-    """Loads the runs; what is measured comes from the first one's config and the changes.
+    """Loads the runs; the first one's config and the changes say what is measured.
 
     Args:
-      workdirs: of the model.
-      baseline_workdirs: of the model trained without crossbatch.
+      workdirs: workdirs of the model.
+      baseline_workdirs: workdirs of the model trained without crossbatch.
       step: the checkpoint to load, see `checkpoint.load_params`.
       memory_changes: fields of MemoryConfig to set.
       evaluation_changes: fields of EvaluationConfig to set.
-      sources: documents to measure on in place of those that the first run held out.
+      sources: documents to measure on instead of those that the first run held out.
 
     Raises:
       UserError: a workdir holds no such checkpoint, or a changed field is out of range.
@@ -191,7 +191,7 @@ def load_comparison(
 
 
 def _labels(folders: Sequence[pathlib.Path], names: list[str], *, beside: list[int]) -> list[str]:
-    """Names of the configs; folders' names or paths where those of runs measured beside one another would be alike."""
+    """Returns the configs' names; folders' names or paths where compared runs would otherwise share a label."""
     for labels in (names, [pathlib.Path(folder).name for folder in folders]):
         if len({labels[number] for number in beside}) == len(beside):
             return labels
@@ -199,7 +199,7 @@ def _labels(folders: Sequence[pathlib.Path], names: list[str], *, beside: list[i
 
 
 def _saved(workdir: pathlib.Path, step: int) -> int:
-    """When a checkpoint was saved, st_mtime_ns; 0 where a training beside this has removed it since."""
+    """Returns when a checkpoint was saved (st_mtime_ns); 0 if a concurrent training has removed it."""
     try:
         return (pathlib.Path(workdir) / "checkpoints" / str(step)).stat().st_mtime_ns
     except FileNotFoundError:
@@ -207,10 +207,10 @@ def _saved(workdir: pathlib.Path, step: int) -> int:
 
 
 def scored_documents(comparison: Comparison) -> DocumentSet:
-    """All of `comparison.sources`, or the documents that the model's run, and every other one, has held out.
+    """Returns all of `comparison.sources`, or else the documents that every run has held out.
 
     Raises:
-      UserError: no documents of text, or the runs' vocabulary, documents or local context differ.
+      UserError: there are no documents of text, or the runs' vocabulary, documents or local context differ.
     """
     first, runs = comparison.runs[0].config, comparison.all_runs
     _check_text(first, given=bool(comparison.sources))
@@ -226,7 +226,7 @@ def scored_documents(comparison: Comparison) -> DocumentSet:
 
 
 def _check_text(config: ExperimentConfig, *, given: bool) -> None:
-    """Raises UserError where the run's data, or with given documents its vocabulary, are not of text."""
+    """Raises UserError if the run's data, or with given documents its vocabulary, are not of text."""
     kinds = (SourceKind.DICTIONARY, SourceKind.PASSKEY)
     generated = [source.name for source in config.data.sources if source.kind in kinds]
     if given and config.data.vocabulary.kind is VocabularyKind.SYMBOLS:
@@ -246,7 +246,7 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
             run.config.data,
             cache_dir=first.data.cache_dir,
             document_end=first.data.document_end,
-            vocabulary=first.data.vocabulary,  # compared by what is in its file: every imported run has its own copy
+            vocabulary=first.data.vocabulary,  # compared by its file's content: every imported run has its own copy
         )
         shared: dict[str, tuple[object, object]] = {
             "model.local_context": (runs[0].subject.model.local_context, run.subject.model.local_context),
@@ -267,7 +267,7 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
 
 
 def _warn_of_trained(documents: DocumentSet, run: Run, *, given: bool) -> None:
-    """Warns of given sources that are one of the run's to the token, and of held-out ones that no longer are."""
+    """Warns of given sources that equal a source of the run token by token, and of held-out ones that differ now."""
     trained = trained_documents(run.workdir, step=run.step)
     same = [name for name, digest in documents.digests.items() if digest in trained.values()]
     changed = [name for name, digest in documents.digests.items() if trained.get(name, digest) != digest]
@@ -283,7 +283,7 @@ def _warn_of_trained(documents: DocumentSet, run: Run, *, given: bool) -> None:
 
 
 def token_bytes(config: ExperimentConfig) -> np.ndarray:
-    """int64 [V], UTF-8 bytes that each token id stands for (0 for ids beyond the vocabulary)."""
+    """Returns int64 [V], the UTF-8 bytes of each token id (0 for ids beyond the vocabulary)."""
     vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
     table = np.zeros(max(config.model.vocab_size, vocabulary.size), np.int64)
     table[: vocabulary.size] = [vocabulary.token_bytes(token) for token in range(vocabulary.size)]

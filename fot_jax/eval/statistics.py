@@ -16,7 +16,7 @@ class Score:
     Attributes:
       nats: summed negative log-likelihood.
       tokens: number of scored tokens.
-      num_bytes: UTF-8 bytes that these tokens stand for.
+      num_bytes: UTF-8 bytes of these tokens.
     """
 
     nats: float
@@ -35,7 +35,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """nats / (ln 2 · bytes): comparable between vocabularies; NaN where no token stands for bytes."""
+        """nats / (ln 2 · bytes): comparable between vocabularies; NaN if the tokens have no bytes."""
         return self.nats / (math.log(2) * self.num_bytes) if self.num_bytes else math.nan
 
 
@@ -48,7 +48,7 @@ class Interval:
     high: float
 
     def percent(self, digits: int) -> str:
-        """'+1.2% [+0.8%, +1.6%]'; without an interval '+1.2% [–]'."""
+        """Returns '+1.2% [+0.8%, +1.6%]', without an interval '+1.2% [–]'."""
         ends = f"{self.low:+.{digits}%}, {self.high:+.{digits}%}" if math.isfinite(self.low) else "–"
         return f"{self.estimate:+.{digits}%} [{ends}]"
 
@@ -74,10 +74,10 @@ def paired_bootstrap(
     Args:
       treated: losses (nats) per target with the treatment, e.g. with memory.
       control: losses (nats) of the same targets without it.
-      groups: which group each target belongs to; None: every target is its own group.
+      groups: the group of each target; None: every target is its own group.
       samples: number of bootstrap resamples.
       confidence: mass between `low` and `high` (percentile interval).
-      seed: of the resampling.
+      seed: seeds the resampling.
 
     Raises:
       ValueError: lengths differ, or there is no target.
@@ -101,7 +101,7 @@ def paired_bootstrap(
 
 
 def wilson(successes: int, *, trials: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a share: honest at 0 and 1 and for few trials.
+    """Returns Wilson's score interval of a share: honest at 0 and 1 and for few trials.
 
         (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)
 
@@ -121,10 +121,10 @@ def wilson(successes: int, *, trials: int, confidence: float = 0.95) -> Interval
 
 
 def bounded_mean(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of the mean of values in 0..1, of which nothing else is known.
+    """Returns Wilson's score interval of the mean of values in 0..1, of which nothing else is known.
 
-    Their variance is at most p(1−p), that of zeros and ones: where some values lie between, the interval
-    is wider than it need be.
+    Their variance is at most p(1−p), the variance of zeros and ones: with values in between, the interval is
+    wider than necessary.
 
     Args:
       values: at least one, in 0..1.
@@ -147,5 +147,5 @@ def _score_interval(share: float, *, trials: int, confidence: float) -> Interval
 
 
 def min_max(values: Sequence[float]) -> Interval:
-    """The mean of several runs (seeds) with the smallest and the largest of them."""
+    """Returns the mean of several runs (seeds), with the smallest and the largest as its ends."""
     return Interval(estimate=float(np.mean(values)), low=float(min(values)), high=float(max(values)))

@@ -1,4 +1,4 @@
-"""The demo's summary: what memory and crossbatch bought, from the files that evaluation wrote."""
+"""The demo's summary: the gains by memory and crossbatch, from the files that evaluation wrote."""
 
 import json
 import math
@@ -13,14 +13,14 @@ from fot_jax.eval.statistics import Interval
 from fot_jax.train.metrics import read_rows
 
 MEMORY_CONTEXTS = 16  # local contexts of memory that the demo is judged at
-MEMORY_TARGET = 0.03  # bits per byte that this memory must save, relative
+MEMORY_TARGET = 0.03  # share of the bits per byte that this memory must save
 DISTRACTION_CONTEXTS = 16  # d that the demo is judged at
 DISTRACTION_TARGET = 4 / 16
 LOSS_PLOT = "loss.png"
 
 
 def read_results(workdir: pathlib.Path, task: str) -> dict[str, Any]:
-    """The `results` of a task's JSON in WORKDIR/eval.
+    """Returns the `results` of a task's JSON in WORKDIR/eval.
 
     Raises:
       UserError: the task was not evaluated yet.
@@ -43,7 +43,7 @@ def _point(points: Sequence[dict[str, Any]], size: int, *, path: str) -> dict[st
 
 
 def memory_table(results: dict[str, Any]) -> tuple[Table, float]:
-    """Bits per byte without memory and with 16 contexts, per model; and the first model's relative saving."""
+    """Returns bits per byte without memory and with 16 contexts per model, and the first model's relative saving."""
     rows: list[tuple[Cell, ...]] = []
     savings = []
     for model in results["contexts"]:
@@ -58,7 +58,7 @@ def memory_table(results: dict[str, Any]) -> tuple[Table, float]:
 
 
 def distraction_table(results: dict[str, Any]) -> tuple[Table, float]:
-    """r_d at d = 16 per model, 1/d last; and the first model's."""
+    """Returns r_d at d = 16 per model, 1/d last; and the first model's r_d."""
     if DISTRACTION_CONTEXTS not in results["contexts"]:
         raise UserError(
             f"distraction.json must hold d = {DISTRACTION_CONTEXTS}, got {results['contexts']}."
@@ -73,7 +73,7 @@ def distraction_table(results: dict[str, Any]) -> tuple[Table, float]:
 
 
 def target_table(*, saving: float, share: float) -> Table:
-    """The first model against what the demo is to reach; nothing is hidden where it does not."""
+    """Returns the first model's figures and the demo's targets; it also says which are NOT reached."""
     rows = (
         (
             f"bits per byte saved by {MEMORY_CONTEXTS} contexts of memory",
@@ -92,7 +92,7 @@ def target_table(*, saving: float, share: float) -> Table:
 
 
 def plot_losses(path: pathlib.Path, *, workdirs: Sequence[pathlib.Path]) -> None:
-    """Training loss against step, and held-out loss where it was measured.
+    """Plots training loss against step, and held-out loss where it was measured.
 
     Raises:
       UserError: no run has written metrics.
@@ -113,10 +113,10 @@ def plot_losses(path: pathlib.Path, *, workdirs: Sequence[pathlib.Path]) -> None
 
 
 def summarise(workdir: pathlib.Path, *, baseline_workdirs: Sequence[pathlib.Path]) -> Report:
-    """The demo's summary, from WORKDIR/eval and the runs' metrics; draws WORKDIR/loss.png.
+    """Builds the demo's summary from WORKDIR/eval and the runs' metrics; draws WORKDIR/loss.png.
 
     Raises:
-      UserError: something it gathers was not measured.
+      UserError: a figure that it gathers was not measured.
     """
     bits, saving = memory_table(read_results(workdir, "perplexity"))
     shares, share = distraction_table(read_results(workdir, "distraction"))

@@ -1,4 +1,4 @@
-"""Which chunks of which held-out documents are measured: fixed by the documents and the seed alone."""
+"""Choice of the measured chunks of held-out documents, fixed by the documents and the seed alone."""
 
 import dataclasses
 from typing import Protocol
@@ -10,18 +10,18 @@ from fot_jax.data.copies import first_in
 
 
 class Documents(Protocol):
-    """What the measurements ask of held-out documents (`fot_jax.data.documents.DocumentSet`)."""
+    """Held-out documents, as the measurements need them (`fot_jax.data.documents.DocumentSet`)."""
 
     num_documents: int
     lengths: np.ndarray
     content_ids: np.ndarray  # equal for equal documents
 
     def tokens(self, i: int) -> np.ndarray:
-        """All tokens of one document."""
+        """Returns all tokens of one document."""
         ...
 
     def name(self, i: int) -> str:
-        """Where the document comes from."""
+        """Returns the document's origin."""
         ...
 
 
@@ -36,18 +36,18 @@ class Target:
 def choose_targets(
     documents: Documents, *, length: int, history: int, most: int, per_document: int, seed: int
 ) -> list[Target]:
-    """Chunks with at least `history` chunks before them: the middles of equal parts of each document.
+    """Chooses chunks with at least `history` chunks before them: the middles of equal parts of each document.
 
-    One target is a document's middle, not its beginning, where most of a text is still to come. Of equal
-    documents one is measured: a copy in a memory of several documents would hold its answers.
+    A single target is a document's middle, not its beginning, where most of a text is still to come. Of equal
+    documents only one is measured: in a memory of several documents a copy would hold its answers.
 
     Args:
       documents: the held-out documents.
       length: tokens per chunk.
-      history: whole chunks that must lie before a target.
+      history: whole chunks that must precede a target.
       most: documents to choose (fewer where fewer are long enough).
       per_document: targets per document (fewer where the document is shorter).
-      seed: which of the long enough documents are chosen.
+      seed: seeds the choice among documents that are long enough.
 
     Returns:
       Targets ordered by place: every document's first target, then every document's second, …
@@ -80,7 +80,7 @@ def choose_targets(
 
 
 def gather(documents: Documents, *, targets: list[Target], length: int, history: int) -> tuple[np.ndarray, np.ndarray]:
-    """The targets with the tokens before them.
+    """Gathers the targets and the tokens before them.
 
     Returns:
       past int32 [T, history · length], the tokens before each target, and

@@ -1,12 +1,12 @@
-"""Generating token by token after a reading, with a local cache that overflows into memory.
+"""Token-by-token generation after a reading, with a local cache that overflows into memory.
 
     W = 8, last context 4     cache  a b c d e f g h   full, one token is to be added
                               ->     memory … a b c d    cache  e f g h i
 
-When a row's cache is full its oldest W − c entries leave: those of the memory layers go to memory,
-the other layers forget them. What remains moves to the front, in every layer.
+When a row's cache is full, its oldest W − c entries leave it. Entries of memory layers go to memory, the
+other layers forget theirs. In every layer the remaining entries move to the front.
 
-Differs: LongLLaMA moves the whole cache at once and leaves the other layers without any context; so does this one
+Differs: LongLLaMA moves the whole cache at once and leaves the other layers without any context; so does this module
 where `memory.last_context = "exact"` and `memory.last_context_length = 0`.
 """
 
@@ -24,14 +24,14 @@ from fot_jax.infer.steps import advance
 from fot_jax.infer.windows import Reading
 from fot_jax.models import cache as local_cache
 
-FINISHED = -1  # what a row that has ended yields instead of a token
+FINISHED = -1  # yielded instead of a token by a row that has ended
 
 _slide = jax.jit(local_cache.slide, static_argnums=0)
 _all_finite = jax.jit(lambda logits: jnp.isfinite(logits).all(axis=-1))
 
 
 def make_room(config: ModelConfig, reading: Reading, wanted: np.ndarray) -> bool:
-    """Slides the rows whose cache cannot take wanted[b] (0 or 1) more tokens; True if any slid."""
+    """Slides the rows whose caches cannot take wanted[b] (0 or 1) more tokens; True if any slid."""
     W = config.local_context
     full = reading.lengths + wanted > W
     if not full.any():
@@ -57,15 +57,15 @@ def generate(
 
     A row that has yielded one of `end_ids` yields FINISHED from then on; the iterator ends with the last row.
     A row's tokens do not depend on the other rows (beyond rounding), on their number or lengths;
-    sampled ones depend on the row's place in the batch, which seeds its draws.
+    sampled tokens depend on the row's place in the batch, which seeds its draws.
 
     Args:
       params: unboxed parameters.
       config: the model.
       reading: from `read`; changed in place. The last token yielded is not in it.
       sampling: how tokens are chosen.
-      max_new_tokens: at most so many per row.
-      end_ids: the tokens that end a row; none: rows only end by max_new_tokens.
+      max_new_tokens: most new tokens per row.
+      end_ids: the tokens that end a row; none: rows end only by max_new_tokens.
 
     Raises:
       UserError: logits are not finite.

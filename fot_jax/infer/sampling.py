@@ -1,4 +1,4 @@
-"""Choosing the next token: greedy, temperature, top-k, top-p."""
+"""Choice of the next token: greedy, temperature, top-k, top-p."""
 
 import dataclasses
 
@@ -11,10 +11,10 @@ from fot_jax.config import check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing off; both may be set.
+    """Options of sampling. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing off; both may be set.
 
-    `vocab_limit`: ids from here on are never chosen (a model may have more rows than its vocabulary
-    has tokens); 0: none is left out.
+    `vocab_limit`: ids from this one on are never chosen (a model may have more rows than its vocabulary
+    has tokens); 0: all ids are allowed.
     """
 
     temperature: float = 0.0
@@ -24,7 +24,7 @@ class SamplingConfig:
     vocab_limit: int = 0
 
     def validate(self, path: str) -> None:
-        """Raises ConfigError where a value is out of range."""
+        """Raises ConfigError if a value is out of range."""
         check(self.temperature >= 0, f"{path}.temperature", "be >= 0 (0: greedy)", self.temperature)
         check(self.top_k >= 0, f"{path}.top_k", "be >= 0 (0: all tokens)", self.top_k)
         check(self.vocab_limit >= 0, f"{path}.vocab_limit", "be >= 0 (0: all ids)", self.vocab_limit)
@@ -34,10 +34,10 @@ class SamplingConfig:
 def truncated_probabilities(
     logits: Float[Array, "B V"], *, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
 ) -> tuple[Float[Array, "B V"], Int[Array, "B V"]]:
-    """The distribution that is sampled, most probable token first.
+    """Returns the distribution that is sampled, most probable token first.
 
-    p = softmax(logits / temperature); kept are the top_k most probable tokens, of these the fewest
-    whose probability (renormalised after top_k) reaches top_p; at least one is kept.
+    p = softmax(logits / temperature); the top_k most probable tokens are kept, of these the
+    fewest whose total probability (renormalised after top_k) reaches top_p, and at least one.
 
     Returns:
       probabilities in falling order (0 where cut off), and the token of each.
@@ -65,12 +65,12 @@ _most_probable = jax.jit(lambda logits: jnp.argmax(logits, axis=-1))
 
 
 def sample(logits: Float[Array, "B V"], config: SamplingConfig, *, step: int) -> Int[Array, " B"]:
-    """The next token of each row; a pure function of logits, config, row and step.
+    """Returns the next token of each row; a pure function of logits, config, row and step.
 
     Args:
-      logits: of the next token.
+      logits: logits of the next token.
       config: how to choose, and the seed.
-      step: number of the generated token: each draws with its own key.
+      step: number of the generated token; each token is drawn with its own key.
     """
     if config.vocab_limit:
         logits = jnp.where(jnp.arange(logits.shape[-1])[None] < config.vocab_limit, logits, -jnp.inf)

@@ -1,11 +1,11 @@
-"""Rows of a batch that have read the same so far: one of them is processed for all.
+"""Sharing among rows of a batch that have read the same so far: one of them is processed for all.
 
     row 0   A B C D         window 0   row 0 reads A for 0, 1 and 2
     row 1   A B C E                1   row 0 reads B for 0 and 1, row 2 reads F
     row 2   A F C D                2   row 0 reads C for 0 and 1, row 2 reads C
 
 Many questions about one document, or one haystack with its needle at many places, cost little more
-than one reading up to where they part.
+than one reading up to where they differ.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from fot_jax.memory.device_copy import power_of_two
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Readers:
-    """Who processes a window.
+    """The rows that process a window for all.
 
     Attributes:
-      rows: int [U], the rows that are processed.
-      place: int [B], row b gets what rows[place[b]] made.
+      rows: int [U], the rows processed.
+      place: int [B], row b gets the result of rows[place[b]].
     """
 
     rows: Int[np.ndarray, " U"]
@@ -30,7 +30,7 @@ class Readers:
 
 
 def split(pasts: Int[np.ndarray, " B"], parts: list[Int[np.ndarray, " n"]]) -> Int[np.ndarray, " B"]:
-    """Numbers of the rows' pasts after one more window each; equal numbers are equal pasts."""
+    """Numbers the rows' pasts after one more window each; equal pasts get equal numbers."""
     numbers: dict[tuple[int, bytes], int] = {}
     return np.array(
         [numbers.setdefault((int(past), part.tobytes()), len(numbers)) for past, part in zip(pasts, parts, strict=True)]
@@ -38,7 +38,7 @@ def split(pasts: Int[np.ndarray, " B"], parts: list[Int[np.ndarray, " n"]]) -> I
 
 
 def readers(pasts: Int[np.ndarray, " B"]) -> Readers:
-    """One row for each past; their number is a power of two or B, so that few shapes are compiled."""
+    """Chooses one row per past; their number is a power of two or B, so that few shapes are compiled."""
     B = len(pasts)
     _, first, place = np.unique(pasts, return_index=True, return_inverse=True)
     width = power_of_two(len(first))

@@ -17,7 +17,7 @@ from fot_jax.types import KeyValue, LocalCache, MemoryLayout, MemoryView
 
 @functools.partial(jax.jit, static_argnums=1)
 def absorb(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None) -> LocalCache:
-    """The cache after tokens [B, T], of which row b's first counts[b] count; no logits are computed."""
+    """Returns the cache after the first counts[b] of each row's tokens [B, T]; computes no logits."""
     after = run(config, params, tokens, token_counts=counts, cache=cache, memory=view).cache
     assert after is not None
     return _pinned(after, view)[0]
@@ -25,7 +25,7 @@ def absorb(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, 
 
 @functools.partial(jax.jit, static_argnums=1)
 def advance(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
-    """(logits [B, V] after each row's last counting token, cache); a row without tokens keeps its logits."""
+    """Returns (logits [B, V] after each row's last counted token, cache); a row without tokens keeps its logits."""
     output = run(config, params, tokens, token_counts=counts, cache=cache, memory=view, last_logits=True)
     assert output.cache is not None
     after, logits = _pinned(output.cache, view, jnp.where((counts > 0)[:, None], output.logits[:, 0], logits))
@@ -34,18 +34,18 @@ def advance(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache,
 
 @functools.partial(jax.jit, static_argnums=0)
 def memory_entries(config: ModelConfig, cache: LocalCache) -> KeyValue:
-    """The memory layers' part [P, B, W, G, D] of a local cache."""
+    """Returns the memory layers' part [P, B, W, G, D] of a local cache."""
     layers = np.asarray(config.memory_layers, np.int32)
     return KeyValue(keys=cache.keys[layers], values=cache.values[layers])
 
 
 def placed(cache: LocalCache, logits: Any, *, layout: MemoryLayout, mesh: Mesh) -> tuple[LocalCache, Any]:
-    """Cache and logits beside a memory that lies over a mesh: rows and heads as the memory's."""
+    """Splits cache and logits over the mesh of a memory, with rows and heads as the memory's."""
     return jax.device_put((cache, logits), _shardings(cache, logits, layout, mesh))
 
 
 def _pinned(cache: LocalCache, view: MemoryView | None, logits: Any = None) -> tuple[LocalCache, Any]:
-    """The same inside a program, so that what it gives lies as what it was given and it compiles once."""
+    """Constrains outputs to the input shardings of a memory on a mesh, so that the step compiles only once."""
     if not isinstance(view, DeviceView) or view.layout is None:
         return cache, logits
     layout = view.layout

@@ -1,4 +1,4 @@
-"""Text from tokens as they come: characters are handed out once they are whole."""
+"""Text from a stream of tokens; each character is returned as soon as it is complete."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,22 +8,22 @@ UNFINISHED = "\ufffd"  # how decoders show bytes that are not (yet) a character
 class TextStream:
     """Decodes one row incrementally; the concatenation of all pieces is the text of all tokens.
 
-    Decoders treat a token by its neighbours (a leading space is dropped, bytes are joined), so each
+    The text of a token depends on its neighbours (a leading space is dropped, bytes are joined), so each
     piece is the difference of two decodings that start at tokens already shown.
     """
 
     def __init__(self, decode: Callable[[Iterable[int]], str]):
         self._decode = decode  # ids -> text, a vocabulary's own
         self._ids: list[int] = []  # the last piece's tokens, then those not shown yet
-        self._shown = 0  # tokens of these that were shown
+        self._shown = 0  # number of these tokens that were shown
 
     def push(self, token: int) -> str:
-        """The text that this token completes, "" while a character is unfinished."""
+        """Returns the text that this token completes, "" while a character is unfinished."""
         self._ids.append(token)
         return "" if self._decode(self._ids).endswith(UNFINISHED) else self.finish()
 
     def finish(self) -> str:
-        """What is left, unfinished characters as U+FFFD."""
+        """Returns the rest of the text, with unfinished characters as U+FFFD."""
         piece = self._decode(self._ids)[len(self._decode(self._ids[: self._shown])) :]
         if piece:
             self._ids = self._ids[self._shown :]

@@ -1,34 +1,34 @@
-"""Reading long inputs in windows, as LongLLaMA does.
+"""Window-by-window reading of long inputs, as in LongLLaMA.
 
     |<---- W ---->|<---- W ---->|<-- rest -->|<-- last >= c -->|
        to memory     to memory     to memory    stays in the local cache, for generation
 
-Every window but the last is pushed to memory once it is processed; while it is processed its memory
+Every window but the last is pushed to memory once it is processed; while it is processed, its memory
 layers read the windows before it. Other layers see their own window only. So the result depends on
-where the cuts fall: a token near the start of a window has little local context, and what it knows
-of the past comes through the memory layers. The cuts are a function of the input's length, W
-(`model.local_context`), c (`memory.last_context_length`), `memory.last_context` (at least c tokens, or exactly c, as
-in LongLLaMA) and o (`memory.overlap`) alone: `cut_windows`, `cut_exactly`.
-Neither the batch an input is read in nor the piece length changes them, or the result beyond rounding;
-another c does, as does reading a text in two halves.
+the cuts: a token near the start of a window has little local context, and knows the past only
+through the memory layers. The cuts depend only on the input's length, W (`model.local_context`),
+c (`memory.last_context_length`), `memory.last_context` (at least c tokens, or exactly c, as in LongLLaMA)
+and o (`memory.overlap`): see `cut_windows`, `cut_exactly`.
+Neither the batch nor the piece length changes the cuts, or the result beyond rounding; another c does,
+and so does reading a text in two halves.
 
-With an overlap every window but the last begins with the newest o tokens of the one before, read again to have
-them in sight in all layers; they go to memory once, as first read, and behind the window that read them again:
+With an overlap every window but the first and the last begins with the newest o tokens of the one before, read
+again so that all layers see them. They go to memory once, as first read, after the window that reads them again:
 
     W = 8, o = 3    reads a b c d e f g h    memory a b c d e
                           f g h i j k l m    memory a b c d e f g h i j
 
 So every token but the first o of the text and of the last window has o tokens or more of local context. The last
-window is the same with and without. Nothing is kept in the cache instead: layers without memory would lose the
-first token of a window, on which language models rest their attention (Xiao et al. 2023, StreamingLLM).
+window is the same with and without overlap. Keeping tokens in the cache instead would cost layers without memory
+the first token of a window, on which language models put much attention (Xiao et al. 2023, StreamingLLM).
 
-Windows that go to memory are processed up to the last memory layer, as nothing above it reaches the
+Windows that go to memory are processed up to the last memory layer, as no layer above it writes to
 memory, and once for all rows that have read the same so far (shared_past.py).
 
 Source: FoT sec. 3.1, LongLLaMA's inference code.
 Differs: LongLLaMA has no overlap; its last window holds exactly c tokens (`memory.last_context = "exact"`); it runs
-every layer on every token of the input and computes its logits, here only on the last window's, with logits of its
-last token.
+every layer on every token of the input and computes its logits; here only the last window runs every layer, and only
+its last token gets logits.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ from fot_jax.types import KeyValue, LocalCache, MemoryView
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadProgress:
-    """How far a reading is: tokens of all rows, bytes of the memory's entries."""
+    """Progress of a reading: tokens of all rows, bytes of the memory's entries."""
 
     tokens_read: int
     tokens_total: int
@@ -66,14 +66,14 @@ class ReadProgress:
 
 @dataclasses.dataclass(kw_only=True)
 class Reading:
-    """What was read so far, ready to go on; `generate` and `push_local` change it in place.
+    """State of a reading, ready to continue; `generate` and `push_local` change it in place.
 
     Attributes:
       store: the memory; None for a model without memory layers.
       source: the views of that store.
       cache: the local context.
       lengths: int64 [B], tokens in the local context of each row (the host's copy of cache.lengths).
-      logits: float32 [B, V] of the next token.
+      logits: float32 [B, V], the next token's.
       keep: tokens a row keeps in the local cache when it overflows.
     """
 
@@ -85,17 +85,17 @@ class Reading:
     keep: int
 
     def view(self, rows: np.ndarray | None = None) -> MemoryView | None:
-        """The memory as it is now; `rows`: of these rows alone."""
+        """Returns a view of the memory as it is now; with `rows`, of these rows alone."""
         return None if self.source is None else self.source.view(rows)
 
     def place(self, cache: LocalCache, logits: Any = None) -> tuple[LocalCache, Any]:
-        """A local cache and logits laid out beside the memory, where it lies over a mesh; as they are elsewhere."""
+        """Splits a local cache and logits like a memory on a mesh; returns them unchanged without a mesh."""
         if self.source is None or self.source.layout is None or self.source.mesh is None:
             return cache, logits
         return placed(cache, logits, layout=self.source.layout, mesh=self.source.mesh)
 
     def pasts(self) -> np.ndarray:
-        """int [B], a number for what each row has read: one for all in a new memory with a stream a row."""
+        """Returns int [B], a number for each row's past: one for all in a new memory with one stream per row."""
         rows = np.arange(len(self.lengths))
         alike = self.source is not None and self.source.can_select and not self.source.store.appended.any()
         return 0 * rows if alike else rows
@@ -108,19 +108,19 @@ class Reading:
 
 
 def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
-    """Tokens that each window of an input brings anew: full ones, a rest, and a last one of at least `last` tokens.
+    """Returns the number of new tokens of each window: full ones, a rest, and a last one of at least `last` tokens.
 
     With window 8, last 4:   8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 6, 4]
     and overlap 3:           8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 5, 1, 4]
 
-    An input that fits one window is not cut. The last window is what full ones without overlap would leave, or
-    `last` where that is more; those before it are the fewest that hold the rest.
+    An input that fits one window is not cut. The last window has the tokens that full windows without overlap
+    would leave, or `last` if that is more; the windows before it are the fewest that hold the rest.
 
     Args:
       length: tokens of the input, >= 1.
       window: tokens of the local context W.
       last: least length of the last window, 1..W.
-      overlap: tokens that each window but the first and the last one reads again, < W.
+      overlap: tokens that each window except the first and the last reads again, < W.
     """
     if length <= window:
         return [length]
@@ -131,13 +131,13 @@ def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> lis
 
 
 def cut_exactly(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
-    """Tokens that each window brings anew: full ones, a rest, and a last one of exactly `last` tokens, as LongLLaMA's.
+    """Returns the number of new tokens of each window: full ones, a rest, and a last one of exactly `last` tokens.
 
     With window 8, last 4:   3 -> [3]   8 -> [4, 4]   13 -> [8, 1, 4]
                    last 0:   3 -> [3]   8 -> [8]      13 -> [8, 5]      the last one goes to memory too
     and overlap 3, last 4:   8 -> [4, 4]   18 -> [8, 5, 1, 4]
 
-    Args are those of `cut_windows`, but for `last`: 0..W.
+    Args: as in `cut_windows`, except `last`: 0..W.
 
     Source: `_handle_long_input` in LongLLaMA's modeling_longllama.py.
     """
@@ -149,7 +149,7 @@ def cut_exactly(length: int, *, window: int, last: int, overlap: int = 0) -> lis
 
 
 def cuts_of(length: int, config: ModelConfig, memory: MemoryConfig) -> list[int]:
-    """The cuts that `memory.last_context` asks for."""
+    """Returns the cuts that `memory.last_context` asks for."""
     how = {"window": config.local_context, "last": last_context(config, memory), "overlap": memory.overlap}
     return {LastContext.AT_LEAST: cut_windows, LastContext.EXACT: cut_exactly}[memory.last_context](length, **how)
 
@@ -160,7 +160,7 @@ def reads_memory(length: int, config: ModelConfig, memory: MemoryConfig) -> bool
 
 
 def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
-    """`memory.last_context_length`; where windows hold at least as much and it is 0, half of the local context."""
+    """Returns `memory.last_context_length`; 0 means half of the local context under AT_LEAST, nothing under EXACT."""
     half = max(1, config.local_context // 2) if memory.last_context is LastContext.AT_LEAST else 0
     return memory.last_context_length or half
 
@@ -177,19 +177,19 @@ def _check_inputs(config: ModelConfig, tokens: Sequence[np.ndarray]) -> None:
 
 
 def _check_devices(params: Any, mesh: Mesh | None) -> None:
-    """Raises UserError where parameters were put on other devices than the mesh's."""
+    """Raises UserError if parameters are committed to other devices than the mesh's."""
     wanted = None if mesh is None else set(mesh.devices.flat)
     for leaf in jax.tree.leaves(params):
         if wanted is not None and isinstance(leaf, jax.Array) and leaf.committed and leaf.sharding.device_set != wanted:
             held = len(leaf.sharding.device_set)
             raise UserError(
-                f"params must lie on the {len(wanted)} devices of the mesh, got some on {held}. Move them there:"
+                f"params must be on the {len(wanted)} devices of the mesh, got some on {held}. Move them there:"
                 " jax.device_put(params, param_shardings(abstract_params(experiment), mesh))."
             )
 
 
 def _blocks(parts: list[Int[np.ndarray, " n"]], piece: int):
-    """Rows of different lengths as padded blocks (tokens [B, piece], counts [B])."""
+    """Yields rows of different lengths as padded blocks (tokens [B, piece], counts [B])."""
     for start in range(0, max(len(part) for part in parts), piece):
         rows = [part[start : start + piece] for part in parts]
         tokens = np.zeros((len(rows), piece), np.int32)
@@ -215,17 +215,17 @@ def read(
       params: unboxed parameters.
       config: the model.
       tokens: one array of token ids per row.
-      memory: retrieval, budget and the last window's least length.
-      store: a memory to read on with (one stream per row, or one that all rows share and extend, in
+      memory: options of retrieval, budget and windows.
+      store: a memory to continue (one stream per row, or one that all rows share and extend, in
         row order: rows then see each other's earlier windows); a new one by default.
-      piece: tokens processed at once; 0: a whole window. Smaller ones need less memory.
-      mesh: devices of this process to lay the memory over, and rows and heads of the local cache beside it
-        (`sharding.memory_layout`); parameters must lie on it already, or on no device of their own choice.
+      piece: tokens processed at once; 0: a whole window. Smaller pieces need less memory.
+      mesh: devices of this process over which the memory, and rows and heads of the local cache, are split
+        (`sharding.memory_layout`); parameters must be on it already, or not be committed to any device.
       progress: called after each window.
 
     Raises:
       UserError: an input is empty or holds ids the model lacks; the store does not fit.
-      ConfigError: rows or heads do not divide over the mesh; ScaNN's memory is not on devices; `memory.logn_from`
+      ConfigError: rows or heads do not divide over the mesh; a memory of ScaNN is not on devices; `memory.logn_from`
         would change what fits the local context.
     """
     _check_inputs(config, tokens)
@@ -253,7 +253,7 @@ def read(
 
 
 def push_local(config: ModelConfig, reading: Reading) -> None:
-    """Pushes what is left in the local cache to memory too, at the end of a text; the cache is empty then."""
+    """Pushes the rest of the local cache to memory, at the end of a text, and empties the cache."""
     reading.remember(memory_entries(config, reading.cache), reading.lengths)
     cache = reading.cache
     reading.cache = dataclasses.replace(cache, lengths=jnp.zeros_like(cache.lengths))
@@ -263,7 +263,7 @@ def push_local(config: ModelConfig, reading: Reading) -> None:
 def _read_past(
     params: Any, config: ModelConfig, tokens, cuts, reading: Reading, *, overlap: int, piece: int, report
 ) -> None:
-    """Every window but the last of each row, into memory; rows with fewer windows wait."""
+    """Reads every window but the last of each row into memory; rows with fewer windows wait."""
     if not config.memory_layers:
         return
     lower, pasts, done = up_to_last_memory_layer(config), reading.pasts(), 0
@@ -286,9 +286,9 @@ def _read_past(
 def _remember(
     reading: Reading, entries: KeyValue, counts: np.ndarray, kept: np.ndarray, held: KeyValue | None
 ) -> KeyValue | None:
-    """Pushes a window's entries but the newest `kept[b]` of each row; returns those, which the next one reads again.
+    """Pushes a window's entries except the newest `kept[b]` of each row; returns those for the next window.
 
-    In the place of what this window read again stands `held`, the first reading: it had more of the past in sight.
+    For tokens that this window read again, `held` has the entries of the first reading, which saw more of the past.
     """
     if held is not None:
         again = held.keys.shape[2]
@@ -301,7 +301,7 @@ def _remember(
 
 
 def _read_last(params: Any, config: ModelConfig, parts: list[np.ndarray], reading: Reading, *, piece: int) -> None:
-    """The last windows, into the local cache."""
+    """Reads the last windows into the local cache."""
     reading.lengths = np.array([len(part) for part in parts])
     view, width = reading.view(), min(config.local_context, power_of_two(int(reading.lengths.max())))
     for block, counts in _blocks(parts, piece or width):
@@ -310,7 +310,7 @@ def _read_last(params: Any, config: ModelConfig, parts: list[np.ndarray], readin
 
 
 def _window(ids: np.ndarray, cut: list[int], number: int, *, again: int) -> np.ndarray:
-    """Window `number` of a row, behind `again` tokens before it; nothing where it is the last one or lies behind it."""
+    """Returns window `number` of a row after the `again` tokens before it; nothing from the last window on."""
     start = sum(cut[:number])
     return ids[start - again : start + cut[number]] if number < len(cut) - 1 else ids[:0]
 

@@ -4,5 +4,5 @@
     source = ViewSource(store, memory_config)             dense | exact top-k | ScaNN
     view = source.view()                                  a pytree; Decoder(...)(tokens, memory=view)
 
-`files` saves and loads a store, `fingerprint` says whose it is.
+`files` saves and loads a store; `fingerprint` identifies the model that wrote it.
 """

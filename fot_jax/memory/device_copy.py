@@ -1,6 +1,6 @@
-"""A store's entries on the device, or over the devices of a mesh, updated by what is new rather than copied anew.
+"""Copy of a store's entries on a device or over a mesh; it receives new entries only, unless its capacity grows.
 
-Over n devices slot i of a stream lies on device i mod n, at place i // n of its part, so that all fill evenly and
+Over n devices slot i of a stream is on device i mod n, at place i // n of its part, so that all fill evenly and
 an entry stays on its device as the memory grows:
 
     capacity 16 on 4 devices, 6 slots filled      places of the array  0  1  2  3 | 4  5  6  7 | 8 … | 12 …
@@ -25,24 +25,24 @@ MEMORY_AXES = "P B M G D"
 
 
 def power_of_two(least: int) -> int:
-    """The smallest power of two >= least (1 for 0)."""
+    """Returns the smallest power of two >= least (1 for 0)."""
     return 1 << max(0, least - 1).bit_length()
 
 
 def capacity_for(entries: int, *, shards: int = 1) -> int:
-    """Entries that a memory of so many has room for: on each device the same power of two."""
+    """Returns the capacity of a memory of `entries` entries: the same power of two on each device."""
     return shards * power_of_two(-(-max(entries, 1) // shards))
 
 
 def slot_of_place(capacity: int, *, shards: int) -> jax.Array:
-    """int32 [M], the slot that lies at each place of the array (see the drawing above)."""
+    """Returns int32 [M], the slot at each place of the array (see the drawing above)."""
     places, each = jnp.arange(capacity, dtype=jnp.int32), capacity // shards
     return places % each * shards + places // each
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _write(layout: MemoryLayout | None, keys, values, new_keys, new_values, places):
-    """Writes [P, B, T, G, D] at places [B, T] of a device's part [P, B, M, G, D]; a place M means nowhere."""
+    """Writes [P, B, T, G, D] at places [B, T] of a device's part [P, B, M, G, D]; nothing is written at place M."""
 
     def write(keys, values, new_keys, new_values, places):
         rows = jnp.arange(keys.shape[1])[:, None]
@@ -61,8 +61,8 @@ def _write(layout: MemoryLayout | None, keys, values, new_keys, new_values, plac
 class DeviceCopy:
     """Device arrays [P, B, M, G, D] that mirror a store; M is a power of two (on each device of a mesh).
 
-    Slots are the store's own, so what a full ring overwrites is overwritten here too. With a mesh every device is
-    sent its own entries only; none ever holds the others'.
+    Slots are the store's own, so what a full ring overwrites is overwritten here too. With a mesh each device
+    receives and holds only its own entries.
     """
 
     def __init__(self, store: MemoryStore, mesh: Mesh | None = None):
@@ -119,7 +119,7 @@ class DeviceCopy:
 
 
 def _rank_within(group: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """How many of the same number stand before each one: 1 0 1 1 -> 0 0 1 2."""
+    """Returns how many equal numbers precede each one: 1 0 1 1 -> 0 0 1 2."""
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], group[order])
     ranks = np.empty_like(order)

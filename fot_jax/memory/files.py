@@ -58,7 +58,7 @@ def _checksum(array: np.ndarray) -> int:
 
 
 def _meta_checksum(meta: Mapping[str, Any]) -> int:
-    """Checksum of all fields but its own."""
+    """Returns the checksum of all fields but its own."""
     fields = {name: value for name, value in meta.items() if name != "checksum"}
     return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
@@ -114,7 +114,7 @@ def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: 
 
 @contextlib.contextmanager
 def _replaced_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a new folder that takes the place of `path` at the end; after an error it is gone and `path` as it was."""
+    """Holds a new folder that replaces `path` at the end; after an error it is gone and `path` is unchanged."""
     with explained_disk_full(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
@@ -255,7 +255,7 @@ def _open(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> A
 
 
 def _read(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> np.ndarray:
-    """One array, whole and unharmed: a missing chunk reads as zeros, so only the checksum tells."""
+    """Reads one array and checks it: a missing chunk reads as zeros, so only the checksum tells."""
     place = f"stream_{stream}/{name}"
     stored = _open(path, stream, name, meta)
     try:

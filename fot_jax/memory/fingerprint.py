@@ -1,4 +1,4 @@
-"""The identity of a model, so that a memory is only ever read by the model that wrote it."""
+"""Identity of a model, so that a memory is read only by the model that wrote it."""
 
 import hashlib
 from typing import Any
@@ -28,7 +28,7 @@ SHAPING_FIELDS = (
 
 
 def fingerprint(params: Any, config: ModelConfig) -> str:
-    """16 hex digits over the model's shape and evenly spaced values of every parameter.
+    """Returns 16 hex digits, a digest of the model's shape and evenly spaced values of every parameter.
 
     Two checkpoints of one run differ (training moves nearly every parameter); how attention is
     computed, rematerialised or sharded does not matter.

@@ -1,4 +1,4 @@
-"""Fallbacks speak once: each is logged a single time, by name."""
+"""Notices of fallbacks, each logged once, by name."""
 
 import functools
 import logging
@@ -8,5 +8,5 @@ logger = logging.getLogger("fot_jax")
 
 @functools.cache
 def notice_once(name: str, message: str) -> None:
-    """Logs a warning `name: message`; the same pair never again in this process."""
+    """Logs the warning `name: message`, once per process."""
     logger.warning("%s: %s", name, message)

@@ -9,12 +9,12 @@ from fot_jax.types import Partial
 
 
 def over_query_blocks(attend: Callable[[jax.Array], Partial], queries: jax.Array, block: int) -> Partial:
-    """attend(queries) computed for `block` query positions at a time, to bound its temporaries.
+    """Computes attend(queries) for `block` query positions at a time, to bound its temporaries.
 
     Args:
       attend: [B, block, H, D] -> Partial.
       queries: [B, L, H, D]; L is padded to whole blocks.
-      block: positions at once.
+      block: query positions at once.
     """
     B, L, H, D = queries.shape
     if block >= L:

@@ -24,15 +24,15 @@ from fot_jax.memory.store import MemoryStore
 
 SMALLEST_TREE = 64  # ScaNN's tree needs at least 16 entries
 TRAINING_SAMPLE = 250_000  # entries a tree's partition is learnt from
-REORDER = 4  # exact scores are computed for so many times k candidates, at least REORDER_AT_LEAST
+REORDER = 4  # exact scores are computed for REORDER · k candidates, at least REORDER_AT_LEAST
 REORDER_AT_LEAST = 256
-# Longest key and query that ScaNN is given. A tree's k-means adds squared distances in float32; where they overflow
-# (seen from norms of 2e19 on), the process ends in native code. 1e15² times 1e8 entries is finite still.
+# Largest norm of keys and queries given to ScaNN. A tree's k-means adds squared distances in float32; if they overflow
+# (seen from norms of 2e19 on), the process ends in native code. 1e15² times 1e8 entries is still finite.
 LONGEST = 1e15
 
 
 def _scann() -> Any:
-    """The scann package. Its TensorFlow ops are not used here, and importing them takes 10-20 s: hidden."""
+    """Imports scann without its TensorFlow ops, which are not used here and take 10-20 s to import."""
     hide = "tensorflow" not in sys.modules and "scann" not in sys.modules
     if hide:
         sys.modules["tensorflow"] = None  # type: ignore[assignment]  # makes `import tensorflow` raise
@@ -86,12 +86,12 @@ def build_segment(keys: np.ndarray, *, first: int, top_k: int, tree_leaves: floa
 
 
 def _norms(vectors: np.ndarray) -> np.ndarray:
-    """Euclidean norms [n] in float64, in which the squares of float32 do not overflow."""
+    """Returns Euclidean norms [n] in float64, in which the squares of float32 do not overflow."""
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
 
 
 def _check_keys(keys: np.ndarray, first: int) -> None:
-    """Raises UserError where a key is not finite or longer than LONGEST."""
+    """Raises UserError if a key is not finite or longer than LONGEST."""
     norms = _norms(keys)
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
@@ -105,10 +105,10 @@ def _check_keys(keys: np.ndarray, first: int) -> None:
 
 
 def searchable(queries: np.ndarray) -> np.ndarray:
-    """Queries [n, D] that ScaNN can search for: a query's length does not change its order of keys.
+    """Returns queries [n, D] that ScaNN can search for: a query's length does not change its order of keys.
 
-    Longer ones are shortened to LONGEST. Those with NaN or infinity become zeros, for which any entries are found:
-    attention, which scores the query itself, is NaN then, as with the other kinds of retrieval.
+    Queries longer than LONGEST are shortened to it. Queries with NaN or infinity become zeros, for which any entries
+    are found; attention scores the original query, and so is NaN, as with the other kinds of retrieval.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     norms = _norms(queries)
@@ -129,7 +129,7 @@ class HeadIndex:
         self.tail: Segment | None = None
 
     def refresh(self, keys_of: Any, *, oldest: int, appended: int) -> None:
-        """Indexes what is new.
+        """Indexes new entries.
 
         Args:
           keys_of: (first, stop) -> keys [stop - first, D] of live entries.
@@ -151,7 +151,7 @@ class HeadIndex:
             )
 
     def _drop_evicted(self, keys_of: Any, oldest: int) -> None:
-        """Forgets trees that were evicted whole, and builds anew what is left of one evicted by half."""
+        """Drops trees that were evicted whole, and rebuilds the rest of a tree of which more than half was evicted."""
         kept = [s for s in self.segments if s.first + s.size > oldest]
         if kept and 2 * (oldest - kept[0].first) > kept[0].size:
             stop = kept[0].first + kept[0].size
@@ -171,10 +171,10 @@ class HeadIndex:
         self.segments.append(self._tree(keys_of(first, stop), first, rank))
 
     def search(self, queries: np.ndarray, k: int, *, oldest: int) -> np.ndarray:
-        """int64 [n, k]: the entries of largest inner product, best first, -1 where there are fewer.
+        """Returns int64 [n, k]: the entries of largest inner product, best first, -1 where there are fewer.
 
-        Evicted entries of a tree are found and then dropped, so twice as many are asked of a tree that
-        holds some; it can still give fewer than k.
+        Evicted entries of a tree are found and then dropped, so a tree that holds some is asked for twice
+        as many; it can still return fewer than k.
         """
         found = [np.full((len(queries), k), -1, np.int64)]
         scores = [np.full((len(queries), k), -np.inf, np.float32)]
@@ -191,7 +191,7 @@ class HeadIndex:
 
 
 class ScannIndex:
-    """Searches a store: one HeadIndex per memory layer, stream and key/value head."""
+    """Index of a store: one HeadIndex per memory layer, stream and key/value head."""
 
     def __init__(self, store: MemoryStore, config: MemoryConfig):
         self.store, self.config = store, config
@@ -200,7 +200,7 @@ class ScannIndex:
         self._heads = {place: HeadIndex(config) for place in places}
 
     def refresh(self) -> None:
-        """Indexes entries appended since; a cleared stream starts anew."""
+        """Indexes the entries appended since the last call; a cleared stream starts anew."""
         store = self.store
         oldest = store.appended - store.lengths
         for (slot, stream, kv_head), head in self._heads.items():
@@ -217,7 +217,7 @@ class ScannIndex:
         self._epochs = store.epochs.copy()
 
     def search(self, queries: np.ndarray, *, slot: int, stream: int, kv_head: int, k: int) -> np.ndarray:
-        """int64 [n, k]: the store's entries nearest to queries [n, D] (see HeadIndex.search).
+        """Returns int64 [n, k]: the store's entries nearest to queries [n, D] (see HeadIndex.search).
 
         Raises:
           UserError: the queries' dimension is not the memory's.
@@ -232,7 +232,7 @@ class ScannIndex:
         return self._heads[slot, stream, kv_head].search(queries, k, oldest=oldest)
 
     def neighbours(self, queries: np.ndarray, *, slot: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys and values [B, L, H, K, D] (float32) and valid [B, L, H, K] for queries [B, L, H, D].
+        """Returns keys and values [B, L, H, K, D] (float32) and valid [B, L, H, K] for queries [B, L, H, D].
 
         Query head h searches the memory of key/value head h // (H // G); row b searches stream b, or
         the only stream.

@@ -18,8 +18,8 @@ from fot_jax.memory.scann_index import ScannIndex
 from fot_jax.ops.memory_attention import logn_scale, neighbours_partial
 from fot_jax.types import Array, Partial
 
-MOST_NEIGHBOURS = 1 << 16  # a larger top_k follows the memory's growth: places that no entry fills take memory too
-NEIGHBOUR_BYTES = 1 << 24  # retrieved keys and values per callback, about; larger ones are slow to hand over
+MOST_NEIGHBOURS = 1 << 16  # a larger top_k grows with the memory, as places without an entry take memory too
+NEIGHBOUR_BYTES = 1 << 24  # about the bytes of keys and values per callback; larger results are slow to hand over
 
 # A view travels through jit as a number; the callback finds its index here.
 _indexes: "weakref.WeakValueDictionary[int, ScannIndex]" = weakref.WeakValueDictionary()
@@ -35,7 +35,7 @@ def _search(number, slot, queries, *, top_k: int):
 
 @jax.tree_util.register_pytree_node_class
 class ScannView:
-    """A memory searched by ScaNN; as a pytree a number and the streams' lengths, so that its growth compiles nothing.
+    """A memory searched by ScaNN. Its pytree is a number and the streams' lengths, so that growth compiles nothing.
 
     The view made by `of` keeps its index alive; copies made by jax.tree.map do not.
     """
@@ -47,7 +47,7 @@ class ScannView:
 
     @classmethod
     def of(cls, index: ScannIndex, *, top_k: int, logn_from: int = 0) -> "ScannView":
-        """A view that reads the index as it is when the search runs."""
+        """Returns a view that reads the index as it is when the search runs."""
         number = next((n for n, known in _indexes.items() if known is index), None) or next(_numbers)
         _indexes[number] = index
         lengths = index.store.lengths.astype(np.int32)

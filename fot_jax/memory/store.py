@@ -89,7 +89,7 @@ class MemoryStore:
 
         Args:
           entries: keys and values [P, R, L, G, D], keys not rotated.
-          token_counts: int [R], at most L; what lies behind is padding and is not read.
+          token_counts: int [R], at most L; the tokens after them are padding and not read.
           streams: the stream of each row; row r goes to stream r by default. Rows of one stream
             are appended in row order.
 
@@ -166,7 +166,7 @@ class MemoryStore:
         self._keys[stream], self._values[stream] = self._allocate(0), self._allocate(0)
 
     def slots(self, entries: np.ndarray) -> np.ndarray:
-        """Where entries (counted from the last clearing) sit."""
+        """Returns the slots of entries (counted from the last clearing)."""
         return entries % self.budget if self.budget else entries
 
     def live(self, stream: int) -> np.ndarray:

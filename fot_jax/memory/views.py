@@ -1,11 +1,11 @@
-"""What a memory layer reads: one interface, `partial(queries, slot)`, and four retrievals behind it.
+"""Views, which memory layers read: one interface, `partial(queries, slot)`, with four retrievals.
 
     DENSE   every entry                              on the device, or over those of a mesh
     EXACT   the k entries of largest inner product   likewise
     APPROX  about those, by jax.lax.approx_max_k     likewise; exact but on TPUs
     SCANN   about those, by ScaNN                    on the host (scann_view.py)
 
-Views are pytrees of fixed shapes: device memories have a capacity that is a power of two, so a
+Views are pytrees of fixed shapes: the capacity of a device memory is a power of two, so a
 growing memory compiles the decoder once per doubling; a ScaNN view never changes shape. A store of
 one stream serves any number of rows (a memory shared by a batch).
 """
@@ -29,7 +29,7 @@ from fot_jax.ops.sharded_memory import sharded_dense_partial, sharded_topk_parti
 from fot_jax.sharding import memory_layout
 from fot_jax.types import Array, MemoryLayout, MemoryView, Partial
 
-SCORES_AT_ONCE = 1 << 26  # top-k materialises at most about so many scores (float32) on a device
+SCORES_AT_ONCE = 1 << 26  # about the most scores (float32) that top-k materialises on a device
 
 
 @flax.struct.dataclass
@@ -42,7 +42,7 @@ class DeviceView:
       lengths: int32 [B], entries that exist.
       top_k: neighbours per query and head; None reads the whole memory (dense).
       recall: share of the top_k to be found; None: all.
-      layout: how the arrays lie over a mesh; None: on one device.
+      layout: how the arrays are split over a mesh; None: on one device.
       logn_from: see `query_scale`.
     """
 
@@ -58,7 +58,7 @@ class DeviceView:
     def of(
         cls, keys: Array, values: Array, lengths: Array, *, config: MemoryConfig, layout: MemoryLayout | None = None
     ) -> "DeviceView":
-        """The view that `config.retrieval` (not SCANN) asks for."""
+        """Returns the view that `config.retrieval` (not SCANN) asks for."""
         match config.retrieval:
             case Retrieval.DENSE:
                 top_k, recall = None, None
@@ -79,7 +79,7 @@ class DeviceView:
         )
 
     def query_scale(self, local: Array) -> Array | None:
-        """See MemoryView: by log n of the entries that one softmax holds, from `logn_from` on."""
+        """See MemoryView: scales by log n of the entries in one softmax, from `logn_from` on."""
         if not self.logn_from:
             return None
         read = self.lengths if self.top_k is None else jnp.minimum(self.lengths, self.top_k)
@@ -102,7 +102,7 @@ class DeviceView:
         return jax.tree.map(lambda x: x.reshape(B, L, *x.shape[2:]), part)
 
     def _attend(self, queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array) -> Partial:
-        """`partial` of one memory layer, rows and streams being one another's."""
+        """Computes `partial` of one memory layer; row i reads stream i."""
         layout = self.layout
         split = {} if layout is None or layout.shards == 1 else {"layout": layout}
         if self.top_k is None:
@@ -112,19 +112,19 @@ class DeviceView:
             sharded_topk_partial if split else topk_memory_partial,
             keys=keys, values=values, valid=valid, k=self.top_k, recall=self.recall, **split,
         )  # fmt: skip
-        scores = valid.size * queries.shape[2] // (1 if layout is None else layout.devices)  # of a position, a device
+        scores = valid.size * queries.shape[2] // (1 if layout is None else layout.devices)  # per position and device
         return over_query_blocks(nearest, queries, max(1, SCORES_AT_ONCE // scores))
 
 
 class ViewSource:
-    """Makes views of a store as it grows, keeping what was already copied or indexed.
+    """Source of views of a growing store; it keeps what was already copied or indexed.
 
-    A view shows the store as it was when it was made, and only until the next `view()`: device
+    A view shows the store as it was when the view was made, and is valid until the next `view()`: device
     buffers are reused, ScaNN indexes updated in place.
     """
 
     def __init__(self, store: MemoryStore, config: MemoryConfig, *, mesh: Mesh | None = None):
-        """With a mesh the arrays lie over its devices. Raises ConfigError where they cannot."""
+        """Splits the arrays over `mesh`, if one is given. Raises ConfigError if they cannot be split."""
         config.validate("memory")
         self.store, self.config, self.mesh = store, config, mesh
         self.layout = None
@@ -140,15 +140,15 @@ class ViewSource:
 
     @property
     def can_select(self) -> bool:
-        """Whether `view` can show some of the streams: a stream a row, on the device; rows are not split."""
+        """True if `view` can show some of the streams: one stream per row, on devices, rows not split."""
         whole = self.layout is None or self.layout.parts(self.layout.rows) == 1
         return self.store.streams > 1 and self.config.retrieval is not Retrieval.SCANN and whole
 
     def view(self, rows: np.ndarray | None = None) -> MemoryView:
-        """The store's present entries as a pytree to hand to the decoder.
+        """Returns the store's present entries as a pytree for the decoder.
 
         Args:
-          rows: streams to show, where `can_select`; by default, and where they are all, the store as it is.
+          rows: streams to show, if `can_select`; by default, or for as many as there are, the whole store.
         """
         if self.config.retrieval is Retrieval.SCANN:
             self._index = self._index or ScannIndex(self.store, self.config)
@@ -164,5 +164,5 @@ class ViewSource:
 
 
 def make_view(store: MemoryStore, config: MemoryConfig) -> MemoryView:
-    """A view of a store as it is now (see ViewSource for a store that grows)."""
+    """Returns a view of a store as it is now (see ViewSource for a store that grows)."""
     return ViewSource(store, config).view()

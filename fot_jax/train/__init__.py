@@ -1,1 +1,1 @@
-"""Training: state, optimizer, step, metrics and the loop that tells the story."""
+"""Training: state, optimizer, step, metrics and the loop."""

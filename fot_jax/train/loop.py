@@ -1,4 +1,4 @@
-"""The story of a training run: set up, resume, step, and every cadence one visible `if`."""
+"""The training run: set up, resume, step, and every cadence one visible `if`."""
 
 import contextlib
 import dataclasses
@@ -37,12 +37,12 @@ from fot_jax.types import Plan
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
       step: optimizer steps done.
-      stopped: whether a signal ended it early; everything is saved then.
-      interrupted: whether that signal was SIGINT (Ctrl-C).
+      stopped: True if a signal ended it early; everything is saved then.
+      interrupted: True if that signal was SIGINT (Ctrl-C).
     """
 
     step: int
@@ -59,24 +59,24 @@ def train(
     say: Callable[[str], None] = print,
     profile: ProfileSteps | None = None,
 ) -> Outcome:
-    """Trains to `train.steps`, going on from the newest checkpoint of the folder if there is one.
+    """Trains to `train.steps`, continuing from the newest checkpoint in the folder if there is one.
 
-    A run that was stopped or killed anywhere and resumed gives the same losses bit for bit as one that was
+    A run that was stopped or killed anywhere and resumed gives the same losses, bit for bit, as one that was
     not: the batch, d and the learning rate are functions of (seed, step), and the checkpoint holds the rest.
-    SIGTERM and SIGINT save after the step under way (`StopSignal`).
+    On SIGTERM and SIGINT it finishes the current step, saves and returns (`StopSignal`).
     Every process of a run (`fot_jax.distributed`) calls this with a folder that all share; the first one writes
-    metrics and speaks.
+    metrics and prints.
 
     Args:
       config: the experiment.
       workdir: the run's folder: config.json, checkpoints/, metrics.jsonl, tensorboard/.
       allow_changes: config paths that may differ from the run already there.
-      devices: to arrange as the mesh; None: all.
+      devices: the devices of the mesh; None: all.
       say: prints one line of progress.
-      profile: the steps of which a trace is written.
+      profile: the steps to trace; None: no trace.
 
     Raises:
-      UserError: another config's folder, one that another process trains in, an unreadable checkpoint,
+      UserError: the folder belongs to another config, or another process trains in it; an unreadable checkpoint,
         an indivisible mesh, unusable or changed data, a checkpoint that could not be saved, a full disk.
       KeyboardInterrupt: SIGINT came before the first step was done.
       NonFiniteError: a metric became NaN or infinite; the last good checkpoint stays.
@@ -88,7 +88,7 @@ def train(
     check_batch(config, mesh)
     forms.check_platform(config.model.attention, mesh.devices.flat[0].platform)
     abstract = train_state.abstract_state(config, mesh)
-    run_folder.compare_config(folder, config, allow_changes=allow_changes)  # before minutes go into data
+    run_folder.compare_config(folder, config, allow_changes=allow_changes)  # fail before the data takes minutes
     stream = make_stream(config, "train")
     distributed.check_agreement("data.sources' tokens", repr(sorted(stream.digests.items())))
     evaluate = _make_evaluate(config, mesh) if config.train.eval_every else None
@@ -111,7 +111,7 @@ def train(
         for line in _changed_documents(position, stream.digests, folder, allow_changes):
             say(line)
         if distributed.is_first():
-            run_folder.write_config(folder, config)  # everything the config asks for is there
+            run_folder.write_config(folder, config)  # only now: all that the config asks for is there
             if config.train.init_from:
                 run_folder.inherit_source(folder, config.train.init_from)
         say(train_state.parameter_table(config))
@@ -169,13 +169,13 @@ def train(
 
 
 def _begin(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainState, dict]:
-    """The state before the first step, and a data position that remembers nothing."""
+    """Returns the state before the first step, and the data position of a new run."""
     first = checkpoint.load_params(config.train.init_from)[1] if config.train.init_from else None
     return train_state.create_state(config, mesh, params=first), {"switch_step": None}
 
 
 def _restore(checkpoints: checkpoint.Checkpointer, step: int, abstract: train_state.TrainState) -> tuple[Any, dict]:
-    """The state after `step` optimizer steps, and what the data position remembers."""
+    """Restores the state after `step` optimizer steps, and the data position saved with it."""
     params, opt_state, data = checkpoints.restore(step, params=abstract.params, optimizer=abstract.opt_state)
     number = distributed.put(np.asarray(step, np.int32), abstract.step.sharding)
     return train_state.TrainState(step=number, params=params, opt_state=opt_state), data
@@ -184,7 +184,7 @@ def _restore(checkpoints: checkpoint.Checkpointer, step: int, abstract: train_st
 def _changed_documents(
     position: dict, digests: dict[str, str], folder: Path, allow_changes: Collection[str]
 ) -> list[str]:
-    """A line for each source whose tokens are not those trained on so far. Raises UserError unless allowed."""
+    """Returns a line for each source whose tokens differ from those trained on. Raises UserError unless allowed."""
     saved = position.get("documents", {})
     changed = [name for name, digest in digests.items() if saved.get(name, digest) != digest]
     if changed and not any(run_folder.allows(name, run_folder.DOCUMENTS) for name in allow_changes):
@@ -198,24 +198,24 @@ def _changed_documents(
 
 @contextlib.contextmanager
 def _guards() -> Iterator[None]:
-    """No hidden transfer between host and device, no hidden broadcast of ranks."""
+    """Holds JAX's guards: no implicit transfer between host and device, no implicit rank promotion."""
     with jax.transfer_guard("disallow"), jax.numpy_rank_promotion("raise"):
         yield
 
 
 def _load(stream: Stream, mesh: Mesh, rows: int, step: int) -> Any:
-    """The batch of a step, on the devices; each process makes its rows alone."""
+    """Loads the batch of a step onto the devices; each process makes only its own rows."""
     sharding = batch_sharding(mesh)
     parts = [stream.batch(step, rows=span) for span in distributed.local_rows(sharding, rows)]
     return distributed.put_rows(parts, sharding, rows=rows)
 
 
 def _say_nothing(line: str) -> None:
-    del line  # the first process says it
+    del line  # the first process prints it
 
 
 def _plan(config: ExperimentConfig, mesh: Mesh, rows: int, num_contexts: int) -> Plan | None:
-    """The plan of a micro-batch of `rows` rows, on the devices; None for plain training."""
+    """Returns the plan of a micro-batch of `rows` rows, on the devices; None for plain training."""
     if config.crossbatch.plan is PlanKind.OFF:
         return None
     plan = make_plan(config.crossbatch, batch_rows=rows, num_contexts=num_contexts)
@@ -225,7 +225,7 @@ def _plan(config: ExperimentConfig, mesh: Mesh, rows: int, num_contexts: int) ->
 def _notices(
     config: ExperimentConfig, mesh: Mesh, stream: Stream, *, start: int, final: int, plans: Callable[[int], Plan | None]
 ) -> list[str]:
-    """What is said of crossbatch before the first step: how rows travel, and what the plan leaves out."""
+    """Returns lines about crossbatch, printed before the first step: how rows travel, and what the plan lacks."""
     lines = _ring_of(config, mesh, plans(final))
     notice = plan_notice(config)
     if notice is None and distributed.is_first() and config.crossbatch.plan is not PlanKind.OFF:
@@ -234,7 +234,7 @@ def _notices(
 
 
 def _ring_of(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:
-    """A line on how the rows of the plan travel between devices; none where they do not."""
+    """Returns a line on how the plan's rows travel between devices; no line where they do not."""
     route = None if plan is None else crossbatch_route(config, mesh, columns=plan.context_ids.shape[1])
     if route is None:
         return []
@@ -244,13 +244,13 @@ def _ring_of(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[st
 
 
 def _flops_per_token(config: ExperimentConfig, rows: int, num_contexts: int) -> float:
-    """Model FLOPs of a training step per token (what remat computes again is not counted)."""
+    """Returns the model FLOPs of a training step per token (without what remat computes again)."""
     plan = make_plan(config.crossbatch, batch_rows=rows, num_contexts=num_contexts)
     return account.flops_per_token(config.model, contexts_per_row=account.mean_contexts(plan)).train
 
 
 def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan | None], dict[str, float]]:
-    """Held-out loss and accuracy over the same `train.eval_batches` batches every time."""
+    """Returns a function that measures held-out loss and accuracy, over the same `train.eval_batches` batches."""
     stream = make_stream(config, "heldout")
     eval_step = make_eval_step(config, mesh)
 

@@ -1,4 +1,4 @@
-"""Where the seconds of a run go: steps, and what keeps the devices from them."""
+"""Time accounting of a run: the seconds of steps, and of other work that keeps the devices from them."""
 
 import contextlib
 import enum
@@ -10,7 +10,7 @@ import jax
 
 
 class Part(enum.StrEnum):
-    """What this process may be doing instead of steps."""
+    """Work of this process other than steps."""
 
     COMPILE = "compile"
     DATA_WAIT = "data_wait"
@@ -22,10 +22,10 @@ _COMPILING = "/jax/core/compile/"  # JAX's events: tracing, lowering, compiling 
 
 
 class LostTime:
-    """Seconds of each part since it was entered, measured by this process' main thread.
+    """Seconds of each part since it was entered, measured in this process's main thread.
 
-    Compiling counts as compiling wherever it happens, and is taken off the part around it. What remains is
-    given to steps.
+    Compiling counts as compiling wherever it happens, and is subtracted from the part around it. The remaining
+    time belongs to steps.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,7 +45,7 @@ class LostTime:
     def _event(self, event: str, start: float, end: float, **_: object) -> None:
         if not event.startswith(_COMPILING) or threading.get_ident() != self._thread:
             return
-        while self._compiled and self._compiled[-1][0] >= start:  # what this span holds: traces within traces
+        while self._compiled and self._compiled[-1][0] >= start:  # spans inside this one: traces within traces
             inner = self._compiled.pop()
             self.seconds[Part.COMPILE] -= inner[1] - inner[0]
         self._compiled.append((start, end))
@@ -53,7 +53,7 @@ class LostTime:
 
     @contextlib.contextmanager
     def of(self, part: Part) -> Iterator[None]:
-        """Counts the time inside, without its compiling, as `part`."""
+        """Counts the time of the block, without its compiling, as `part`."""
         begin, compiled = self._clock(), self.seconds[Part.COMPILE]
         try:
             yield
@@ -62,11 +62,11 @@ class LostTime:
             self.seconds[part] += max(self._clock() - begin - inside, 0.0)
 
     def scalars(self) -> dict[str, float]:
-        """compile_seconds, data_wait_seconds, checkpoint_seconds, evaluation_seconds so far."""
+        """Returns compile_seconds, data_wait_seconds, checkpoint_seconds, evaluation_seconds so far."""
         return {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
 
     def summary(self) -> str:
-        """`time: 81% steps, 9% compile, 5% data wait, 3% checkpoint, 2% evaluation`: shares of the time so far."""
+        """Returns the shares so far: `time: 81% steps, 9% compile, 5% data wait, 3% checkpoint, 2% evaluation`."""
         total = max(self._clock() - self._start, 1e-9)
         shares = {"steps": total - sum(self.seconds.values())}
         shares |= {part.replace("_", " "): seconds for part, seconds in self.seconds.items()}

@@ -11,17 +11,17 @@ from fot_jax.workdir import write_atomically
 
 
 class MetricsWriter:
-    """Appends rows to WORKDIR/metrics.jsonl and scalars to WORKDIR/tensorboard.
+    """A writer of rows to WORKDIR/metrics.jsonl and scalars to WORKDIR/tensorboard.
 
-    A row has no key, and TensorBoard no point, where there is no number: a step whose tokens bore no loss has
+    Where there is no number, a row has no key and TensorBoard no point: a step whose tokens bore no loss has
     `loss_tokens` 0 and neither `loss` nor `accuracy`.
 
-    On resume the rows after the restored step are dropped, so that the file has each step once; a row cut
-    off by a kill goes with them. Every row is handed to the system before `write` returns.
+    On resume the rows after the restored step are dropped, so that the file has each step once; a row that a
+    kill cut off is dropped too. Every row is handed to the operating system before `write` returns.
     """
 
     def __init__(self, workdir: Path, *, step: int) -> None:
-        """Opens the files of a run that goes on after `step` optimizer steps."""
+        """Opens the files of a run that continues after `step` optimizer steps."""
         path = workdir / "metrics.jsonl"
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step))
         self._rows = path.open("a", encoding="utf-8")
@@ -40,7 +40,7 @@ class MetricsWriter:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file, in order; a last row cut off in the middle is left out."""
+    """Reads the rows of a metrics file, in order; leaves out a last row that was cut off in the middle."""
     if not path.exists():
         return []
     rows = []
@@ -53,21 +53,21 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 class Speed:
-    """Tokens per second since the last report, and what they say about the time left."""
+    """Tokens per second since the last report, and the time left at that speed."""
 
     def __init__(self, *, tokens_per_step: int, steps: int) -> None:
-        """`tokens_per_step` counts every token of a batch, padding too; `steps` is the length of the run."""
+        """Takes the tokens of a batch, padding too, and `steps`, the length of the run."""
         self._tokens_per_step = tokens_per_step
         self._steps = steps
         self._since: tuple[int, float] | None = None
 
     def start(self, step: int) -> None:
-        """Starts the clock when `step` steps are done; called after the first step, which compiled."""
+        """Starts the clock when `step` steps are done; called after the first step, which compiles."""
         if self._since is None:
             self._since = (step, time.monotonic())
 
     def report(self, step: int) -> tuple[float, float]:
-        """(tokens per second, seconds left) at `step`; NaN while too little is known. Restarts the clock."""
+        """Returns (tokens per second, seconds left) at `step`, NaN while unknown. Restarts the clock."""
         now = time.monotonic()
         since, self._since = self._since, (step, now)
         if since is None or step <= since[0] or now <= since[1]:
@@ -77,7 +77,7 @@ class Speed:
 
 
 def progress_line(step: int, scalars: dict[str, float], *, steps: int, seconds_left: float) -> str:
-    """`step 120/500  loss 2.345  acc 0.412  d 4  12.3k tokens/s  ETA 3m20s  MFU 41.2%`; the unknown is left out.
+    """Returns `step 120/500  loss 2.345  acc 0.412  d 4  12.3k tokens/s  ETA 3m20s  MFU 41.2%`, without unknown parts.
 
     Without loss and accuracy it says `no token bore loss`.
     """
@@ -98,7 +98,7 @@ def progress_line(step: int, scalars: dict[str, float], *, steps: int, seconds_l
 
 
 def duration(seconds: float) -> str:
-    """45s, 3m20s, 2h05m."""
+    """Returns a duration as 45s, 3m20s or 2h05m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -13,25 +13,25 @@ STACKED = "layers"  # the parameter collection that the decoder stacks along N w
 
 
 def learning_rate(config: OptimizerConfig, *, steps: int) -> Callable[[jax.typing.ArrayLike], jax.Array]:
-    """The learning rate of every optimizer step.
+    """Returns the learning rate as a function of the optimizer step.
 
     With s = count + 1 (the first step is 1) and W = max(warmup_steps, 1), for s <= W: max · s / W; after that
 
         INVERSE_SQRT  max(min, max · sqrt(W / s))
         CONSTANT      max
         COSINE        min + (max − min) · (1 + cos(π · (s − W) / (steps − W))) / 2, then min
-        WSD           max, over the last D = decay_steps linearly to min at s = steps, then min
+        WSD           max; over the last D = decay_steps steps linearly to min at s = steps; then min
 
     Warm-up starts below `min_learning_rate`: the floor holds for the decay only.
 
     Args:
-      config: optimizer section of the experiment.
-      steps: length of the run in optimizer steps (COSINE and WSD end there).
+      config: the optimizer section of the experiment.
+      steps: the length of the run in optimizer steps (COSINE and WSD end there).
 
     Returns:
       A function of `count`, the optimizer steps done so far.
 
-    Source: FoT app. B.1 (inverse square root, 1000 warm-up steps); app. A.1 (LongLLaMA: constant);
+    Source: FoT app. B.1 (inverse square root, 1000 warm-up steps); app. A.2 (LongLLaMA: constant);
     WSD: Hu et al. 2024 (MiniCPM), arXiv 2404.06395.
     """
     peak, floor = config.learning_rate, config.min_learning_rate
@@ -57,7 +57,7 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> Callable[[jax.typin
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the parameters that weight decay shrinks: matrices, not norms, biases, temperatures or gates.
+    """Returns True for parameters that weight decay shrinks: matrices, not norms, biases, temperatures or gates.
 
     A parameter of one layer counts as a matrix when it has two axes or more; the axis N of scanned layers
     is not counted.
@@ -70,7 +70,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def layerwise(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies `inner` to each scanned layer by itself, so that scanning does not change the update.
+    """Applies `inner` to each scanned layer separately, so that scanning does not change the update.
 
     Adafactor looks at whole parameters (row and column means, root mean squares): over a stack of N layers
     these would mix the layers.
@@ -99,13 +99,13 @@ def layerwise(inner: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def make_optimizer(config: OptimizerConfig, train: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW or Adafactor, with decay scaled by the learning rate.
+    """Returns the optimizer: clipping by the global norm, then AdamW or Adafactor, decay scaled by the learning rate.
 
     ADAFACTOR: factored second moments (decay 1 − t^−0.8), updates clipped to root mean square 1 and scaled
-    by each parameter's own root mean square, momentum beta1; `beta2` and `epsilon` are AdamW's alone.
+    by each parameter's own root mean square, momentum beta1; only AdamW uses `beta2` and `epsilon`.
 
-    Source: FoT app. B.1 (Adafactor, beta1 0.9), app. A.1 (LongLLaMA: AdamW, weight decay 0.01).
-    Differs: T5X multiplies by the learning rate before the momentum, here it comes after it, as in AdamW.
+    Source: FoT app. B.1 (Adafactor, beta1 0.9), app. A.2 (LongLLaMA: AdamW, weight decay 0.01).
+    Differs: T5X multiplies by the learning rate before the momentum, this code after it, as AdamW does.
     """
     if config.kind is OptimizerKind.ADAMW:
         direction = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)

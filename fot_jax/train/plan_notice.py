@@ -1,4 +1,4 @@
-"""What a plan leaves out, in one line: no contexts, no negatives, or none that a query sees."""
+"""Notices, one line each, of plans without contexts, without negatives, or with contexts that no query sees."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from fot_jax.types import Batch, Plan
 
 
 def plan_notice(config: ExperimentConfig) -> str | None:
-    """A line about contexts that the plan's tables lack; None where they have what their kind is for.
+    """Returns a line about contexts that the plan's tables lack; None if they have all that their kind needs.
 
-    Looks at the table of every d of the schedule, as training makes it: names and defaults of the config do not
-    count. OWN_PAST, and training with stopped gradients (the Memorizing Transformer's memory), mean the own past alone.
+    Looks at the table of every d of the schedule, as training makes it, not at names and defaults of the config.
+    OWN_PAST, and training with stopped gradients (the Memorizing Transformer's memory), need no other documents.
     """
     crossbatch = config.crossbatch
     if crossbatch.plan is PlanKind.OFF:
@@ -39,10 +39,10 @@ def plan_notice(config: ExperimentConfig) -> str | None:
 
 
 def unseen_notice(config: ExperimentConfig, batch: Batch, *, num_contexts: int) -> str | None:
-    """A line where a plan has contexts, and no query of a batch sees any key of them; else None.
+    """Returns a line if a plan has contexts but no query of a batch sees any of their keys; else None.
 
-    So it is with documents no longer than a row: the earlier chunk of the own stream is another document's, which is
-    masked.
+    This happens with documents no longer than a row: the earlier chunk of the reader's own stream belongs to another
+    document and is masked.
 
     Args:
       config: the experiment.
@@ -61,7 +61,7 @@ def unseen_notice(config: ExperimentConfig, batch: Batch, *, num_contexts: int) 
             if _sees(queries, keys, own=plan.own_document[row, slot], boundaries=crossbatch.boundaries):
                 return None
     if not filled:
-        return None  # plan_notice says so
+        return None  # plan_notice reports this
     return (
         f"crossbatch.plan '{crossbatch.plan.value}': no query sees a key of its contexts in the first batch, every one"
         " is masked. Take longer documents, shorter rows, or data.document_end='pack'."
@@ -69,11 +69,11 @@ def unseen_notice(config: ExperimentConfig, batch: Batch, *, num_contexts: int) 
 
 
 def _sees(queries: set[int], keys: set[int], *, own: bool, boundaries: Boundaries) -> bool:
-    """Whether any query of these documents sees any key of those, through one slot (`crossbatch.context_mask`)."""
+    """True if a query of documents `queries` sees a key of documents `keys` in one slot (`crossbatch.context_mask`)."""
     if not (queries and keys):
         return False
     if not own:
-        return len(queries | keys) > 1  # all but the query's document
+        return len(queries | keys) > 1  # all documents but the query's
     return boundaries is Boundaries.JOINED or bool(queries & keys)
 
 
@@ -82,7 +82,7 @@ def _documents(segments: np.ndarray) -> set[int]:
 
 
 def _pieces(config: ExperimentConfig, segments: np.ndarray) -> np.ndarray:
-    """Segments [A, B/A, L] of the micro-batches, as `step.micro_batches` cuts them on one device."""
+    """Returns the segments [A, B/A, L] of the micro-batches, as `step.micro_batches` cuts them on one device."""
     stacked = config.crossbatch.rows_per_stream if config.crossbatch.plan is PlanKind.TWO_PASS else 1
     accumulation, (B, L) = config.train.accumulation, segments.shape
     cut = segments.reshape(stacked, accumulation, B // (stacked * accumulation), L)
@@ -90,26 +90,26 @@ def _pieces(config: ExperimentConfig, segments: np.ndarray) -> np.ndarray:
 
 
 def _counts(plan: Plan) -> tuple[int, int]:
-    """Contexts of the whole table: of the reader's own document, and of others."""
+    """Counts the contexts in the whole table: of the reader's own document, and of others."""
     filled = np.asarray(plan.context_ids) >= 0
     own = int((filled & np.asarray(plan.own_document)).sum())
     return own, int(filled.sum()) - own
 
 
 def _contexts(crossbatch: CrossbatchConfig) -> list[int]:
-    """Every d of the schedule, in its order, each once."""
+    """Returns every d of the schedule once, in its order."""
     return list(dict.fromkeys(crossbatch.schedule.num_contexts))
 
 
 def _fix(crossbatch: CrossbatchConfig) -> str:
-    """What gives a row more contexts."""
+    """Returns the advice that gives a row more contexts."""
     if crossbatch.plan is PlanKind.SEGMENTS:
         return "Raise the counts of crossbatch.segments, or train.batch_rows"
     return "Raise crossbatch.schedule.num_contexts, or train.batch_rows"
 
 
 def _at(found: list[int], crossbatch: CrossbatchConfig) -> str:
-    """` at d = 1`, with the part of the schedule that it is; nothing for plans that do not use d."""
+    """Returns ` at d = 1` and the part of the schedule with that d; "" for plans that do not use d."""
     if crossbatch.plan in (PlanKind.SEGMENTS, PlanKind.OWN_PAST):
         return ""
     listed = f" at d = {', '.join(map(str, found))}"

@@ -1,4 +1,4 @@
-"""The next batch, made while the device works on this one."""
+"""Makes the next batch while the device works on the current one."""
 
 import concurrent.futures
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Prefetcher:
-    """Calls `load(step + 1)` in a thread while the caller works on `load(step)`.
+    """A thread that calls `load(step + 1)` while the caller works on `load(step)`.
 
-    `load` is a pure function of the step, so prefetching changes nothing but the time. An error of `load`
-    appears where its step is taken.
+    `load` is a pure function of the step, so prefetching changes only the time. An error of `load` is raised
+    where its step is taken.
     """
 
     def __init__(self, load: Callable[[int], Any], *, stop: int) -> None:
@@ -20,7 +20,7 @@ class Prefetcher:
         self._next: tuple[int, concurrent.futures.Future] | None = None
 
     def take(self, step: int) -> Any:
-        """What `load(step)` returns; starts on the next step."""
+        """Returns `load(step)` and starts loading the next step."""
         if self._next is None or self._next[0] != step:
             self._next = (step, self._thread.submit(self._load, step))
         loaded = self._next[1].result()

@@ -16,7 +16,7 @@ class ProfileSteps:
     """The steps to trace, `first` to `last`, both included, counted from 1 as the progress lines do.
 
     Raises:
-      UserError: no step lies in between.
+      UserError: the range has no step, or starts before step 1.
     """
 
     first: int
@@ -28,9 +28,9 @@ class ProfileSteps:
 
 
 class Profile:
-    """Starts and ends the trace of a run's steps; the first process traces its host and devices.
+    """The trace of a run's steps; the first process traces its host and devices.
 
-    Only whole steps are in it: the device has done the step before when it starts, and the last one when it ends.
+    It holds only whole steps: it starts after the device has done the step before, and ends after the last one.
     """
 
     def __init__(self, workdir: Path, steps: ProfileSteps | None, *, say: Callable[[str], None]) -> None:
@@ -40,7 +40,7 @@ class Profile:
         self._running = False
 
     def before(self, step: int, *, wait: Callable[[], None]) -> None:
-        """Called before `step` is dispatched; `wait` returns when every step before is done."""
+        """Starts or ends the trace before `step` is dispatched; `wait` returns when every step before is done."""
         if self._steps is None or not distributed.is_first():
             return
         if self._running and step > self._steps.last:

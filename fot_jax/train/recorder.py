@@ -1,4 +1,4 @@
-"""What becomes of a step's metrics: checked, remembered, written, printed."""
+"""Checks, holds, writes and prints the metrics of each step."""
 
 import contextlib
 import logging
@@ -17,21 +17,21 @@ from fot_jax.train.step import StepMetrics
 
 logger = logging.getLogger(__name__)
 
-MEANS = ("loss", "z_loss", "accuracy", "row_mean_loss")  # over a step's loss tokens; without any they are not written
+MEANS = ("loss", "z_loss", "accuracy", "row_mean_loss")  # over a step's loss tokens; not written if there are none
 
 
 class NonFiniteError(ArithmeticError):
-    """A metric became NaN or infinite; the message names step and metric."""
+    """The error of a metric that became NaN or infinite; the message names step and metric."""
 
 
 class Recorder:
-    """Holds the metrics of the last dispatched step until the next one is on its way.
+    """The metrics of the last dispatched step, held until the next one is dispatched.
 
-    `begin` takes a step's metrics as device arrays, `finish` fetches them: called after the next dispatch,
-    the device never waits for the host.
+    `begin` takes a step's metrics as device arrays; `finish` fetches them. It is called after the next dispatch,
+    so that the device never waits for the host.
 
     Attributes:
-      switch_step: from which step the accuracy switch of d holds, None before it is known.
+      switch_step: the step from which the accuracy switch of d holds, None before it is known.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class Recorder:
         lost: LostTime,
         flops_per_token: Callable[[int], float],
     ) -> None:
-        """Goes on after `step` optimizer steps.
+        """Continues after `step` optimizer steps.
 
         Args:
           workdir: the run's folder.
           config: the experiment.
-          schedule: of d; observes the accuracies.
+          schedule: the schedule of d; observes the accuracies.
           step: optimizer steps done.
-          switch_step: as the checkpoint remembers it.
+          switch_step: the switch step in the checkpoint.
           say: prints a progress line.
-          lost: the seconds that no step got, written with the metrics.
+          lost: the time accounting, written with the metrics.
           flops_per_token: FLOPs of a training step per token, as a function of d.
         """
         self.switch_step = switch_step
@@ -75,17 +75,17 @@ class Recorder:
 
     def __exit__(self, kind: object, *exc_info: object) -> None:
         if self._writer:
-            # What a full disk did not take is still buffered: closing would fail once more.
+            # Rows that a full disk did not take are still buffered: closing would fail once more.
             with contextlib.suppress(*((OSError,) if kind else ())):
                 self._writer.close()
 
     def begin(self, step: int, metrics: StepMetrics, *, num_contexts: int) -> None:
-        """Takes the metrics of the step that makes `step` steps done; they may still be computing."""
+        """Takes the metrics of step `step`, counted from 1; they may still be computing."""
         assert self._pending is None, "finish() the step before"
         self._pending = (step, num_contexts, metrics)
 
     def finish(self, heldout: dict[str, float] | None = None) -> None:
-        """Fetches, checks and writes what `begin` took; does nothing if it is done.
+        """Fetches, checks and writes the metrics that `begin` took; does nothing if that is done.
 
         Args:
           heldout: held-out metrics of the same step, written in the same row.

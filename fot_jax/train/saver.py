@@ -1,4 +1,4 @@
-"""When a run's checkpoints are saved, what is in them, and what a disk that is full ends with."""
+"""Saves a run's checkpoints when they are due, and turns a full disk into one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from fot_jax.train.state import TrainState
 
 
 class Saver:
-    """Saves the state and the data position of a run.
+    """The saver of a run's state and data position.
 
     Attributes:
       saved: the step of the newest checkpoint, finished or under way.
@@ -28,7 +28,7 @@ class Saver:
         lost: LostTime,
         documents: dict[str, str],
     ) -> None:
-        """Goes on after `step` optimizer steps; the seed and `documents` are noted in every checkpoint."""
+        """Continues after `step` optimizer steps; every checkpoint holds the seed and `documents`."""
         self.saved = step
         self._train = config.train
         self._checkpoints = checkpoints
@@ -36,13 +36,13 @@ class Saver:
         self._position = {"seed": config.seed, "documents": documents}
 
     def due(self, step: int) -> bool:
-        """Whether `step` ends with a checkpoint: every so many steps, and the last one."""
+        """True if `step` ends with a checkpoint: every `train.checkpoint_every` steps, and the last one."""
         return step == self._train.steps or step % self._train.checkpoint_every == 0
 
     def save(
         self, step: int, state: TrainState, *, switch_step: int | None, heldout: dict[str, float] | None = None
     ) -> None:
-        """Starts saving the state after `step` optimizer steps. Raises UserError as `Checkpointer.save`."""
+        """Starts saving the state after `step` optimizer steps. Raises UserError as `Checkpointer.save` does."""
         data: dict[str, Any] = {"step": step, "switch_step": switch_step} | self._position
         loss = heldout["heldout_loss"] if heldout else None
         with self._lost.of(Part.CHECKPOINT):
@@ -57,7 +57,7 @@ class Saver:
 
 @contextlib.contextmanager
 def disk_full_in_one_line(workdir: Path) -> Iterator[None]:
-    """Turns a full disk, whatever was being written, into one line that says from which step the run goes on."""
+    """Turns a full disk, whatever was being written, into one line that says from which step the run continues."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""The state of training, made sharded from the start."""
+"""The state of training, created sharded."""
 
 import functools
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes.
+    """Everything that a step changes.
 
     Attributes:
       step: int32 scalar, optimizer steps done.
@@ -38,12 +38,12 @@ class TrainState:
 
 
 def abstract_params(config: ExperimentConfig) -> Any:
-    """Shapes and logical axes of the parameters, without making them."""
+    """Returns shapes and logical axes of the parameters, without making them."""
     return boxed_shapes(config.model)
 
 
 def _abstract(config: ExperimentConfig) -> TrainState:
-    """The state as shapes and dtypes."""
+    """Returns the state as shapes and dtypes."""
     return jax.eval_shape(functools.partial(_init, config), param_shapes(config.model))
 
 
@@ -55,10 +55,10 @@ def _init(config: ExperimentConfig, params: Any = None) -> TrainState:
 
 
 def state_shardings(config: ExperimentConfig, mesh: Mesh) -> TrainState:
-    """The layout of every array of the state.
+    """Returns the sharding of every array of the state.
 
-    Parameters follow their logical axes. A moment of the shape of its parameter lies as the parameter does;
-    what is smaller (Adafactor's row and column means, counts) is whole on every device.
+    Parameters follow their logical axes. A moment with its parameter's shape is sharded as the parameter is;
+    smaller arrays (Adafactor's row and column means, counts) are whole on every device.
 
     Raises:
       ConfigError: a parameter does not divide over the mesh.
@@ -84,7 +84,7 @@ def state_shardings(config: ExperimentConfig, mesh: Mesh) -> TrainState:
 
 
 def abstract_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
-    """The state as shapes, dtypes and shardings: what a checkpoint is restored into."""
+    """Returns the state as shapes, dtypes and shardings, into which a checkpoint is restored."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         _abstract(config),
@@ -93,11 +93,11 @@ def abstract_state(config: ExperimentConfig, mesh: Mesh) -> TrainState:
 
 
 def create_state(config: ExperimentConfig, mesh: Mesh, *, params: Any = None) -> TrainState:
-    """The state before the first step, a pure function of config and seed on every mesh.
+    """Creates the state before the first step, a pure function of config and seed on every mesh.
 
     Args:
       config: the experiment.
-      mesh: where it lies.
+      mesh: the devices that hold it.
       params: unboxed parameters to start from; None: fresh ones. The gates of a Memorizing Transformer
         (`model.memory_gate`) may be missing: they start fresh, half memory and half local context.
 
@@ -115,7 +115,7 @@ def create_state(config: ExperimentConfig, mesh: Mesh, *, params: Any = None) ->
 
 
 def _with_fresh_gates(params: Any, config: ExperimentConfig) -> Any:
-    """Adds the gates of `model.memory_gate` where the parameters come from a model without."""
+    """Adds the gates of `model.memory_gate` where the parameters come from a model without gates."""
     held: dict[tuple, Any] = dict(traverse_util.flatten_dict(params))
     wanted: dict[tuple, Any] = dict(traverse_util.flatten_dict(param_shapes(config.model)))
     missing = {
@@ -140,7 +140,7 @@ def _check_same(params: Any, wanted: Any, *, config: ExperimentConfig) -> None:
 
 
 def parameter_table(config: ExperimentConfig) -> str:
-    """One line a parameter: name, shape, logical axes, count; the total last."""
+    """Returns one line for each parameter: name, shape, logical axes, count; the total last."""
     boxes = jax.tree_util.tree_leaves_with_path(
         abstract_params(config), is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
     )
@@ -160,5 +160,5 @@ def parameter_table(config: ExperimentConfig) -> str:
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """Root of the sum of squares of all entries, float32."""
+    """Returns the root of the sum of squares of all entries, float32."""
     return optax.tree_utils.tree_norm(tree)

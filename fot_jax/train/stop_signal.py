@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as requests: the loop finishes its step, saves and returns; several processes at the same step."""
+"""Turns SIGTERM and Ctrl-C into requests: the loop ends after its step, saved; all processes at the same step."""
 
 import os
 import signal
@@ -9,30 +9,30 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-INTERRUPTED = 130  # exit code after SIGINT, 128 + 2, as shells have it
+INTERRUPTED = 130  # exit code after SIGINT, 128 + 2, as in shells
 _AT_ONCE = "stopping after this step, saving; Ctrl-C again ends at once"
 _COMPILING = "stopping as soon as the program is compiled, no step is done; Ctrl-C again ends at once"
 
 
 class StopSignal:
-    """Catches SIGTERM and SIGINT while entered; the loop asks `reached` before every step.
+    """A context that catches SIGTERM and SIGINT; the loop asks `reached` before every step.
 
-    The handlers only set a flag: saving happens in the loop, between two steps. The previous handlers are put
-    back at the end. Outside the main thread Python allows no handlers, and nothing is caught.
+    The handlers only set a flag: the loop saves, between two steps. The previous handlers are restored at the
+    end. Outside the main thread Python allows no handlers, and nothing is caught.
 
         SIGTERM               saves after this step
         SIGINT (Ctrl-C)       saves after this step, and says so at once; before the first step: KeyboardInterrupt
         a second SIGINT       ends the process at once with exit code 130
 
-    Python runs handlers between two of its own instructions, so a long step or compilation would hold up the line
-    and the second Ctrl-C: a thread that reads `signal.set_wakeup_fd` sees to both.
+    Python runs handlers between two of its own instructions, so a long step or compilation would delay the printed
+    line and the second Ctrl-C. A thread that reads `signal.set_wakeup_fd` handles both.
 
-    With several processes JAX has caught SIGTERM since they joined: the process that gets it tells the others,
+    With several processes JAX catches SIGTERM from the time they join: the process that gets it tells the others,
     and all stop at the first step that none of them has begun. SIGINT is passed on as SIGTERM.
 
     Attributes:
-      requested: whether to stop.
-      interrupted: whether SIGINT asked for it.
+      requested: True if the run is to stop.
+      interrupted: True if SIGINT asked for it.
       begun: set by the loop once a step is done; from then on there is something to save.
     """
 
@@ -48,7 +48,7 @@ class StopSignal:
         return "SIGINT" if self.interrupted else "SIGTERM"
 
     def reached(self, step: int) -> bool:
-        """Whether to stop before `step`; every process asks once for every step, in order."""
+        """True if the run is to stop before `step`; every process asks once for every step, in order."""
         if jax.process_count() > 1:
             self.requested = multihost_utils.reached_preemption_sync_point(step)
         return self.requested

@@ -1,4 +1,4 @@
-"""TensorBoard events, written by the thread that calls."""
+"""TensorBoard events, written in the caller's thread."""
 
 import time
 from pathlib import Path
@@ -11,10 +11,10 @@ _FLUSH_SECONDS = 120.0
 
 
 class ScalarEvents:
-    """Appends scalars to an event file of a folder.
+    """An event file in a folder, to which scalars are appended.
 
-    tensorboardX's SummaryWriter writes from a thread of its own. When the disk is full that thread dies, and the
-    training waits for it forever; here the error is raised where a scalar is added.
+    tensorboardX's SummaryWriter writes from a thread of its own. When the disk is full that thread dies, and
+    training waits for it forever. Here the error is raised where a scalar is added.
     """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
@@ -27,7 +27,7 @@ class ScalarEvents:
         self._flushed = 0.0
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
-        """Adds a point of each curve; the file is flushed every two minutes. Raises OSError."""
+        """Adds a point to each curve; flushes the file every two minutes. Raises OSError."""
         for name, value in scalars.items():
             self._file.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:

@@ -1,4 +1,4 @@
-"""Training a part of the model: which parameters the optimizer may change, layer by layer."""
+"""Trains a part of the model: selects the parameters that the optimizer may change, layer by layer."""
 
 from typing import Any, assert_never
 
@@ -11,10 +11,10 @@ from fot_jax.train.optimizer import STACKED
 
 
 def trainable_mask(config: ModelConfig, params: Any, trainable: Trainable) -> Any:
-    """Which entries of every parameter are trained.
+    """Returns masks of the trained entries of every parameter.
 
     Args:
-      config: the model; its `memory_layers` are those meant by MEMORY_LAYERS and MEMORY_ATTENTION.
+      config: the model; MEMORY_LAYERS and MEMORY_ATTENTION mean its `memory_layers`.
       params: unboxed parameters or their shapes.
       trainable: the part that is trained.
 
@@ -42,15 +42,15 @@ def trainable_mask(config: ModelConfig, params: Any, trainable: Trainable) -> An
 
 
 def first_trained(config: ModelConfig, trainable: Trainable) -> int:
-    """The lowest layer with trained parameters; those below, and the embedding, take no part in the backward pass."""
+    """Returns the lowest trained layer; lower layers and the embedding take no part in the backward pass."""
     return 0 if trainable is Trainable.ALL else min(config.memory_layers)
 
 
 def frozen(params: Any, mask: Any) -> Any:
-    """`params`, of which those with no trained entry take no gradient (none is computed for them)."""
+    """Returns `params` with gradients stopped for those without a trained entry (none is computed for them)."""
     return jax.tree.map(lambda leaf, chosen: leaf if chosen.any() else jax.lax.stop_gradient(leaf), params, mask)
 
 
 def only(tree: Any, mask: Any) -> Any:
-    """Gradients or updates of the trained entries, zero elsewhere."""
+    """Returns gradients or updates of the trained entries, zero elsewhere."""
     return jax.tree.map(lambda leaf, chosen: leaf if chosen.all() else jnp.where(chosen, leaf, 0), tree, mask)

@@ -1,12 +1,12 @@
-"""Who takes part in a run, whether all run the same, and who is lost: lines of JSON over TCP through process 0.
+"""Checks that all processes of a run are there and equal, and reports lost ones: JSON lines over TCP via process 0.
 
     others -> 0   hello        host, and digests of what must be equal
     0 -> others   go | stop    all are there and equal | one line that says what is not
-    both ways     beat         every few seconds; who is silent for long is lost
+    both ways     beat         every BEAT_SECONDS; a process silent for SILENT_SECONDS is lost
                   failed       one line; process 0 tells all
                   done         the process ended well
 
-A killed process' connection is closed by its system at once; a lost machine is noticed by its silence.
+When a process is killed, its system closes the connection at once; a lost machine is noticed by its silence.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ _LONGEST_LINE = 1 << 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hello:
-    """What a process says of itself.
+    """A process' description of itself.
 
     Attributes:
       process: its number.
       processes: how many it expects.
       host: its host's name.
-      same: what must be equal in all processes: name -> digest.
+      same: digests that must be equal in all processes, by name.
     """
 
     process: int
@@ -50,14 +50,14 @@ class Hello:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop:
-    """Why this process must end: one line, and the exit code."""
+    """Order to end this process: the reason in one line, and the exit code."""
 
     message: str
     code: int
 
 
 class Line:
-    """One connection: JSON objects, one a line."""
+    """Connection that carries JSON objects, one a line."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -65,7 +65,7 @@ class Line:
         self._lock = threading.Lock()
 
     def send(self, **message: Any) -> None:
-        """Sends one object; a lost connection is found out by who reads."""
+        """Sends one object; the reading side notices a lost connection."""
         try:
             with self._lock:
                 self._socket.sendall(json.dumps(message).encode() + b"\n")
@@ -73,7 +73,7 @@ class Line:
             pass
 
     def receive(self, *, seconds: float) -> dict[str, Any] | None:
-        """The next object; None when the other side is gone, silent for `seconds`, or talks otherwise."""
+        """Returns the next object; None when the other side is gone, silent for `seconds`, or sends no object."""
         try:
             self._socket.settimeout(max(seconds, 0.01))
             line = self._file.readline(_LONGEST_LINE)
@@ -94,7 +94,7 @@ class Line:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Objects until the other side is gone or silent."""
+        """Yields objects until the other side is gone or silent."""
         while (message := self.receive(seconds=SILENT_SECONDS)) is not None:
             yield message
 
@@ -104,8 +104,8 @@ class Watch:
 
     Attributes:
       stops: gets a Stop when another process failed or died.
-      hosts: of all processes, by number.
-      token: process 0's, the same for all.
+      hosts: names of the hosts, by process number.
+      token: process 0's, which all processes have.
     """
 
     def __init__(self, me: Hello, lines: dict[int, Line], *, hosts: list[str], token: str) -> None:
@@ -130,11 +130,11 @@ class Watch:
             line.hang_up()
 
     def failed(self, message: str, code: int) -> None:
-        """Tells the others that this process fails."""
+        """Tells the others that this process failed."""
         self._tell(f"{self._me} failed: {message}", code)
 
     def done(self, *, seconds: float) -> None:
-        """Tells the others that this process ended well; process 0 waits for them, others end at once."""
+        """Tells the others that this process ended well; process 0 then waits for the others."""
         for line in self._lines.values():
             line.send(kind="done")
         deadline = time.monotonic() + seconds
@@ -156,7 +156,7 @@ class Watch:
         self._lines[process].close()
 
     def _until_stop(self, process: int) -> Stop | None:
-        """Reads what a process says; None when it ended well."""
+        """Reads a process' messages until it ends; None when it ended well."""
         for message in self._lines[process].messages():
             if message.get("kind") == "failed":
                 return Stop(message=str(message.get("message")), code=int(message.get("code", DEAD)))
@@ -171,13 +171,13 @@ class Watch:
 
 
 def assemble(seat: Seat, me: Hello, *, seconds: float, token: str) -> Watch:
-    """Waits for every process; they must all run the same.
+    """Waits for every process and checks that all run the same.
 
     Args:
       seat: this process' seat.
-      me: what it says of itself.
+      me: its description of itself.
       seconds: how long to wait.
-      token: process 0's reaches all; the others' are not used.
+      token: process 0 sends its own to all; the others' are not used.
 
     Raises:
       UserError: processes are missing after `seconds`, or run something else; the message names them.
@@ -187,7 +187,7 @@ def assemble(seat: Seat, me: Hello, *, seconds: float, token: str) -> Watch:
 
 
 def _hold(seat: Seat, me: Hello, deadline: float, seconds: float, token: str) -> Watch:
-    """Process 0: waits for the others' hellos, judges, and tells them."""
+    """Runs the preflight in process 0: waits for the others' hellos, checks them and answers."""
     try:
         v6 = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if v6 else socket.AF_INET
@@ -210,7 +210,7 @@ def _hold(seat: Seat, me: Hello, deadline: float, seconds: float, token: str) ->
             line = Line(connection)
             hello = _parsed(line.receive(seconds=min(BEAT_SECONDS, deadline - time.monotonic())))
             problem = _misfit(hello, hellos, seat) if hello else None
-            if hello is None or problem:  # a stranger, or a process that cannot be of this run
+            if hello is None or problem:  # not a process of this run
                 line.send(kind="stop", message=problem or "not one of this run")
                 line.close()
             else:
@@ -228,7 +228,7 @@ def _hold(seat: Seat, me: Hello, deadline: float, seconds: float, token: str) ->
 
 
 def _answer(seat: Seat, me: Hello, deadline: float, seconds: float) -> Watch:
-    """Another process: says hello to process 0 and waits for its word."""
+    """Runs the preflight in another process: says hello to process 0 and waits for its answer."""
     reason = "no answer"
     while time.monotonic() < deadline:
         try:
@@ -264,7 +264,7 @@ def _parsed(message: dict[str, Any] | None) -> Hello | None:
 
 
 def _misfit(hello: Hello, hellos: dict[int, Hello], seat: Seat) -> str | None:
-    """Why a hello cannot be of this run."""
+    """Says why a hello cannot be of this run; None where it can."""
     if hello.processes != seat.processes:
         return (
             f"preflight: --num-processes must be the same everywhere, got {hello.processes} in {hello} and"
@@ -276,7 +276,7 @@ def _misfit(hello: Hello, hellos: dict[int, Hello], seat: Seat) -> str | None:
 
 
 def _missing(hellos: dict[int, Hello], seat: Seat, seconds: float) -> str | None:
-    """The line that names who has not come."""
+    """Names the processes that have not come; None where all have."""
     missing = [process for process in range(seat.processes) if process not in hellos]
     if not missing:
         return None
@@ -289,7 +289,7 @@ def _missing(hellos: dict[int, Hello], seat: Seat, seconds: float) -> str | None
 
 
 def _difference(hellos: dict[int, Hello]) -> str | None:
-    """The line that names who runs something else than process 0."""
+    """Names the processes that run something else than process 0; None where none does."""
     first = hellos[0]
     for name in first.same:
         others = [hello for _, hello in sorted(hellos.items()) if hello.same.get(name) != first.same[name]]

@@ -1,12 +1,12 @@
-"""Which process of a run this is: from flags, or from what TPU hosts know of themselves.
+"""Finds which process of a run this is: from flags, or from the environment of a TPU host.
 
-| where | how many, which, where is the first |
+| machine | source of the number of processes, of this one's number and of the first host |
 |---|---|
 | GKE (JobSet)            | TPU_WORKER_HOSTNAMES, TPU_WORKER_ID; with several slices MEGASCALE_* |
 | Cloud TPU VM            | the metadata server: worker-network-endpoints, agent-worker-number, tpu-env |
 | anything else           | --coordinator=HOST:PORT --num-processes=N --process-id=I |
 
-Source: the same variables and attributes that jax.distributed.initialize reads (jax/_src/clusters).
+Source: the variables and attributes that jax.distributed.initialize reads (jax/_src/clusters).
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from pathlib import Path
 
 from fot_jax.config import UserError
 
-PORT = 8490  # of the roll call on the first host of a TPU slice; JAX's coordinator takes the next one
+PORT = 8490  # of the preflight on the first host of a TPU slice; JAX's coordinator takes the next one
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 _METADATA_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Process number `process` of `processes`; the roll call is held on `host`:`port`, where process 0 runs.
+    """Process number `process` of `processes`; process 0 runs the preflight on `host`:`port`.
 
     Attributes:
-      names: host of every process where the environment tells, else empty.
+      names: host of every process if the environment tells, else empty.
     """
 
     host: str
@@ -40,13 +40,13 @@ class Seat:
 
     def __post_init__(self) -> None:
         if not 0 <= self.process < self.processes:
-            raise UserError(f"--process-id must lie in [0, --num-processes={self.processes}), got {self.process}.")
+            raise UserError(f"--process-id must be in [0, --num-processes={self.processes}), got {self.process}.")
         if not 1 <= self.port <= 65534:
-            raise UserError(f"--coordinator's port must lie in [1, 65534] (the next one is JAX's), got {self.port}.")
+            raise UserError(f"--coordinator's port must be in [1, 65534] (the next one is JAX's), got {self.port}.")
 
 
 def from_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Seat | None:
-    """The seat that the three flags name; None where none is given.
+    """Returns the seat that the three flags name; None where none is given.
 
     Raises:
       UserError: one of them is missing or out of range.
@@ -66,11 +66,11 @@ def from_flags(coordinator: str | None, num_processes: int | None, process_id: i
 def from_environment(
     environ: Mapping[str, str] = os.environ, *, attribute: Callable[[str], str | None] | None = None
 ) -> Seat | None:
-    """The seat of a TPU host; None elsewhere and where there is one process only.
+    """Returns the seat of a TPU host; None elsewhere and where there is only one process.
 
     Args:
       environ: the environment variables.
-      attribute: the value of an attribute of the metadata server, None if it has none; None: no such server.
+      attribute: reads an attribute of the metadata server, None if it has none; None: there is no such server.
 
     Raises:
       UserError: the environment contradicts itself.
@@ -105,12 +105,12 @@ def from_environment(
 
 
 def _addresses(endpoints: str) -> str:
-    """The addresses of `worker-network-endpoints`: plain ones, or NAME:NUMBER:ADDRESS each."""
+    """Returns the addresses of `worker-network-endpoints`: plain ones, or NAME:NUMBER:ADDRESS each."""
     return ",".join(endpoint.split(":")[-1] for endpoint in endpoints.split(","))
 
 
 def metadata_attribute() -> Callable[[str], str | None] | None:
-    """Reads the metadata server on a Cloud TPU VM; None on any other machine, where nothing is asked."""
+    """Returns a reader of the metadata server on a Cloud TPU VM; None on any other machine, where nothing is asked."""
     product = Path("/sys/class/dmi/id/product_name")
     chips = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
     if not chips or not product.is_file() or product.read_text().strip() != "Google Compute Engine":

@@ -1,8 +1,8 @@
-"""The process beside a training process: preflight, then the training as its child, then one line on how it ended.
+"""Supervises a training process: preflight, then the training as its child, then one line on how it ended.
 
-It touches no device and imports no JAX, so it lives on where JAX aborts. SIGTERM goes on to the child, which stops
-with all others at the same step, and Ctrl-C as SIGTERM; a second Ctrl-C ends the child. When the supervisor itself is
-killed, its child ends with it.
+The supervisor touches no device and imports no JAX, so it survives where JAX aborts. It forwards SIGTERM to the child,
+which stops at the same step as all others, and Ctrl-C as SIGTERM; a second Ctrl-C kills the child. When the supervisor
+itself is killed, its child ends with it.
 """
 
 import dataclasses
@@ -36,14 +36,14 @@ INTERRUPTED = 130  # exit code after SIGINT, as the child's
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ended:
-    """The child's exit code, and its own line about an error, if it gave one."""
+    """End of the child: its exit code, and its own error line, if it gave one."""
 
     code: int
     message: str | None
 
 
 def digests(config: ExperimentConfig) -> dict[str, str]:
-    """What must be equal in all processes: config, source files, versions of packages; 8 hex digits or text."""
+    """Returns what must be equal in all processes: config, source files, package versions; 8 hex digits or text."""
     root = Path(__file__).parents[2]
     code = hashlib.sha256()
     for path in sorted(path for package in ("fot_jax", "launch") for path in (root / package).rglob("*.py")):
@@ -74,7 +74,7 @@ def run(
     seconds: float,
     say: Callable[[str], None],
 ) -> int:
-    """Preflight and training of this process' part; returns the exit code.
+    """Runs the preflight and this process' part of the training; returns the exit code.
 
     Args:
       command: the child's, as an argument list.
@@ -179,13 +179,13 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def _tied(command: Sequence[str]) -> list[str]:
-    """The command, which Linux kills when this process dies, SIGKILL included; else it would keep the devices."""
+    """Wraps the command so that Linux kills it when this process dies, even by SIGKILL; else it keeps the devices."""
     tied = sys.platform == "linux"
     return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command] if tied else list(command)
 
 
 def _wait(child: subprocess.Popen, link: socket.socket, events: queue.Queue) -> None:
-    """Puts the child's end into the queue, with the error line it gave."""
+    """Waits for the child and puts its Ended into the queue."""
     said = b""
     while part := link.recv(4096):
         said += part
@@ -193,7 +193,7 @@ def _wait(child: subprocess.Popen, link: socket.socket, events: queue.Queue) -> 
 
 
 def _lost(event: Ended, watch: Watch) -> int:
-    """This process' training failed: tells the others, unless they were the reason. Returns the exit code."""
+    """Tells the others that this process' training failed, unless they were the reason. Returns the exit code."""
     if event.message is None or event.code not in (1, 2):
         try:  # a lost peer ends the child too (JAX aborts, a collective fails): its name is the better message
             return _say_stop(watch.stops.get(timeout=2.0))
@@ -213,7 +213,7 @@ def _fail(watch: Watch, message: str, *, code: int) -> None:
 
 
 def _stopped(stop: Stop, child: subprocess.Popen, watch: Watch) -> int:
-    """Another process failed or died: ends the child. Returns the exit code."""
+    """Ends the child because another process failed or died. Returns the exit code."""
     if stop.code != DEAD:
         try:  # all may be failing for the same reason (a metric became NaN): the child's own line is enough
             event = watch.stops.get(timeout=_GRACE_SECONDS)
@@ -241,10 +241,10 @@ def _send(child: subprocess.Popen, number: int) -> None:
 
 
 class _Interrupts:
-    """Handles SIGINT: SIGTERM for the child the first time, its end the second time.
+    """Handler of SIGINT: sends the child SIGTERM the first time, SIGKILL the second time.
 
-    A terminal sends SIGINT to the child too. SIGTERM asks it for the same once more and does no harm, where a second
-    SIGINT would end it at once.
+    A terminal sends SIGINT to the child too. The SIGTERM asks for the same and does no harm; a second SIGINT would end
+    the child at once.
     """
 
     def __init__(self, child: subprocess.Popen) -> None:
@@ -257,7 +257,7 @@ class _Interrupts:
 
 
 class Link:
-    """The child's end: tells the supervisor about an error, and ends this process with the supervisor."""
+    """The child's link to the supervisor: reports an error, and ends this process when the supervisor ends."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
@@ -271,7 +271,7 @@ class Link:
             os._exit(DEAD)
 
     def fail(self, message: str, code: int) -> None:
-        """Hands the line over and ends this process at once: JAX's own end would wait for the others."""
+        """Reports the line and ends this process at once: JAX's own shutdown would wait for the others."""
         self._socket.sendall(message.encode())
         sys.stdout.flush()
         sys.stderr.flush()
@@ -279,7 +279,7 @@ class Link:
 
 
 def membership() -> tuple[dict, Link] | None:
-    """What the supervisor gave this process (coordinator, process, processes) and the link to it; None without one."""
+    """Returns the supervisor's coordinator, process, processes, and the link to it; None without a supervisor."""
     given = os.environ.pop(MEMBER, None)
     if given is None:
         return None

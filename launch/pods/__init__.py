@@ -1,1 +1,1 @@
-"""Running on Cloud TPU: queued resources (TPU VMs) and GKE (JobSet). docs/pods.md tells the whole way."""
+"""Commands for Cloud TPU: queued resources (TPU VMs) and GKE (JobSet). docs/pods.md explains all steps."""

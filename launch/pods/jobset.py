@@ -1,4 +1,4 @@
-r"""A training on TPU slices of a GKE cluster: a JobSet manifest, or the same by Google's Cluster Toolkit.
+r"""Trains on TPU slices of a GKE cluster, by a JobSet manifest or by Google's Cluster Toolkit.
 
   python -m launch.pods.jobset apply --name=fot --image=us-docker.pkg.dev/P/R/fot_jax:1 --claim=shared \
       --accelerator=tpu-v5-lite-podslice --topology=4x4 [--slices=2] [--spot] [--queue=QUEUE] \
@@ -6,10 +6,10 @@ r"""A training on TPU slices of a GKE cluster: a JobSet manifest, or the same by
   python -m launch.pods.jobset gcluster --name=fot --image=... --claim=shared --compute-type=v5litepod-16 \
       --topology=4x4 --cluster=C --location=us-west4-a --project=P [--slices=2] -- --config=... --workdir=...
 
-`apply` writes the manifest to --output (fot.yaml) and hands it to kubectl; `gcluster` calls `gcluster job submit`,
-which makes a manifest of its own. --dry-run prints the manifest and every command, and runs none. --claim names a
-PersistentVolumeClaim that many hosts may write (ReadWriteMany), mounted at /mnt/shared. What stands after `--`
-are flags of launch.train. A preempted or lost host restarts all, and they go on from the last checkpoint.
+`apply` writes the manifest to --output (fot.yaml) and passes it to kubectl; `gcluster` calls `gcluster job submit`,
+which makes its own manifest. --dry-run prints the manifest and every command, and runs none. --claim names a
+PersistentVolumeClaim that many hosts may write (ReadWriteMany), mounted at /mnt/shared. Flags after `--` go to
+launch.train. When a host is preempted or lost, all hosts restart and go on from the last checkpoint.
 
 Source: gcluster's flags as in https://docs.cloud.google.com/cluster-toolkit/docs/reference/gcluster-job-submit
 (experimental there; read with Cluster Toolkit's sources of 2026).
@@ -33,19 +33,19 @@ GRACE_SECONDS = 120  # between SIGTERM and SIGKILL: a step, and a checkpoint
 
 
 def training_command(flags: argparse.Namespace) -> list[str]:
-    """The container's command.
+    """Returns the container's command.
 
     Raises:
       UserError: --workdir is not in the shared volume.
     """
     workdirs = [argument.partition("=")[2] for argument in flags.train if argument.startswith("--workdir=")]
     if len(workdirs) != 1 or not workdirs[0].startswith(MOUNT + "/"):
-        raise UserError(f"--workdir=... of the training must lie in {MOUNT}, which all hosts share, got {workdirs}.")
+        raise UserError(f"--workdir=... of the training must be in {MOUNT}, which all hosts share, got {workdirs}.")
     return ["python", "-m", "launch.train", *flags.train]
 
 
 def manifest(flags: argparse.Namespace) -> str:
-    """The JobSet as YAML.
+    """Returns the JobSet as YAML.
 
     Raises:
       UserError: the topology does not fill whole hosts.
@@ -77,7 +77,7 @@ def manifest(flags: argparse.Namespace) -> str:
 
 
 def gcluster_command(flags: argparse.Namespace) -> list[str]:
-    """`gcluster job submit` for the same training."""
+    """Returns the `gcluster job submit` command for the training."""
     command = ["gcluster", "job", "submit"]
     command += [f"--project={flags.project}", f"--cluster={flags.cluster}", f"--location={flags.location}"]
     command += [f"--name={flags.name}", f"--image={flags.image}"]
@@ -89,7 +89,7 @@ def gcluster_command(flags: argparse.Namespace) -> list[str]:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Does what the subcommand says."""
+    """Runs the subcommand."""
     commands = Shell(dry_run=flags.dry_run)
     if flags.action == "gcluster":
         commands.run(gcluster_command(flags))
@@ -104,7 +104,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for action in ("apply", "gcluster"):

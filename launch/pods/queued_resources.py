@@ -1,17 +1,17 @@
-r"""A Cloud TPU slice by `gcloud compute tpus queued-resources`, and a training on all of its hosts.
+r"""Gets a Cloud TPU slice by `gcloud compute tpus queued-resources`, and trains on all of its hosts.
 
   python -m launch.pods.queued_resources create --name=fot --project=P --zone=us-central2-b \
       --accelerator-type=v4-32 --runtime-version=tpu-ubuntu2204-base [--spot] [--slices=2]
   ... sync                                copies the committed files to every host and installs what they need
   ... run -- --config=configs/X.py --workdir=/mnt/shared/runs/X       on every host, in the background
-  ... tail                                what host 0 says
+  ... tail                                follows the log of host 0
   ... status                              state of the slice, exit code of the training
   ... stop                                SIGTERM: all hosts save at the same step and end
   ... delete
   ... keep --spot [--retries=20] -- ...   create, sync, run; after a preemption again, until the training has ended
 
---name, --project and --zone go with every one. --dry-run prints every command and runs none. What stands after
-`--` are flags of launch.train; --workdir must be a folder that all hosts share. Needs gcloud and git.
+Every action needs --name, --project and --zone. --dry-run prints every command and runs none. Flags after `--`
+go to launch.train; --workdir must be a folder that all hosts share. Needs gcloud and git.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _INSTALL = (
 
 
 class Slice:
-    """One queued resource: each method is one or two gcloud commands."""
+    """One queued resource; each method runs one or two gcloud commands."""
 
     def __init__(self, flags: argparse.Namespace, commands: Shell) -> None:
         self._flags = flags
@@ -42,7 +42,7 @@ class Slice:
         self._where = [f"--project={flags.project}", f"--zone={flags.zone}"]
 
     def create(self) -> None:
-        """Asks for the slice; it comes when there is room."""
+        """Requests the slice; Google grants it when there is room."""
         flags = self._flags
         nodes = [f"--node-count={flags.slices}", f"--node-prefix={flags.name}"] if flags.slices > 1 else []
         command = [*GCLOUD, "create", flags.name, *self._where]
@@ -52,16 +52,16 @@ class Slice:
         self._shell.run([*command, "--async"])
 
     def state(self) -> str:
-        """ACCEPTED, PROVISIONING, ACTIVE, FAILED, SUSPENDED, ..."""
+        """Returns the slice's state: ACCEPTED, PROVISIONING, ACTIVE, FAILED, SUSPENDED, ..."""
         command = [*GCLOUD, "describe", self._flags.name, *self._where, "--format=value(state.state)"]
         return self._shell.ask(command, assume="ACTIVE")
 
     def delete(self) -> None:
-        """Deletes the slice, also where nodes are left."""
+        """Deletes the slice, even if it still has nodes."""
         self._shell.run([*GCLOUD, "delete", self._flags.name, *self._where, "--force", "--quiet"])
 
     def sync(self) -> None:
-        """Brings the files of the last commit to every host, and installs what they need."""
+        """Copies the files of the last commit to every host, and installs what they need."""
         archive = f"/tmp/{self._flags.name}.tar.gz"
         self._shell.run(["git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"])
         to = f"{self._flags.name}:{FOLDER}.tar.gz"
@@ -80,20 +80,20 @@ class Slice:
         )
 
     def tail(self) -> None:
-        """Follows what host 0 says."""
+        """Follows the log of host 0."""
         self._shell.run(self._ssh(f"tail -n 100 -F {FOLDER}/logs/train.log", worker="0", node="0"))
 
     def stop(self) -> None:
-        """SIGTERM to host 0's training; it tells the others."""
+        """Sends SIGTERM to host 0's training, which tells the others."""
         self._shell.run(self._ssh(f"kill -TERM $(cat {FOLDER}/logs/pid)", worker="0", node="0"))
 
     def exit_code(self) -> str:
-        """Of the training on host 0; "" while it runs."""
+        """Returns the exit code of the training on host 0; "" while it runs."""
         command = self._ssh(f"cat {FOLDER}/logs/exit 2> /dev/null || true", worker="0", node="0")
         return self._shell.ask(command, assume="0")
 
     def everywhere(self, command: str) -> None:
-        """Runs a line of shell on every host."""
+        """Runs a shell command on every host."""
         self._shell.run(self._ssh(command, worker="all", node="all"))
 
     def _ssh(self, command: str, *, worker: str, node: str) -> list[str]:
@@ -127,12 +127,12 @@ def keep(pod: Slice, flags: argparse.Namespace, *, wait=time.sleep, say=print) -
         if code == "0":
             return
         if code in ("1", "2"):
-            raise UserError(f"the training ended with exit code {code}, which a retry does not mend; see `tail`.")
+            raise UserError(f"the training ended with exit code {code}, which a retry does not fix; see `tail`.")
     raise UserError(f"the slice was lost {flags.retries + 1} times. Give --retries more, or leave out --spot.")
 
 
 def _wait_until_active(pod: Slice, flags: argparse.Namespace, *, wait) -> bool:
-    """True when the slice is there, False when it will not come."""
+    """Waits for the slice: True when it is active, False when it will not come."""
     while (state := pod.state()) != "ACTIVE":
         if state in ENDED:
             return False
@@ -141,7 +141,7 @@ def _wait_until_active(pod: Slice, flags: argparse.Namespace, *, wait) -> bool:
 
 
 def _wait_until_ended(pod: Slice, flags: argparse.Namespace, *, wait) -> str:
-    """Exit code of the training; "" when the slice is lost before."""
+    """Waits for the training and returns its exit code; "" when the slice is lost before."""
     while pod.state() == "ACTIVE":
         if code := pod.exit_code():
             return code
@@ -150,7 +150,7 @@ def _wait_until_ended(pod: Slice, flags: argparse.Namespace, *, wait) -> str:
 
 
 def main(flags: argparse.Namespace) -> None:
-    """Does what the subcommand says."""
+    """Runs the subcommand."""
     pod = Slice(flags, Shell(dry_run=flags.dry_run))
     match flags.action:
         case "run":
@@ -165,7 +165,7 @@ def main(flags: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for action in ("create", "sync", "run", "tail", "status", "stop", "delete", "keep"):

@@ -1,4 +1,4 @@
-"""Commands of other programs: argument lists, printed before they run, or printed alone with --dry-run."""
+"""Runs other programs: argument lists, printed before they run, or only printed with --dry-run."""
 
 import argparse
 import re
@@ -10,9 +10,9 @@ from fot_jax.config import UserError
 
 
 class Shell:
-    """Runs commands one after another; each is printed as a line that a shell would take.
+    """Runner of commands, which prints each as a line that a shell would accept.
 
-    With `dry_run` nothing runs, and a command whose answer is needed answers what it is assumed to.
+    With `dry_run` nothing runs, and `ask` returns the answer that it is told to assume.
     """
 
     def __init__(self, *, dry_run: bool, say: Callable[[str], None] = print) -> None:
@@ -29,7 +29,7 @@ class Shell:
             self._checked(command, subprocess.run(command, check=False).returncode)
 
     def ask(self, command: Sequence[str], *, assume: str) -> str:
-        """A command's output without white space around it; `assume` in a dry run.
+        """Returns a command's output without white space around it; `assume` in a dry run.
 
         Raises:
           UserError: it is not installed or fails.
@@ -50,7 +50,7 @@ class Shell:
 
 
 def matching(pattern: str, *, what: str) -> Callable[[str], str]:
-    """A check for argparse's `type`: the text itself where it matches, else `what` it must be."""
+    """Makes a check for argparse's `type`: it returns a text that matches, else fails with `what` it must be."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):

@@ -72,7 +72,7 @@ def test_without_a_tokenizer_it_says_so(tmp_path, command):
         (["import", "--from=a", "--to=b", "--mesh.fsdp=0"], "mesh.fsdp must be >= 1, got 0"),
         (["import", "--from=a", "--to=b", "--mesh.tensor=3"], "must multiply to the 8 devices present"),
         (["average", "--workdir=a", "--to=b"], "required: --with"),
-        (["average", "--workdir=a", "--with=c", "--to=b", "--share=1.5"], "--share must lie between 0"),
+        (["average", "--workdir=a", "--with=c", "--to=b", "--share=1.5"], "--share must be between 0"),
         (["average", "--workdir=nowhere", "--with=c", "--to=b"], "--workdir must hold a run"),
         (["convert"], "invalid choice: 'convert'"),
     ],

@@ -151,7 +151,7 @@ def test_a_tokenizer_may_be_given(tmp_path):
 
 def test_changes_that_cannot_be(tmp_path):
     source = folder(tmp_path)
-    refuse(tmp_path, source, r"model\.memory_layers must lie in 0\.\.1", changes=Changes(memory_layers=(2,)))
+    refuse(tmp_path, source, r"model\.memory_layers must be in 0\.\.1", changes=Changes(memory_layers=(2,)))
     refuse(tmp_path, source, r"model\.local_context must be >= 1", changes=Changes(local_context=0))
 
 

@@ -6,7 +6,7 @@ from fot_jax.data.draws import DRAWS_PER_BLOCK, DrawOrder, quotas
 
 
 def test_quotas_are_the_rates_by_largest_remainder():
-    # LongLLaMA's mixture (method.md section 5), and rates that do not divide a block.
+    # LongLLaMA's mixture (FoT app. A.3), and rates that do not divide a block.
     np.testing.assert_array_equal(quotas((25, 25, 10, 29, 5, 2, 2, 2)), [250, 250, 100, 290, 50, 20, 20, 20])
     np.testing.assert_array_equal(quotas((1, 1, 1)), [334, 333, 333])
     np.testing.assert_array_equal(quotas((1e-9, 1)), [1, 999])  # a named source is never left out

@@ -61,7 +61,7 @@ def test_tokens_are_those_of_one_device_in_one_compiled_step(params, case):
 
 def test_parameters_on_other_devices_are_refused(params):
     held = jax.device_put(params, jax.devices()[0])
-    message = "params must lie on the 8 devices of the mesh, got some on 1. Move them there: jax.device_put"
+    message = "params must be on the 8 devices of the mesh, got some on 1. Move them there: jax.device_put"
     with pytest.raises(UserError, match=message):
         read(held, MODEL, TEXTS, memory=MemoryConfig(retrieval=Retrieval.DENSE), mesh=mesh_of(data=2, fsdp=4))
 

@@ -108,7 +108,7 @@ def test_a_preempted_slice_is_made_again_and_the_training_goes_on():
 
 
 def test_an_error_of_the_training_is_not_retried_and_retries_end():
-    with pytest.raises(UserError, match="exit code 2, which a retry does not mend"):
+    with pytest.raises(UserError, match="exit code 2, which a retry does not fix"):
         kept(Pod(states=["ACTIVE", "ACTIVE"], codes=["2"]))
     with pytest.raises(UserError, match="the slice was lost 3 times"):
         kept(Pod(states=["FAILED"] * 3, codes=[]), "--retries=2")
@@ -171,7 +171,7 @@ def test_gcluster_is_called_with_the_same_training(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*APPLY, "--", "--workdir=runs/x"], "--workdir=... of the training must lie in /mnt/shared"),
+        ([*APPLY, "--", "--workdir=runs/x"], "--workdir=... of the training must be in /mnt/shared"),
         ([*APPLY, "--topology=2x3", *TRAIN], "has 6 chips, which hosts of --chips-per-host=4 do not divide"),
         ([*APPLY, "--image=UPPER CASE", *TRAIN], "argument --image: must be a container image"),
     ],

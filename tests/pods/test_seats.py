@@ -18,8 +18,8 @@ def test_flags_name_a_seat():
         (("host:9000", None, 0), "--coordinator, --num-processes, --process-id belong together; missing: --num-proc"),
         (("host", 2, 0), "--coordinator must be HOST:PORT of process 0, got 'host'"),
         (("host;x:9000", 2, 0), "--coordinator must be HOST:PORT"),
-        (("host:9000", 2, 2), r"--process-id must lie in \[0, --num-processes=2\), got 2"),
-        (("host:65535", 2, 0), r"port must lie in \[1, 65534\]"),
+        (("host:9000", 2, 2), r"--process-id must be in \[0, --num-processes=2\), got 2"),
+        (("host:65535", 2, 0), r"port must be in \[1, 65534\]"),
     ],
 )
 def test_flags_that_name_none(given, message):

@@ -1,4 +1,4 @@
-"""The files inside .whl, .tar.* and .deb archives, in memory: nothing is unpacked to disk."""
+"""Reads files inside .whl, .tar.* and .deb archives in memory: nothing is unpacked to disk."""
 
 import io
 import lzma
@@ -36,7 +36,7 @@ def read_members(path: pathlib.Path, kept: re.Pattern[str]) -> Members:
 
 
 def _safe(name: str, path: pathlib.Path) -> str:
-    """The name without a leading './'. Raises UserError for a name that could be written outside a folder."""
+    """Returns the name without a leading './'. Raises UserError for a name that leads out of a folder."""
     pure = pathlib.PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or re.match("[A-Za-z]:", name):
         raise UserError(f"'{path}' must hold relative names without '..', got {name!r}. Do not use this archive.")
@@ -67,7 +67,7 @@ def _tar_members(file, path: pathlib.Path, kept: re.Pattern[str]) -> Members:
 
 
 def _deb_members(path: pathlib.Path, kept: re.Pattern[str]) -> Members:
-    """The files of data.tar.*, the last part of a .deb (an ar archive: 60-byte headers, parts at even places)."""
+    """Yields files of data.tar.*, the last part of a .deb (an ar archive: 60-byte headers, parts at even offsets)."""
     data = path.read_bytes()
     if not data.startswith(AR_MAGIC):
         raise UserError(f"'{path}' must be a .deb (an ar archive), got {data[:8]!r}. Delete it and retry.")

@@ -1,4 +1,4 @@
-"""Packages to `code.jsonl`, `proofs.jsonl`, `prose.jsonl` and SOURCES.md, the same bytes on every machine."""
+"""Builds `code.jsonl`, `proofs.jsonl`, `prose.jsonl` and SOURCES.md, the same bytes on every machine."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Which packages make which corpus: versions, checksums, licences and the files that are kept."""
+"""Lists the packages of each corpus: versions, checksums, licences and the files that are kept."""
 
 import dataclasses
 import enum
@@ -6,14 +6,14 @@ import re
 
 
 class Registry(enum.Enum):
-    """Where a package comes from: pip's index, or Debian's archive (bookworm)."""
+    """Registry of a package: pip's index, or Debian's archive (bookworm)."""
 
     PYPI = "pypi"
     DEBIAN = "debian"
 
 
 class Order(enum.Enum):
-    """How the files of a document follow one another."""
+    """Order of the files in a document."""
 
     RANDOM = "random"  # seeded, as the paper joins a repository
     IMPORTS = "imports"  # a file after the files it requires, as the paper joins Isabelle theories
@@ -22,7 +22,7 @@ class Order(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Package:
-    """One archive: `file` is its name, `keep` a pattern that the kept member names match from their start."""
+    """One archive: `file` is its name; `keep` is a pattern for the names of kept members, from their start."""
 
     name: str
     version: str
@@ -34,7 +34,7 @@ class Package:
 
     @property
     def kept(self) -> re.Pattern[str]:
-        """`keep`, compiled."""
+        """Compiled `keep`."""
         return re.compile(self.keep)
 
 

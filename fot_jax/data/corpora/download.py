@@ -23,7 +23,7 @@ Fetch = Callable[[Package, pathlib.Path], None]
 
 
 def digest(path: pathlib.Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -44,7 +44,7 @@ def fetch(package: Package, folder: pathlib.Path) -> None:
 
 
 def obtain(package: Package, folder: pathlib.Path, *, fetch: Fetch = fetch) -> pathlib.Path:
-    """The package's archive in `folder`, taken as it is where its checksum is right, otherwise fetched.
+    """Returns the package's archive in `folder`; fetches it unless it is there with the right checksum.
 
     A fetched archive appears in `folder` whole and checked, or not at all.
     Raises UserError where fetching fails or the checksum differs.

@@ -1,4 +1,4 @@
-"""Which files make one document, and in which order they stand in it."""
+"""Groups files into documents and puts the files of each in order."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fot_jax.data.corpora.catalogue import Order
 from fot_jax.data.seeds import generator
 
-SMALL = 320 << 10  # bytes; neighbours are joined until a document has as many
+SMALL = 320 << 10  # bytes; neighbours are joined until a document has that many
 LARGE = 512 << 10  # bytes; a folder with more is split into its subfolders and files
 
 COQ_REQUIRE = re.compile(r"\bRequire\b(?:\s+(?:Import|Export)\b)?([^\"(]*?)\.(?=\s)")
@@ -14,7 +14,7 @@ HOL_NEEDS = re.compile(r"\b(?:needs|loadt|loads)\s*\"([^\"]+)\"")
 
 
 def group(sizes: dict[str, int]) -> list[list[str]]:
-    """The files (path -> bytes) of a package as documents, each a list of paths sorted by folder.
+    """Groups the files (path -> bytes) of a package into documents, each a list of paths sorted by folder.
 
     A folder of at most LARGE bytes stays whole; a larger one is split into its own files and its
     subfolders, by the same rule. Neighbours are then joined until they have SMALL bytes; what is
@@ -51,14 +51,14 @@ def _units(paths: list[str], sizes: dict[str, int], *, depth: int) -> Iterator[l
 
 
 def arrange(paths: list[str], texts: dict[str, str], *, order: Order, seed: int) -> list[str]:
-    """The paths of one document in the order of its corpus."""
+    """Puts the paths of one document into the order of its corpus."""
     if order is Order.RANDOM:
         return [paths[index] for index in generator(seed, "files", paths[0]).permutation(len(paths))]
     return by_imports(paths, texts) if order is Order.IMPORTS else paths
 
 
 def by_imports(paths: list[str], texts: dict[str, str]) -> list[str]:
-    """The paths so that a file stands after the files of the document that it requires; cycles are cut."""
+    """Puts each file after the files of the document that it requires; cycles are cut."""
     by_stem: dict[str, str] = {}
     for path in paths:
         by_stem.setdefault(_stem(path), path)
@@ -82,7 +82,7 @@ def by_imports(paths: list[str], texts: dict[str, str]) -> list[str]:
 
 
 def required(text: str) -> list[str]:
-    """The stems of the files that a Coq or HOL Light file names: `Require Import A.B.c.`, `needs "F/c.ml"`."""
+    """Finds the stems of the files that a Coq or HOL Light file names: `Require Import A.B.c.`, `needs "F/c.ml"`."""
     coq = [name.rsplit(".", 1)[-1] for names in COQ_REQUIRE.findall(text) for name in names.split()]
     return coq + [_stem(name) for name in HOL_NEEDS.findall(text)]
 
@@ -92,5 +92,5 @@ def _stem(path: str) -> str:
 
 
 def document_name(package: str, paths: list[str]) -> str:
-    """The package with the path of the document's only file, or of its first and last."""
+    """Returns the package with the path of the document's only file, or of its first and last."""
     return f"{package} {paths[0]}" if len(paths) == 1 else f"{package} {paths[0]} .. {paths[-1]}"

@@ -1,4 +1,4 @@
-"""Text out of package files: plain, gzipped, R's novels, a Bible in SQLite."""
+"""Reads text from package files: plain, gzipped, R's novels, a Bible in SQLite."""
 
 import gzip
 import logging
@@ -33,7 +33,7 @@ def read_texts(name: str, data: bytes) -> Texts:
 
 
 def _plain(name: str, data: bytes) -> Texts:
-    """The file without its byte order mark, unless it is empty or a table that a program wrote.
+    """Yields the file without its byte order mark, unless it is empty or a table that a program wrote.
 
     Files that are not UTF-8 count as Latin-1.
     """
@@ -55,7 +55,7 @@ def _gzipped(name: str, data: bytes) -> Texts:
 
 
 def _novels(name: str, data: bytes) -> Texts:
-    """Each entry of an R lazy-load database: 4 bytes of length, then a zlib stream with a vector of lines."""
+    """Yields each entry of an R lazy-load database: 4 bytes of length, then a zlib stream with a vector of lines."""
     start = 0
     while start < len(data):
         stream = zlib.decompressobj()
@@ -67,7 +67,7 @@ def _novels(name: str, data: bytes) -> Texts:
 
 
 def _r_strings(data: bytes, *, where: str) -> list[str]:
-    """The strings of a serialised character vector (XDR, version 3); other values give []."""
+    """Reads the strings of a serialised character vector (XDR, version 3); other values give []."""
     if data[:2] != R_HEADER or struct.unpack_from(">i", data, 2)[0] != 3:
         raise UserError(f"{where} must be R's XDR serialisation of version 3, got {data[:6]!r}.")
     place = 18 + struct.unpack_from(">i", data, 14)[0]  # past the three versions and the name of the encoding
@@ -87,7 +87,7 @@ def _r_strings(data: bytes, *, where: str) -> list[str]:
 
 
 def _bible(name: str, data: bytes) -> Texts:
-    """One text a book, a verse a line."""
+    """Yields one text a book, with one verse a line."""
     del name
     with sqlite3.connect(":memory:") as database:
         database.deserialize(data)

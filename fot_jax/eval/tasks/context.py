@@ -1,4 +1,4 @@
-"""Task "context": table 4 of the paper in small. Tables and plots of `fot_jax/eval/context.py`, one a source."""
+"""Task "context": table 4 of the paper in small. Tables and plots of `fot_jax/eval/context.py`, one per source."""
 
 import pathlib
 import sys
@@ -12,11 +12,11 @@ from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 from fot_jax.memory.notices import notice_once
 
-Found = dict[str, list[tuple[Run, Sweep]]]  # of each source
+Found = dict[str, list[tuple[Run, Sweep]]]  # by source
 
 
 def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
-    """Perplexity against context on each source's documents, the model beside any number of baselines."""
+    """Reports perplexity against context on each source's documents, of the model and any number of baselines."""
     documents = scored_documents(comparison)
     if max(comparison.evaluation.context_windows) == 1:
         notice_once("evaluation.context_windows", "nothing is read before the scored window: all contexts are 1")

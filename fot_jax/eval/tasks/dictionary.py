@@ -16,7 +16,7 @@ PLOT = "dictionary.png"
 
 
 def dictionary_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
-    """Accuracy against dictionary size, with memory and without; from the smallest to the largest seed."""
+    """Reports accuracy against dictionary size, with memory and without, and its range over seeds."""
     ways: list[tuple[str, tuple[Run, ...], Callable[[Subject], lookup.Predictor]]] = []
     for runs in filter(None, (comparison.runs, comparison.baselines)):
         label = runs[0].subject.label
@@ -41,7 +41,7 @@ def dictionary_task(comparison: Comparison, *, directory: pathlib.Path) -> Repor
 
 
 def _accuracies(seeds: list[lookup.Lookup]) -> dict[str, list[float]]:
-    """Per dictionary size: value-token accuracy (mean, lowest and highest seed) and whole answers (mean)."""
+    """Returns, per dictionary size, accuracy on value tokens (mean, lowest, highest seed) and answers (mean)."""
     spreads = [min_max([float(mean) for mean in by_seed]) for by_seed in _means(seeds, "token_accuracy").T]
     return {
         "token_accuracy": [spread.estimate for spread in spreads],
@@ -52,7 +52,7 @@ def _accuracies(seeds: list[lookup.Lookup]) -> dict[str, list[float]]:
 
 
 def _means(seeds: list[lookup.Lookup], name: str) -> np.ndarray:
-    """float [seeds, X], means over episodes."""
+    """Returns float [seeds, X], the means over episodes."""
     return np.stack([getattr(one, name).mean(axis=1) for one in seeds])
 
 

@@ -14,7 +14,7 @@ Measured = list[tuple[Run, Distraction]]
 
 
 def distraction_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
-    """r_d against d, and per memory layer and head at the largest d."""
+    """Reports r_d against d, and per memory layer and head at the largest d."""
     evaluation, documents = comparison.evaluation, scored_documents(comparison)
     measured = [
         (

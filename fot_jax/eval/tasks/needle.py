@@ -19,7 +19,7 @@ Found = dict[str, list[needle.Found]]
 
 
 def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
-    """Recall of what is asked against prompt length, for each kind, with memory and without."""
+    """Reports recall against prompt length for each kind of prompt, with memory and without."""
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
     prompts = needle.prompts_of(

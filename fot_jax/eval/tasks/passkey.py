@@ -18,7 +18,7 @@ Found = dict[str, list[list[passkey.Trial]]]
 
 
 def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
-    """Share of keys repeated exactly against prompt length, with memory and without."""
+    """Reports the share of keys repeated exactly against prompt length, with memory and without."""
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
     say_unread(comparison, evaluation.passkey_tokens)
@@ -44,7 +44,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
 
 
 def _trials(evaluation: EvaluationConfig) -> str:
-    """'20', or '10-20' where lengths differ."""
+    """Returns '20', or '10-20' if lengths have different numbers of trials."""
     counts = sorted(set(evaluation.passkey_trials))
     return "-".join(str(count) for count in {counts[0]: None, counts[-1]: None})
 

@@ -16,7 +16,7 @@ Sweeps = list[tuple[Run, Sweep]]
 
 
 def perplexity_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
-    """Perplexity and bits per byte against memory size, of one document and of several."""
+    """Reports perplexity and bits per byte against memory size, of one document and of several."""
     documents = scored_documents(comparison)
     if not any(comparison.evaluation.memory_contexts):
         notice_once("evaluation.memory_contexts", "no memory is read in the first table: all sizes are 0")
@@ -65,7 +65,7 @@ def _measure_contexts(comparison: Comparison, *, documents: Documents) -> Sweeps
                 most_documents=evaluation.documents,
                 per_document=evaluation.target_chunks,
                 seed=first.seed,
-                batch=evaluation.documents,  # the rows of `measure_documents`: most programs are compiled once
+                batch=evaluation.documents,  # rows as in `measure_documents`: most programs are compiled once
             ),
         )
         for run in comparison.all_runs

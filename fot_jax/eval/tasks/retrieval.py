@@ -1,4 +1,4 @@
-"""launch.explain --retrieval-layers: table, heat map and proposal of `fot_jax/eval/retrieval_layers.py`."""
+"""Report of `launch.explain --retrieval-layers`: table, heat map and proposal of `fot_jax/eval/retrieval_layers.py`."""
 
 import pathlib
 from typing import Literal
@@ -44,7 +44,7 @@ def retrieval_report(
     ]
     names = ",".join(map(str, proposed)) or "none"
     method = (
-        f"Step {at} of {workdir}. {subtitle}, the right answer behind the prompt, memory off; the attention of the"
+        f"Step {at} of {workdir}. {subtitle}, the right answer appended to the prompt, memory off; the attention of the"
         " queries that predict the answer's tokens on the key's tokens in the prompt, averaged over queries and"
         f" prompts. Of the answer's tokens {found.accuracy:.1%} were predicted. Layers whose best head has at least"
         f" {least:g}: --config.model.memory_layers={names}"
