@@ -190,7 +190,7 @@ def _check_model(values: dict[str, Any], model: Any) -> None:
             require(model.rope.scaling.value == kind, f"model.rope.scaling is not the kind under {section}")
             require(model.rope.factor == scaling["factor"], f"model.rope.factor is not the factor under {section}")
             contexts = list(_numbers(values, "original_max_position_embeddings"))
-            known = kind == "linear" or not contexts or model.rope.original_context in contexts
+            known = kind not in ("llama3", "yarn") or not contexts or model.rope.original_context in contexts
             require(known, "model.rope.original_context is not the file's original_max_position_embeddings")
     require(math.isfinite(model.rope.theta) and math.isfinite(model.rope.factor), "rope is not finite")
 

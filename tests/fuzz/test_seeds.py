@@ -37,6 +37,7 @@ def _experiment(path, value):
     [
         ("optimizer.learning_rate", math.inf, r"optimizer\.learning_rate must be a finite number, got inf"),
         ("train.peak_tflops", math.nan, r"train\.peak_tflops must be a finite number, got nan"),
+        ("model.norm_epsilon", -1.0, r"model\.norm_epsilon must be above 0, got -1"),
         ("optimizer.epsilon", 10**400, r"optimizer\.epsilon must be float, got 1000"),
         ("train.steps", 2**63, r"train\.steps must be an integer of 64 bits, got one of 64 bits"),
         ("train.steps", 10**400, r"train\.steps must be an integer of 64 bits, got one of 1329 bits"),
