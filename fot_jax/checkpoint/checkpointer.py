@@ -234,12 +234,14 @@ class Checkpointer:
         data = restored["data"]
         if not isinstance(data, dict) or data.get("step") != step:
             raise damaged(self._folder, step, self.steps(), reason=f"its data position is {one_line(data)}")
-        stored = data.pop(DIGESTS, None)
-        if stored is None and abstract:
-            logger.info("The checkpoint of step %d was saved without digests: changed bytes go unnoticed.", step)
-        if stored is not None and (not isinstance(stored, dict) or stored.get("data") != digest_of_json(data)):
+        if DIGESTS not in data:
+            if abstract:
+                logger.info("The checkpoint of step %d was saved without digests: changed bytes go unnoticed.", step)
+            return restored, data
+        stored = data.pop(DIGESTS)
+        if not isinstance(stored, dict) or stored.get("data") != digest_of_json(data):
             raise damaged(self._folder, step, self.steps(), reason="its data position is not the one saved")
-        for name in abstract if stored is not None else ():
+        for name in abstract:
             held = stored.get(name)
             wrong = changed(restored[name], held if isinstance(held, dict) else {})
             if wrong is not None:
