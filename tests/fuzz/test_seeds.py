@@ -259,3 +259,12 @@ def test_tokenizer_json_of_another_shape_is_refused(tmp_path, text):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"must be a Hugging Face tokenizer\.json, got "):
         open_tokenizer_json(str(tmp_path / "tokenizer.json"))
+
+
+def test_special_token_that_is_no_text_is_refused(tmp_path):
+    """A lone surrogate as a special token's name once raised UnicodeEncodeError."""
+    files = kinds_convert.chat_files() | {"special_tokens_map.json": b'{"pad_token": "\\ud800"}'}
+    files.pop("tokenizer_config.json")
+    write_files(tmp_path, files)
+    with pytest.raises(UserError, match=r"special_tokens_map\.json.*surrogates not allowed"):
+        open_tokenizer_json(str(tmp_path / "tokenizer.json"))
