@@ -28,7 +28,7 @@ from ml_collections import config_dict
 from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import all_names, build
 from fot_jax.config.errors import disk_full, is_disk_full
-from fot_jax.config.override import apply_override
+from fot_jax.config.override import apply_override, whole_number
 
 USER_ERROR = 2  # exit code of every error that the user can fix, as argparse's own
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -86,8 +86,9 @@ def add_step_flag(parser: Any) -> None:
 def _step(text: str) -> int | str:
     if text in ("latest", "best"):
         return text
-    if text.isdigit():
-        return int(text)
+    number = whole_number(text)
+    if number is not None:
+        return number
     raise argparse.ArgumentTypeError(f"must be a number, 'latest' or 'best', got {text!r}")
 
 

@@ -2,6 +2,7 @@
 
     WORKDIR/checkpoints/N/         after N optimizer steps: params, optimizer, data, config, metrics
 
+`data` holds the data position and a digest of every array: one that changed on the disk is refused.
 Only this package uses Orbax. Saving is asynchronous: one rename gives a whole checkpoint its number, so a
 half-written one is never read.
 """

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from fot_jax.checkpoint.digests import changed, digest_of_json, digests
 from fot_jax.checkpoint.failures import (
     damaged,
     one_line,
@@ -27,6 +28,7 @@ from fot_jax.config.build import to_dict
 
 logger = logging.getLogger(__name__)
 
+DIGESTS = "digests"  # of the arrays, in the data position's JSON
 METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller is better
 
 
@@ -39,15 +41,16 @@ def _policy(train: TrainConfig) -> policies.PreservationPolicy:
     return policies.AnyPreservationPolicy([latest, best])
 
 
-def _rank(metrics: dict[str, float | None]) -> float:
-    loss = metrics[METRIC]
-    return math.inf if loss is None else loss
+def _rank(metrics: Any) -> float:
+    """Returns the loss by which a checkpoint is ranked; infinity where none was measured or it is no number."""
+    loss = metrics.get(METRIC) if isinstance(metrics, dict) else None
+    return loss if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
 
 
 def newest_step(workdir: str | os.PathLike[str]) -> int | None:
     """Returns the number of the newest whole checkpoint of a run's folder, None if there is none; opens nothing."""
     folder = Path(workdir) / "checkpoints"
-    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=None)
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=None)
 
 
 class Checkpointer:
@@ -92,7 +95,7 @@ class Checkpointer:
         except Exception as error:  # Orbax raises many kinds for a damaged folder
             raise_of_the_machine(error)
             found = self._folder.iterdir() if self._folder.is_dir() else ()
-            steps = sorted(int(path.name) for path in found if path.name.isdigit())
+            steps = sorted(int(path.name) for path in found if path.name.isdecimal())
             broken = unreadable_step(self._folder, steps)
             if broken is not None:
                 raise damaged(self._folder, broken, steps, reason=one_line(error)) from error
@@ -129,18 +132,22 @@ class Checkpointer:
           UserError: this save, or the one before, failed; older checkpoints are whole.
         """
         items = {"params": ocp.args.StandardSave(params), "optimizer": ocp.args.StandardSave(optimizer)}
-        self._start(step, items, data, metric=heldout_loss, arrays=(params, optimizer))
+        self._start(step, items, data, metric=heldout_loss, arrays={"params": params, "optimizer": optimizer})
 
     def save_params(self, step: int, *, params: Any, data: dict[str, Any]) -> None:
         """Saves parameters that no optimizer of ours has seen; see `save`."""
         items = {"params": ocp.args.StandardSave(params, chunks(params))}
-        self._start(step, items, data, metric=None, arrays=params)
+        self._start(step, items, data, metric=None, arrays={"params": params})
 
-    def _start(self, step: int, items: dict[str, Any], data: Any, *, metric: float | None, arrays: Any) -> None:
-        """Hands a checkpoint to Orbax; `arrays` are what takes room on the disk."""
+    def _start(
+        self, step: int, items: dict[str, Any], data: dict[str, Any], *, metric: float | None, arrays: dict[str, Any]
+    ) -> None:
+        """Hands a checkpoint to Orbax; `arrays` are the trees of `items`, what takes room on the disk."""
         silence_abandoned()
         self.wait()  # a failure of the earlier save is reported with its own step
         self._saving = step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        found = {name: digests(tree) for name, tree in arrays.items()}
+        data = data | {DIGESTS: {**found, "data": digest_of_json(data)}}
         items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(to_dict(self._config))}
         with self._told():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics={METRIC: metric})
@@ -175,8 +182,18 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Number of the checkpoint with the smallest held-out loss, None if none was measured."""
-        ranks = {step: _rank(self._manager.metrics(step) or {METRIC: None}) for step in self.steps()}
+        """Returns the number of the checkpoint with the smallest held-out loss, None if none was measured.
+
+        Raises:
+          UserError: what is noted as a loss is no number.
+        """
+        noted = {step: self._manager.metrics(step) for step in self.steps()}
+        for step, metrics in noted.items():
+            loss = metrics.get(METRIC) if isinstance(metrics, dict) else metrics
+            if not isinstance(loss, int | float | None) or isinstance(loss, bool):
+                reason = f"its {METRIC} is not a number: {one_line(metrics)}"
+                raise damaged(self._folder, step, self.steps(), reason=reason)
+        ranks = {step: _rank(metrics) for step, metrics in noted.items()}
         best = min(ranks, key=ranks.__getitem__, default=None)
         return best if best is not None and math.isfinite(ranks[best]) else None
 
@@ -199,26 +216,37 @@ class Checkpointer:
           UserError: the checkpoint is truncated, damaged, of another model, or does not fit in memory.
           JaxRuntimeError, ValueError: another process of the run was lost meanwhile.
         """
-        items = {
-            "params": ocp.args.StandardRestore(params),
-            "optimizer": ocp.args.StandardRestore(optimizer),
-            "data": ocp.args.JsonRestore(),
-        }
-        restored = self._read(step, items)
-        return restored["params"], restored["optimizer"], self._checked(step, restored["data"])
+        restored, data = self._read_whole(step, {"params": params, "optimizer": optimizer})
+        return restored["params"], restored["optimizer"], data
 
     def read_data(self, step: int) -> dict[str, Any]:
         """Restores the data position alone; see `restore`."""
-        return self._checked(step, self._read(step, {"data": ocp.args.JsonRestore()})["data"])
+        return self._read_whole(step, {})[1]
 
     def restore_params(self, step: int, *, params: Any) -> Any:
         """Restores the parameters alone; see `restore`."""
-        return self._read(step, {"params": ocp.args.StandardRestore(params)})["params"]
+        return self._read_whole(step, {"params": params})[0]["params"]
 
-    def _checked(self, step: int, data: Any) -> dict[str, Any]:
+    def _read_whole(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Restores the items named, as they were saved, and the data position; see `restore`."""
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        restored = self._read(step, items | {"data": ocp.args.JsonRestore()})
+        data = restored["data"]
         if not isinstance(data, dict) or data.get("step") != step:
-            raise damaged(self._folder, step, self.steps(), reason=f"its data position is {data!r}")
-        return data
+            raise damaged(self._folder, step, self.steps(), reason=f"its data position is {one_line(data)}")
+        if DIGESTS not in data:
+            if abstract:
+                logger.info("The checkpoint of step %d was saved without digests: changed bytes go unnoticed.", step)
+            return restored, data
+        stored = data.pop(DIGESTS)
+        if not isinstance(stored, dict) or stored.get("data") != digest_of_json(data):
+            raise damaged(self._folder, step, self.steps(), reason="its data position is not the one saved")
+        for name in abstract:
+            held = stored.get(name)
+            wrong = changed(restored[name], held if isinstance(held, dict) else {})
+            if wrong is not None:
+                raise damaged(self._folder, step, self.steps(), reason=f"{name} are not those saved: {wrong} differs")
+        return restored, data
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
         silence_abandoned()

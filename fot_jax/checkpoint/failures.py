@@ -101,7 +101,7 @@ def damaged(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> Us
     )
 
 
-def one_line(error: Exception) -> str:
-    """Returns an error's text in one line of 200 characters at most, its type's name where it has no text."""
+def one_line(error: object) -> str:
+    """Returns an error's or a value's text in one line of 200 characters at most, its type's name if it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

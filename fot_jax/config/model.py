@@ -92,4 +92,5 @@ class ModelConfig:
             f"be in 0..{self.num_layers - 1} (layers count from 0)",
             layers,
         )
+        check(self.norm_epsilon > 0, f"{path}.norm_epsilon", "be above 0", self.norm_epsilon)
         self.rope.validate(f"{path}.rope")

@@ -38,9 +38,9 @@ def parse(annotation: Any, text: str, *, path: str) -> Any:
         if annotation is bool:
             return {"true": True, "false": False}[text.lower()]
         return text if annotation is str or issubclass_enum(annotation) else annotation(text)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         kind = "true or false" if annotation is bool else type_name(annotation)
-        raise ConfigError(f"{path} must be {kind}, got {text!r}.") from None
+        raise ConfigError(f"{path} must be {kind}, got {text!r:.200}.") from None
 
 
 def whole_number(text: str) -> int | None:

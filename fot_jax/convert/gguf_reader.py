@@ -129,7 +129,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     """Reads the metadata and tensors of one file. Raises UserError."""
     _check_head(path)
     try:
-        reader = _Reader(path)
+        with np.errstate(over="ignore"):  # places of tensors are compared below
+            reader = _Reader(path)
         metadata = {key: field.contents() for key, field in reader.fields.items()}
     except _EndOfFileError as error:
         raise UserError(file_kinds.truncated(path, needed=error.needed)) from error
@@ -143,8 +144,15 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
             f"{path}: general.quantization_version must be {QUANTISATION_VERSION}, got {version!r}. Quantise the"
             " model again with a llama.cpp of June 2023 or later."
         )
-    tensors = {}
+    tensors, end = {}, 0
     for tensor in reader.tensors:
+        begin = int(tensor.field.parts[-1][0])  # the package adds it to the data's place modulo 2^64
+        if begin != end:
+            raise UserError(
+                f"{path} is damaged: {tensor.name} must begin at byte {end} of the data, where the tensor before it"
+                f" ends, got {begin}. Download it again."
+            )
+        end += -(-int(tensor.n_bytes) // int(reader.alignment)) * int(reader.alignment)
         if unreadable[tensor.tensor_type]:
             allowed = ", ".join(kind.name for kind in gguf.GGMLQuantizationType if _can_dequantise(kind))
             raise UserError(

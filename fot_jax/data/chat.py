@@ -121,6 +121,11 @@ def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
             f"'{path}': the chat template must be Jinja, but its line {error.lineno} is not: {error.message}."
             " Correct it, or write the prompt out without --chat."
         ) from error
+    except (RecursionError, MemoryError, ValueError, SyntaxError) as error:  # Python's own, of what Jinja makes of it
+        raise UserError(
+            f"'{path}': the chat template must be one that Python can compile, got {type(error).__name__}. Write the"
+            " prompt out without --chat."
+        ) from error
     return ChatTemplate(template=template, path=path, tokens=settings.names())
 
 

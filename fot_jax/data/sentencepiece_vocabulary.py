@@ -108,7 +108,9 @@ def read_model(path: str) -> tuple[Any, Any]:
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=path)
         proto.ParseFromString(model.serialized_model_proto())
-    except (OSError, RuntimeError, DecodeError) as error:
+        for index in range(model.vocab_size()):
+            model.id_to_piece(index)
+    except (OSError, RuntimeError, DecodeError, UnicodeDecodeError) as error:  # the last: of pieces and messages
         raise UserError(f"data.vocabulary.path must be a SentencePiece model, got '{path}' ({error}).") from error
     return model, proto
 

@@ -1,11 +1,22 @@
-"""Documents out of TFRecord files; TensorFlow is imported when one is read."""
+"""Documents out of TFRecord files; TensorFlow is imported when one is read.
 
+A record: 8 bytes of its length, 4 of their checksum, its bytes, 4 of their checksum. TensorFlow compares the checksums;
+of a length beyond the file's end it crashes, and a file that ends within the first 12 bytes is whole to it.
+"""
+
+import gzip
 import pathlib
+import struct
+import zlib
 from collections.abc import Iterator
+from typing import IO
 
 from fot_jax.config import UserError
 from fot_jax.data.compressed import BY_SUFFIX, format_of
 from fot_jax.data.utf8 import decode_utf8
+
+HEAD, TAIL = 12, 4  # bytes around a record
+PIECE = 1 << 20
 
 
 def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
@@ -14,6 +25,7 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
     from google.protobuf.message import DecodeError
 
     compressed = _is_gzip(path)
+    _check_frames(path, compressed=compressed)
     records = tf.data.TFRecordDataset([str(path)], compression_type="GZIP" if compressed else "")
     index = 0
     try:
@@ -31,11 +43,44 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
     except DecodeError as error:
         raise UserError(f"'{path}' record {index} must be a tf.train.Example, got another record ({error}).") from error
     except tf.errors.OpError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"'{path}' record {index} must be a whole record of a TFRecord file, got one that is cut short or"
-            f" corrupt ({reason}). Fetch the file again."
-        ) from error
+        raise _cut(path, index, str(error).splitlines()[0]) from error
+
+
+def _check_frames(path: pathlib.Path, *, compressed: bool) -> None:
+    """Raises UserError unless a file ends with a record; before TensorFlow reads ahead, and crashes."""
+    index = at = 0
+    size = path.stat().st_size
+    try:
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            while head := file.read(HEAD):
+                if len(head) < HEAD:
+                    raise _cut(path, index, f"the file ends {len(head)} bytes after the record before")
+                length = struct.unpack("<Q", head[:8])[0]
+                at += HEAD + length + TAIL
+                if not (_skip(file, length + TAIL) if compressed else at <= size):
+                    raise _cut(path, index, f"the file ends before its {length} bytes do")
+                if not compressed:
+                    file.seek(at)
+                index += 1
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise _cut(path, index, str(error)) from error
+
+
+def _cut(path: pathlib.Path, index: int, reason: str) -> UserError:
+    return UserError(
+        f"'{path}' record {index} must be a whole record of a TFRecord file, got one that is cut short or"
+        f" corrupt ({reason}). Fetch the file again."
+    )
+
+
+def _skip(file: IO[bytes], count: int) -> bool:
+    """Goes on by a number of bytes; False if the file ends before."""
+    while count:
+        piece = file.read(min(count, PIECE))
+        if not piece:
+            return False
+        count -= len(piece)
+    return True
 
 
 def _is_gzip(path: pathlib.Path) -> bool:

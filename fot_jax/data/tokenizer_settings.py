@@ -138,6 +138,7 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text("utf-8"))
+        json.dumps(values, ensure_ascii=False).encode("utf-8")  # "\ud800" stands for no text
     except (OSError, ValueError, RecursionError) as error:
         raise _no_config(path, repr(error)) from error
     if not isinstance(values, dict):

@@ -1,5 +1,6 @@
 """Tokenizers of the `tokenizers` library with the files next to them: tokenizer.json, LLaMA's tokenizer.model."""
 
+import collections
 import functools
 import hashlib
 import json
@@ -179,14 +180,20 @@ def _build(definition: dict[str, Any], settings: TokenizerSettings) -> Any:
     """Builds the tokenizer with the added tokens whose ids are stated."""
     import tokenizers
 
-    special = {token["content"] for token in definition.get("added_tokens", []) if token.get("special")}
+    added = definition.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in added):
+        raise _no_tokenizer(settings.path, "added_tokens must be a list of objects with a text as content")
+    special = {token["content"] for token in added if token.get("special")}
     special |= {token.content for token in settings.added if token.flags.get("special")}
     special |= {*settings.names().values(), *settings.more_special()}
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_apart(definition, special)))
-    except Exception as error:  # the library raises bare Exception
-        message = f"data.vocabulary.path must be a Hugging Face tokenizer.json, got '{settings.path}' ({error})."
-        raise UserError(message) from error
+        apart = _apart(definition, special)
+    except (TypeError, ValueError) as error:  # merges or pieces of another shape
+        raise _no_tokenizer(settings.path, error) from error
+    tokenizer = _parsed(apart, settings.path)
+    pieces = tokenizer.get_vocab(with_added_tokens=False)
+    if len(set(pieces.values())) < len(pieces):
+        raise _no_tokenizer(settings.path, "two tokens have one id")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -202,6 +209,22 @@ def _build(definition: dict[str, Any], settings: TokenizerSettings) -> Any:
                 f" {settings.path.name}, {found}, got {token.id}. Give the model's own files."
             )
     return tokenizer
+
+
+def _parsed(definition: dict[str, Any], path: pathlib.Path) -> Any:
+    """Builds the library's tokenizer of a definition. Raises UserError where it takes it for none."""
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(definition))
+    except BaseException as error:  # bare Exception; of a panic in Rust a BaseException that cannot be imported
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _no_tokenizer(path, error) from error
+
+
+def _no_tokenizer(path: str | pathlib.Path, reason: object) -> UserError:
+    return UserError(f"data.vocabulary.path must be a Hugging Face tokenizer.json, got '{path}' ({reason}).")
 
 
 def _apart(definition: dict[str, Any], special: set[str]) -> dict[str, Any]:
@@ -235,12 +258,19 @@ def _add_named(tokenizer: Any, settings: TokenizerSettings) -> None:
 
 
 def read_definition(path: str) -> dict[str, Any]:
-    """Reads the object in a tokenizer.json. Raises UserError where it is none."""
+    """Reads the object in a tokenizer.json. Raises UserError where it is none, or one states a name twice."""
     try:
-        definition = json.loads(pathlib.Path(path).read_text("utf-8"))
+        definition = json.loads(pathlib.Path(path).read_text("utf-8"), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
-        message = f"data.vocabulary.path must be a Hugging Face tokenizer.json, got '{path}' ({error})."
-        raise UserError(message) from error
+        raise _no_tokenizer(path, error) from error
     if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
         raise UserError(f"data.vocabulary.path must be a Hugging Face tokenizer.json, got '{path}', which is none.")
     return definition
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found

@@ -130,7 +130,8 @@ class Worker:
 
 
 def _without_numbers(message: str) -> str:
-    return re.sub(r"\d+", "N", message)[:80]
+    """The beginning of a message, without the place of the input."""
+    return re.sub(r"\d+", "N", re.sub(r"/\S*/(input|out|intact)\b", "", message))[:80]
 
 
 @dataclasses.dataclass(kw_only=True)

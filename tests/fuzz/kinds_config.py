@@ -114,11 +114,11 @@ COMMANDS = {  # {in}: the folder of the input, {out}: a place to write, {repo}: 
     "train": "--config={repo}/configs/tiny_code.py --config.train.steps=5 --workdir={out} --allow-change=train.steps"
     " --profile-steps=2:4 --compilation-cache=off --hosts=one --preflight-seconds=3",
     "explain": "--config={repo}/configs/tiny_code.py --contexts=4 --rows=8 --length=128 --trials=2 --least=0.5",
-    "generate": "--workdir={in}/run --step=latest --prompt-file={in}/prompt.txt --question=why --max-new-tokens=4"
+    "generate": "--workdir={in}/run --step=latest --prompt-file={in}/prompt.jsonl --question=why --max-new-tokens=4"
     " --temperature=0.5 --top-k=3 --top-p=0.9 --seed=1 --memory=exact --top-k-memory=4 --last-context-length=8"
     " --overlap=2 --logn-from=64 --load-memory={in}/memory --save-memory={out} --mesh.fsdp=1",
     "evaluate": "--workdir={in}/run --task=perplexity --step=best --out={out} --evaluation.documents=2"
-    " --memory.top_k=4 --documents=prose={in}/prompt.txt --evaluation.memory_contexts=0,1",
+    " --memory.top_k=4 --documents=prose={in}/prompt.jsonl --evaluation.memory_contexts=0,1",
     "convert": "import --from={in}/hf --to={out} --memory-layers=0,1 --local-context=32 --dtype=bfloat16",
     "bench": "--config={repo}/configs/tiny_code.py --measure=step,read --contexts=2,8 --lengths=64,128"
     " --retrievals=dense,exact --entries=64 --forms=blockwise --repeats=2 --out={out}",
@@ -159,7 +159,7 @@ def command_files() -> Files:
     run = config_files()["values.json"]
     prompt = b"".join(json.dumps({"text": f"line {i}"}).encode() + b"\n" for i in range(8))
     checkpoint = {f"hf/{name}": data for name, data in folder_files().items()}
-    return {**lines, "run/config.json": run, "prompt.txt": prompt, **checkpoint}
+    return {**lines, "run/config.json": run, "prompt.jsonl": prompt, **checkpoint}
 
 
 @contextlib.contextmanager

@@ -189,6 +189,9 @@ def _check_model(values: dict[str, Any], model: Any) -> None:
         if kind not in (None, "default"):
             require(model.rope.scaling.value == kind, f"model.rope.scaling is not the kind under {section}")
             require(model.rope.factor == scaling["factor"], f"model.rope.factor is not the factor under {section}")
+            contexts = list(_numbers(values, "original_max_position_embeddings"))
+            known = kind not in ("llama3", "yarn") or not contexts or model.rope.original_context in contexts
+            require(known, "model.rope.original_context is not the file's original_max_position_embeddings")
     require(math.isfinite(model.rope.theta) and math.isfinite(model.rope.factor), "rope is not finite")
 
 
@@ -227,8 +230,18 @@ def _attempt_chat(source: Path, target: Path, intact: Path) -> None:
     load_vocabulary.cache_clear()
     vocabulary = load_vocabulary(config.data.vocabulary)
     _read_tokens(vocabulary)
+    require(sorted(vocabulary.end_ids) == sorted(_stated_ends(source)), "other end tokens than the files state")
     ids = encode_chat(vocabulary, user="hi <|im_end|>", system=None)
     require(all(0 <= i < vocabulary.size for i in ids), "an id of the chat is not below the vocabulary's size")
+
+
+def _stated_ends(source: Path) -> set[int]:
+    """The end tokens of generation_config.json, else of config.json, by an own reading."""
+    for path in (source / "generation_config.json", source / "config.json"):
+        stated = json.loads(path.read_bytes()).get("eos_token_id") if path.exists() else None
+        if stated is not None:
+            return set(stated if isinstance(stated, list) else [stated])
+    return set()
 
 
 def _attempt_chat_alone(source: Path, target: Path, intact: Path) -> None:

@@ -81,7 +81,8 @@ def _attempt_lines(source: Path, target: Path, intact: Path) -> None:
     texts = _read("jsonl", path)
     data = _plain(path).decode("utf-8")
     lines = [line for line in data.removeprefix("\ufeff").split("\n") if line.strip()]
-    require(texts == [json.loads(line)["text"] for line in lines], "other texts than the file's lines")
+    held = [json.loads(line, parse_int=len)["text"] for line in lines]  # int() refuses long numbers
+    require(texts == held, "other texts than the file's lines")
 
 
 def _attempt_parquet(source: Path, target: Path, intact: Path) -> None:
@@ -120,14 +121,14 @@ def _example(text: str) -> bytes:
 
 def _feature(record: bytes) -> str:
     """The text of such a record: the last value of the last feature of that name."""
-    found = ""
+    found = b""
     for number, _, features in layouts.fields(record) or ():
         for _, _, entry in (layouts.fields(features) or ()) if number == 1 else ():
             parts = {place: value for place, _, value in layouts.fields(entry) or ()}
             if parts.get(1) == b"text":
                 lists = layouts.fields(parts[2]) or ()
-                found = (layouts.fields(lists[-1][2]) or ())[-1][2].decode()
-    return found
+                found = (layouts.fields(lists[-1][2]) or ())[-1][2]
+    return found.decode()
 
 
 @functools.cache

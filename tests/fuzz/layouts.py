@@ -23,7 +23,8 @@ def in_gzip(data: bytes, change: Change) -> bytes:
 def in_zstd(data: bytes, change: Change) -> bytes:
     """Edits the text of a Zstandard file."""
     try:
-        return zstandard.compress(change(zstandard.decompress(data)))
+        text = zstandard.ZstdDecompressor().stream_reader(data).read(1 << 24)  # whatever size an edited frame declares
+        return zstandard.compress(change(text))
     except zstandard.ZstdError:
         return data
 
