@@ -16,6 +16,7 @@ becomes another mark. Then the first marks become names again, which are text no
 import dataclasses
 import datetime
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ from fot_jax.data.vocabulary import MarkedVocabulary, Vocabulary
 
 TEMPLATE_FILE = "chat_template.jinja"  # read before the settings' `chat_template`
 PROCESSOR_FILE = "chat_template.json"  # of older checkpoints; read last
+MOST_PRODUCT = 1 << 20  # of `*` and `**` in a template: items, or bits of a power
 MARKS = range(0xF0000, 0xFFFFE)  # a private plane of Unicode: some of it is free in any text
 
 
@@ -67,11 +69,31 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which a template cannot multiply its way to any amount of memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Raises jinja2.TemplateError for a product of more than MOST_PRODUCT items or digits."""
+        if operator == "*":
+            sizes = [value if isinstance(value, int) else len(value) for value in (left, right) if _counts(value)]
+            items = any(isinstance(value, str | list | tuple) for value in (left, right))
+            if items and math.prod(sizes) > MOST_PRODUCT:
+                _raise(f"a text or list may be repeated up to {MOST_PRODUCT} items, got {math.prod(sizes)}")
+        elif isinstance(left, int) and isinstance(right, int) and abs(right) * left.bit_length() > MOST_PRODUCT:
+            _raise(f"a power may have up to {MOST_PRODUCT} bits, got {left} ** {right}")
+        return super().call_binop(context, operator, left, right)
+
+
+def _counts(value: Any) -> bool:
+    """True for what multiplies the length of a text or list: a number, a text, a list."""
+    return isinstance(value, int | str | list | tuple)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     """Builds the Jinja environment that transformers uses."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)

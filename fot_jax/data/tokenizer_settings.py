@@ -26,6 +26,7 @@ ADDED_FILE = "added_tokens.json"
 GENERATION_FILE = "generation_config.json"
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
+LONGEST_NAME = 1024  # characters of a token's name; the libraries' time grows faster than its length
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,8 @@ def _content(value: Any, *, key: str, path: pathlib.Path) -> str:
     name = value.get("content") if isinstance(value, dict) else value
     if not isinstance(name, str):
         raise _no_config(path.with_name(FILE), f"{key}={value!r}")
+    if len(name) > LONGEST_NAME:
+        raise _no_config(path.with_name(FILE), f"{key} of {len(name):,} characters, where {LONGEST_NAME:,} are allowed")
     return name
 
 

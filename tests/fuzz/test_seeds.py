@@ -208,6 +208,27 @@ def test_override_nested_too_deeply_is_refused():
         apply_override(tiny_code.get_config(), "model.memory_layers", "[" * 5000)
 
 
+@pytest.mark.parametrize("product", ["'ab' * 10**9", "10**9 * [1]", "'a' * 99999 * 99999", "9 ** (9 ** 9)"])
+def test_chat_template_that_multiplies_without_end_is_refused(tmp_path, product):
+    """It would take gigabytes; small products are computed."""
+    files = kinds_convert.chat_files()
+    template = "{{ 'ab' * 3 }}{{ 2 ** 3 * 2 }}"
+    write_files(tmp_path, files | {"chat_template.jinja": template.encode()})
+    path = str(tmp_path / "tokenizer.json")
+    assert load_chat_template(open_tokenizer_json(path)).render(user="hi") == "ababab16"
+    (tmp_path / "chat_template.jinja").write_text("{{ " + product + " }}")
+    with pytest.raises(UserError, match=r"may (be repeated up to|have up to)"):
+        load_chat_template(open_tokenizer_json(path)).render(user="hi")
+
+
+def test_special_token_of_a_huge_name_is_refused(tmp_path):
+    """Its length is named, not its text."""
+    files = {"tokenizer.json": kinds_convert.chat_files()["tokenizer.json"]}
+    write_files(tmp_path, files | {"special_tokens_map.json": json.dumps({"pad_token": "a" * 100_000}).encode()})
+    with pytest.raises(UserError, match=r"pad_token of 100,000 characters, where 1,024 are allowed"):
+        open_tokenizer_json(str(tmp_path / "tokenizer.json"))
+
+
 def test_chat_template_nested_too_deeply_is_refused(tmp_path):
     """A sum of thousands of terms once raised RecursionError."""
     files = kinds_convert.chat_files()
