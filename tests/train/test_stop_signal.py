@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -27,6 +28,7 @@ def busy(*, begun):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": "."}
     process = subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True, env=environment)
     assert process.stdout is not None and process.stdout.readline() == "up\n"
+    time.sleep(1)  # from the line to native code: a signal in between would be handled in Python
     return process
 
 
