@@ -20,7 +20,7 @@ import numpy as np
 
 _BLOCK = 1 << 16  # elements that the host digests at a time
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # by bytes of an element
-KINDS = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8")
+KINDS = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8", "bool", "float64", "int64", "uint64")
 _GOLDEN = np.uint32(2654435761)
 
 
@@ -53,6 +53,11 @@ def _on_the_host(array: np.ndarray, *, dtype: np.dtype) -> int:
 
 def _digest(array: Any, dtype: np.dtype) -> Any:
     """Returns the digest of an array once it is of a dtype: an int, or one on its way from the devices."""
+    if dtype.itemsize == 8:  # two words an element; JAX has none of these unless it is told to
+        words = np.ascontiguousarray(np.asarray(array).reshape(-1).astype(dtype)).view(np.uint32)
+        return _on_the_host(words, dtype=np.dtype(np.uint32))
+    if dtype == np.bool_:
+        array, dtype = array.astype(np.uint8), np.dtype(np.uint8)
     if isinstance(array, jax.Array):
         devices = list(array.sharding.device_set)
         if len(devices) > 1 or devices[0].platform != "cpu":

@@ -47,6 +47,17 @@ def test_digest_counts_blocks_through():
     assert digests({"a": array, "b": np.float32(1.5)[...]}) == {"a": digest(array), "b": digest(np.array(1.5, "f4"))}
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint64, np.bool_])
+def test_digest_of_other_dtypes_finds_a_changed_element(dtype):
+    """Numbers of 8 bytes and booleans, which a caller's own optimizer state may hold."""
+    array = drawn((3, 4), dtype)
+    stored = digests({"a": array, "b": array[0, 0]})
+    assert changed({"a": array.copy(), "b": array[0, 0]}, stored) is None
+    other = array.copy()
+    other[2, 3] = ~other[2, 3] if dtype is np.bool_ else other[2, 3] + 1
+    assert changed({"a": other, "b": array[0, 0]}, stored) == "a"
+
+
 def test_digest_finds_every_flipped_bit():
     """Also where all elements are multiples of 2^16, as bfloat16 numbers in float32 are."""
     array = drawn((40,), ml_dtypes.bfloat16).astype(np.float32)
