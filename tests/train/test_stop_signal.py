@@ -47,6 +47,7 @@ def test_ctrl_c_is_answered_at_once_and_again_ends(begun, said):
         assert (process.returncode, out, err) == (130, "", "interrupted\n")
     finally:
         process.kill()
+        process.communicate()  # closes its pipes, whatever failed
 
 
 def test_signals_are_requests_and_handlers_are_put_back(capfd):
