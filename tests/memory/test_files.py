@@ -163,7 +163,7 @@ def test_an_unchecked_meta_is_read_and_a_changed_one_is_not(tmp_path, caplog):
     files.save(filled_store(), tmp_path / "memory", fingerprint="f")
     meta = json.loads((tmp_path / "memory" / "meta.json").read_text())
     (tmp_path / "memory" / "meta.json").write_text(json.dumps({**meta, "memory_layers": [0, 1]}))
-    with pytest.raises(UserError, match=r"is damaged: meta\\.json was changed"):
+    with pytest.raises(UserError, match=r"is damaged: meta\.json was changed"):
         files.load(tmp_path / "memory", fingerprint="f")
     del meta["checksum"]
     (tmp_path / "memory" / "meta.json").write_text(json.dumps(meta))
