@@ -39,7 +39,7 @@ from fot_jax.types import Batch, Plan, Route
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What a step reports; float32 scalars. With `loss_tokens` 0 the means before it are 0 and mean nothing.
+    """Metrics of a step; float32 scalars. With `loss_tokens` 0 the means are 0 and mean nothing.
 
     Attributes:
       loss: mean cross-entropy of the tokens that bear loss, in nats, whatever `train.loss_mean` says.

@@ -17,7 +17,7 @@ from tests.convert.checkpoints import SMALL, random_tensors, write_folder, write
 
 
 def zipped():
-    """What torch.save writes begins like this."""
+    """Returns the first bytes of a file that torch.save writes."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
         file.writestr("archive/data.pkl", b"x" * 100)
@@ -75,7 +75,7 @@ def test_each_kind_in_place_of_the_other(tmp_path, whole, file):
 
 @pytest.mark.parametrize("share", [0.0001, 0.001, 0.02, 0.5, 0.9999])
 def test_truncated_safetensors_say_how_many_bytes(tmp_path, whole, share):
-    """As the header says; the header itself may be cut."""
+    """The header states the length; the header itself may be cut."""
     data = whole.read_bytes()
     cut = max(1, int(len(data) * share))
     whole.write_bytes(data[:cut])

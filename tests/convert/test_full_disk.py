@@ -75,7 +75,7 @@ def test_a_disk_far_too_small_is_refused_at_once(source, run, tmp_path, monkeypa
 
 @pytest.mark.parametrize("command", ["import", "average", "hf", "orbax"])
 def test_a_disk_that_fills_up_gives_one_line(source, run, tmp_path, monkeypatch, command):
-    """As the libraries raise it: an OSError while safetensors are written, TensorStore's error from Orbax."""
+    """The libraries raise an OSError while safetensors are written, and TensorStore's error from Orbax."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     theirs = ValueError(f"RESOURCE_EXHAUSTED: Error writing chunk [OS error 28: {os.strerror(errno.ENOSPC)}]")
     name = {"import": "save_imported", "average": "save_imported", "orbax": "write_bare_params"}.get(command)

@@ -241,7 +241,7 @@ def test_equal_documents_count_as_one(make_documents, monkeypatch, layout, bound
 
 
 def test_a_corpus_of_copies_of_one_is_read_again(make_documents):
-    """As a corpus of one document is; passing over every draw would never end."""
+    """It is read like a corpus of one document; passing over every draw would never end."""
     stream = make(make_documents({"a": (1.0, [A, A, A])}), rows=1, length=10)
     np.testing.assert_array_equal(stream.batch(0).tokens, [A + A])
 

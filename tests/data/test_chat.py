@@ -94,7 +94,7 @@ def test_special_names_in_messages_are_text(tmp_path):
 
 
 def test_the_template_alone_writes_bos(tmp_path):
-    """As in transformers, whether or not texts begin with it."""
+    """The template alone decides, as in transformers, whether or not texts begin with it."""
     for index, (template, begins) in enumerate([("x", True), ("{{ bos_token }}x", True), ("{{ bos_token }}x", False)]):
         vocabulary = save_tokenizer(tmp_path / str(index), template=template, begins=begins)
         assert encode_chat(vocabulary, user="") == [0] * (index > 0) + vocabulary.encode("x")

@@ -31,7 +31,7 @@ def frame_header(window_log: int) -> bytes:
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".GZ", ".Zst"])
 def test_members_are_read_one_after_another(tmp_path, suffix):
-    """As parallel compressors write them, cut at any byte of a piece; the suffix in either case."""
+    """Parallel compressors write several frames; cut at any byte of a piece; the suffix in either case."""
     path, compress = tmp_path / f"a{suffix}", WRITE[suffix.lower()]
     for cut in (1, 50, PIECE - 3, len(TEXT)):
         path.write_bytes(compress(TEXT[:cut]) + compress(TEXT[cut:]) + compress(b""))

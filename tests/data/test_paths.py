@@ -64,7 +64,7 @@ def test_home_and_variables_are_expanded(tree, monkeypatch):
 
 
 def test_hidden_files_are_read_only_by_name(tree, caplog):
-    """As patterns do, a folder leaves out what begins with a dot, with a line in the log."""
+    """A folder leaves out names that begin with a dot, as patterns do, with a line in the log."""
     (tree / "deep/.git").mkdir()
     (tree / "deep/.git/config").write_text("x")
     (tree / "deep/.DS_Store").write_bytes(b"\xff")

@@ -1,4 +1,4 @@
-"""What is a document and what is refused, from JSON lines, text, Parquet and TFRecord files. Needs TensorFlow."""
+"""Documents and refusals of JSON lines, text, Parquet and TFRecord files. Needs TensorFlow."""
 
 import gzip
 import json
@@ -63,7 +63,7 @@ def test_read_jsonl_names_file_and_line(tmp_path, line, message):
 
 
 def test_byte_order_marks_are_no_text(tmp_path):
-    """Of a text file, of JSON lines, and of JSON lines that were joined from several files."""
+    """The mark of a text file, of JSON lines, and of JSON lines joined from several files."""
     mark = b"\xef\xbb\xbf"
     (tmp_path / "a.txt").write_bytes(mark + b"Hello\r\nworld\r\n")
     assert texts(tmp_path / "a.txt", SourceKind.TEXT) == ["Hello\r\nworld\r\n"]

@@ -74,7 +74,7 @@ class Worker:
         return self._answer(seconds=120.0, wall=600.0)
 
     def try_files(self, files: Files) -> dict[str, Any]:
-        """What comes of an input."""
+        """Returns the outcome of an input."""
         source = self._root / "input"
         shutil.rmtree(source, ignore_errors=True)
         write_files(source, files)
@@ -155,7 +155,7 @@ class Fault:
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """What came of the inputs of one kind."""
+    """Outcomes of the inputs of one kind."""
 
     kind: Kind
     outcomes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -240,7 +240,7 @@ def _record(report: Report, found: dict[str, Any], edits: list[Edit]) -> None:
 
 
 def reduced(fault: Fault, place_of: Callable[[list[Edit]], str]) -> list[Edit]:
-    """As few of a fault's edits as lead to the same place."""
+    """Returns the fewest of a fault's edits that lead to the same place."""
     edits = fault.edits
     for edit in fault.edits:
         fewer = [other for other in edits if other is not edit]

@@ -245,7 +245,7 @@ def _stated_ends(source: Path) -> set[int]:
 
 
 def _attempt_chat_alone(source: Path, target: Path, intact: Path) -> None:
-    """As `_attempt_chat`; what was imported before the template is read is no residue."""
+    """Calls `_attempt_chat`; files imported before the template is read are no residue."""
     import shutil
 
     try:

@@ -1,4 +1,4 @@
-"""What the project writes itself and reads again: memories, checkpoints of training, imported checkpoints."""
+"""Kinds that the project writes itself and reads again: memories, checkpoints of training and of imports."""
 
 import functools
 import json
@@ -95,7 +95,7 @@ def _params(workdir: Path, step: Any) -> list[np.ndarray]:
 
 
 def _state(workdir: Path) -> list[np.ndarray]:
-    """What training goes on from: parameters and the optimizer's state of the last step."""
+    """Restores parameters and the optimizer's state of the last step, from which training goes on."""
     import jax
 
     from fot_jax.checkpoint import Checkpointer

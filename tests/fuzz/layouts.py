@@ -188,7 +188,7 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  
 
 
 class Part(enum.Enum):
-    """What a stretch of a GGUF file's head says: how it is laid out, a value, a text."""
+    """Meaning of a stretch of a GGUF file's head: layout, a value, a text."""
 
     LAYOUT = "layout"
     VALUE = "value"

@@ -195,7 +195,7 @@ def test_a_question_goes_behind_the_prompt_or_alone(tmp_path, capfd, monkeypatch
 
 
 def test_read_prompt_drops_a_byte_order_mark(tmp_path, monkeypatch):
-    """Of a file and of stdin; everything else is text as it is."""
+    """The mark of a file and of stdin; everything else is text."""
     data = b"\xef\xbb\xbfHello\r\n"
     (tmp_path / "prompt").write_bytes(data)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))

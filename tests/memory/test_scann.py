@@ -143,7 +143,7 @@ def test_queries_of_any_length_find_the_same_keys(below):
 
 
 def test_attention_is_nan_where_a_query_is_nan():
-    """As with the other kinds of retrieval, so that the logits' own check speaks."""
+    """They give NaN as the other kinds of retrieval do, so that the logits' own check speaks."""
     store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
     append(store, np.ones((5, D), np.float32))
     index = ScannIndex(store, TREES)
