@@ -94,8 +94,8 @@ bench: $(VENV)/.runtime
 	$(BENCH) --config=configs/smollm2_135m.py --contexts=8 --config.memory.retrieval=dense --lengths=4096,16384 \
 	  --retrievals=dense,exact --entries=4096,65536 --repeats=3 --out=$(RUNS)/bench/smollm2_135m
 
-GPU_FORMS ?= blockwise,pallas
-GPU := --forms=$(GPU_FORMS) --contexts=2,8 --config.memory.retrieval=dense --lengths=4096,65536 --retrievals=dense,exact
+GPU_BACKENDS ?= blockwise,pallas
+GPU := --backends=$(GPU_BACKENDS) --contexts=2,8 --config.memory.retrieval=dense --lengths=4096,65536 --retrievals=dense,exact
 
 bench-gpu: $(VENV)/.runtime
 	@echo "== SmolLM2-135M, rows of 1,024 tokens"

@@ -25,6 +25,6 @@ def get_config() -> config_dict.ConfigDict:
     config.name = "smollm2_fot_cpu_logn"
     config.model.dtype = "float32"
     config.model.remat = "none"
-    config.crossbatch.logn_from = 512
-    config.memory.logn_from = 512
+    config.crossbatch.log_length_scaling_from = 512
+    config.memory.log_length_scaling_from = 512
     return config

@@ -38,12 +38,12 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Leg:
-    """Hops of a route on which the same rows travel.
+class RingStage:
+    """Hops of a ring on which the same rows travel.
 
     Attributes:
       rows: which rows of each device's block travel, ascending, counted within the block.
-      hops: how many hops, one device further each.
+      hops: the number of hops, one device further each.
       slots: the most slots that one reader finds in one of these blocks.
     """
 
@@ -53,18 +53,18 @@ class Leg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Route:
-    """How blocks of rows travel between the devices that read them: static, one program each.
+class RingSchedule:
+    """When which blocks of rows travel to the devices that read them: static, one program each.
 
     Attributes:
-      axes: the mesh axes that rows lie over, the slower first.
-      heads: the mesh axis that heads lie over.
-      length: the mesh axis that positions lie over.
+      axes: the mesh axes that split rows, the slower first.
+      heads: the mesh axis that splits heads.
+      length: the mesh axis that splits positions.
       shards: devices along `axes`.
       step: +1, blocks travel to later devices; -1, to earlier ones.
       wraps: whether the last device sends to the first.
       home_slots: the most slots that one reader finds in its own device's rows.
-      legs: in the order of travel; each one's rows are among those of the one before.
+      stages: in the order of travel; the rows of each are among those of the stage before.
     """
 
     axes: tuple[str, ...]
@@ -74,17 +74,17 @@ class Route:
     step: int
     wraps: bool
     home_slots: int
-    legs: tuple[Leg, ...]
+    stages: tuple[RingStage, ...]
 
     @property
     def hops(self) -> int:
         """How far a block travels, in devices."""
-        return sum(leg.hops for leg in self.legs)
+        return sum(stage.hops for stage in self.stages)
 
     @property
     def rows_sent(self) -> int:
         """Rows that a device sends in one pass."""
-        return sum(leg.hops * len(leg.rows) for leg in self.legs)
+        return sum(stage.hops * len(stage.rows) for stage in self.stages)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,29 +137,60 @@ class Plan:
       context_ids: int32 [B, C], the batch row read through slot C, -1 where the slot is empty.
       own_document: bool [B, C], True where that row holds an earlier chunk of the reader's own
         stream (the positive), False where it is another document's (a negative).
-      route: how the rows travel where they lie on several devices; None: on one.
+      ring: how the rows travel where they are split over several devices; None: they do not.
     """
 
     context_ids: Array
     own_document: Array
-    route: Route | None = flax.struct.field(pytree_node=False, default=None)
+    ring: RingSchedule | None = flax.struct.field(pytree_node=False, default=None)
+
+
+@flax.struct.dataclass
+class Rows:
+    """Keys and values of batch rows that a backend reads, heads first, not copied for any reader.
+
+    Attributes:
+      keys: [B, G, S, D].
+      values: [B, G, S, D].
+      segments: int32 [B, S], document ids, 0 for padding.
+    """
+
+    keys: Array
+    values: Array
+    segments: Array
 
 
 @flax.struct.dataclass
 class Partial:
     """Attention to one set of keys before normalisation, so that sets can be merged exactly.
 
-    `merge` of partials followed by `normalise` is ONE softmax over the union of their keys.
+    `softmax.merge` of partials followed by `softmax.normalise` is ONE softmax over the union of their keys. The axes
+    are those of the queries: [B, H, L, D] in `ops/backends`, [B, L, H, D] for caches and memories.
 
     Attributes:
-      weighted: float32 [B, L, H, D], sum_s exp(score_s - peak) * value_s.
-      peak: float32 [B, L, H], the largest score (a large negative number where no key is visible).
-      total: float32 [B, L, H], sum_s exp(score_s - peak).
+      weighted: float32, the queries' shape, sum_s exp(score_s - peak) * value_s.
+      peak: float32, one per query and head, the largest score (a large negative number where no key is visible).
+      total: float32, one per query and head, sum_s exp(score_s - peak).
     """
 
     weighted: Array
     peak: Array
     total: Array
+
+
+@flax.struct.dataclass
+class Upstream:
+    """The gradients that one softmax hands to each set of its keys.
+
+    Attributes:
+      peak: float32 [B, H, L], the peak over all sets, which the two others are relative to.
+      d_weighted: float32 [B, H, L, D], the gradient of `Partial.weighted`.
+      d_total: float32 [B, H, L], the gradient of `Partial.total`.
+    """
+
+    peak: Array
+    d_weighted: Array
+    d_total: Array
 
 
 @flax.struct.dataclass
@@ -230,7 +261,7 @@ class MemoryView(Protocol):
         ...
 
     def query_scale(self, local: Array) -> Array | None:
-        """Returns the factor on the queries of memory layers that `memory.logn_from` sets; None: no factor.
+        """Returns the factor on queries of memory layers that `memory.log_length_scaling_from` sets; None: no factor.
 
         Args:
           local: int32 [#B, L], the number of local context entries that each query sees.

@@ -20,6 +20,7 @@ import jax
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import build, difference, to_dict
 from fot_jax.config.errors import explained_disk_full
+from fot_jax.config.renames import with_current_names
 
 DOCUMENTS = "data.documents"  # the name that allows changed tokens in --allow-change
 SOURCE_CONFIG = "source_config.json"
@@ -89,7 +90,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
     if not path.is_file():
         raise UserError(f"--workdir must hold a run (a config.json), got {os.fspath(workdir)!r}. Train it first.")
     try:
-        config = build(ExperimentConfig, json.loads(path.read_text(encoding="utf-8")))
+        config = build(ExperimentConfig, with_current_names(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint next to it,"

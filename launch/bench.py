@@ -18,13 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fot_jax.config import AttentionForm, ConfigError, ExperimentConfig, Retrieval
+from fot_jax.config import AttentionBackend, ConfigError, ExperimentConfig, Retrieval
 from fot_jax.config.override import whole_number
 from launch import cli
 
 MEBIBYTE = 2**20
 MEASURES = ("step", "read", "decode", "data")
-FORMS = tuple(form.value for form in AttentionForm)
+BACKENDS = tuple(backend.value for backend in AttentionBackend)
 
 
 def _integers(text: str, flag: str) -> list[int]:
@@ -49,7 +49,7 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
     retrievals = [
         Retrieval(name) for name in _names(flags.retrievals, "--retrievals", tuple(kind.value for kind in Retrieval))
     ]
-    forms = [AttentionForm(name) for name in _names(flags.forms, "--forms", FORMS)]
+    backends = [AttentionBackend(name) for name in _names(flags.backends, "--backends", BACKENDS)]
     wanted = _names(flags.measure, "--measure", MEASURES)
     model = config.model
     if not model.memory_layers and wanted != ["data"]:
@@ -61,16 +61,16 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
     import jax
 
     from fot_jax.bench import inference, machine, pipeline, steps
-    from fot_jax.ops.forms import check_platform
+    from fot_jax.ops.backends.choose import check_platform
 
     if "step" in wanted:
         check_platform(model.attention, jax.devices()[0].platform)
-        for form in forms:
-            check_platform(form, jax.devices()[0].platform, name="--forms")
+        for backend in backends:
+            check_platform(backend, jax.devices()[0].platform, field="--backends")
     found = {"machine": machine.machine_programs(model)}
     params = inference.random_params(model) if wanted != ["data"] else None
     if "step" in wanted:
-        found["step"] = steps.step_programs(config, params, contexts=contexts, forms=forms)
+        found["step"] = steps.step_programs(config, params, contexts=contexts, backends=backends)
     if "read" in wanted:
         found["read"] = inference.reading_programs(model, params, memory=config.memory, lengths=lengths)
     if "decode" in wanted:
@@ -216,8 +216,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--contexts", default="2,8", metavar="D,D,…", help="step: contexts per row; default %(default)s"
     )
     parser.add_argument(
-        "--forms", default="reference,blockwise", metavar="NAMES",
-        help=f"step: of {','.join(FORMS)}; default %(default)s",
+        "--backends", default="reference,blockwise", metavar="NAMES",
+        help=f"step: of {','.join(BACKENDS)}; default %(default)s",
     )  # fmt: skip
     parser.add_argument("--lengths", default="4096,16384", metavar="N,…", help="read: tokens; default %(default)s")
     parser.add_argument(

@@ -52,8 +52,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     memory.add_argument("--last-context", choices=kinds, help="whether it holds at least or exactly as many")
     overlap_help = "newest tokens of a window that the next one but the last reads again, to have them in sight"
     memory.add_argument("--overlap", type=int, metavar="N", help=overlap_help)
-    logn_help = "scale queries by log n / log N where n > N entries are in sight; 0: never"
-    memory.add_argument("--logn-from", type=int, metavar="N", help=logn_help)
+    scaling_help = "scale queries by log n / log N where n > N entries are in sight; 0: never"
+    memory.add_argument("--log-length-scaling-from", type=int, metavar="N", help=scaling_help)
     memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
     memory.add_argument("--save-memory", metavar="DIR", help="write the memory at the end")
     cli.add_mesh_flags(parser, "spread memory and parameters over this process's devices; default: one device")
@@ -67,7 +67,7 @@ def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> Memory
         "last_context": LastContext(flags.last_context) if flags.last_context else None,
         "last_context_length": flags.last_context_length,
         "overlap": flags.overlap,
-        "logn_from": flags.logn_from,
+        "log_length_scaling_from": flags.log_length_scaling_from,
     }
     chosen = dataclasses.replace(config.memory, **{name: value for name, value in given.items() if value is not None})
     chosen.validate("memory")
@@ -212,7 +212,9 @@ def main(flags: argparse.Namespace) -> None:
     identity = fingerprint(params, config.model)
     store = None
     if flags.load_memory:
-        store = files.load(flags.load_memory, fingerprint=identity, logn_from=memory.logn_from, budget=memory.budget)
+        store = files.load(
+            flags.load_memory, fingerprint=identity, scaling_from=memory.log_length_scaling_from, budget=memory.budget
+        )
     elif config.model.memory_layers:
         store = MemoryStore.for_model(config.model, streams=len(prompts), budget=memory.budget)
     before = 0 if store is None else int(store.appended.sum())
@@ -242,7 +244,14 @@ def main(flags: argparse.Namespace) -> None:
         except interrupts.Stopped:
             pass  # between two windows: the store holds those before
         if flags.save_memory and store is not None:
-            save_memory(store, flags, fingerprint=identity, logn_from=memory.logn_from, before=before, stop=stop)
+            save_memory(
+                store,
+                flags,
+                fingerprint=identity,
+                scaling_from=memory.log_length_scaling_from,
+                before=before,
+                stop=stop,
+            )
 
 
 def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
@@ -261,7 +270,7 @@ def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) 
 
 
 def save_memory(
-    store: Any, flags: argparse.Namespace, *, fingerprint: str, logn_from: int, before: int, stop: interrupts.Stop
+    store: Any, flags: argparse.Namespace, *, fingerprint: str, scaling_from: int, before: int, stop: interrupts.Stop
 ) -> None:
     """Writes the memory, which held `before` entries at the start; after a signal it says so and ends the process."""
     from fot_jax.memory import files
@@ -272,7 +281,7 @@ def save_memory(
     place = flags.save_memory
     if stop.number and files.is_memory(place):
         place += ".interrupted"
-    files.save(store, place, fingerprint=fingerprint, logn_from=logn_from)
+    files.save(store, place, fingerprint=fingerprint, scaling_from=scaling_from)
     saved = f"memory of {store.bytes() / 2**20:,.1f} MiB saved to {place}"
     if stop.number:
         interrupts.leave(stop.number, f"{saved}, {new:,} tokens read or written; --load-memory={place} reads on.")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.ops import few_queries
+from fot_jax.config import Boundaries
+from fot_jax.ops import cache_attention
 from fot_jax.types import Plan
 from tests import oracles
 
@@ -22,9 +23,8 @@ class Case:
     """Arrays of one crossbatch problem, float64 holding float32 values."""
 
     queries: np.ndarray
-    turned_queries: np.ndarray
     keys: np.ndarray
-    turned_keys: np.ndarray
+    rotated_keys: np.ndarray
     values: np.ndarray
     upstream: np.ndarray
     segments: np.ndarray
@@ -71,11 +71,49 @@ def crossbatch_case(heads: str = "grouped", *, head_dim: int = 6, seed: int = 0,
     num_heads, groups = HEADS[heads]
     rows, length = SEGMENTS.shape
     q, k = (rows, length, num_heads, head_dim), (rows, length, groups, head_dim)
-    queries, turned_queries, keys, turned_keys, values, upstream = arrays(seed, q, q, k, k, k, q)
-    return Case(
-        scale * queries, scale * turned_queries, keys, turned_keys, values, upstream, SEGMENTS,
-        Plan(context_ids=CONTEXT_IDS.astype(np.int32), own_document=OWN),
-    )  # fmt: skip
+    queries, keys, rotated_keys, values, upstream = arrays(seed, q, k, k, k, q)
+    plan = Plan(context_ids=CONTEXT_IDS.astype(np.int32), own_document=OWN)
+    return Case(scale * queries, keys, rotated_keys, values, upstream, SEGMENTS, plan)
+
+
+JOINT_NAMES = ("values", "d queries", "d keys", "d context keys", "d values")
+
+
+def joint_arguments(case: Case) -> tuple[np.ndarray, ...]:
+    """The case's arrays in the order of `crossbatch_attention`: queries, keys, context keys, values."""
+    return case.queries, case.rotated_keys, case.keys, case.values
+
+
+def joint_expected(
+    case: Case, boundaries: Boundaries, *, reads: bool = True, stopped: bool = False, yarn_factor: float = 1.0
+) -> list[np.ndarray]:
+    """The joint softmax of the own chunk and the contexts in float64, and its gradients: in order of JOINT_NAMES.
+
+    Args:
+      case: its queries meet the rotated keys of the own chunk, and the other keys of contexts.
+      boundaries: whether documents of one row see each other.
+      reads: whether there are contexts.
+      stopped: whether the contexts' keys and values get no gradient.
+      yarn_factor: the factor of queries that meet contexts.
+    """
+    sources = {
+        "local": (case.queries, case.rotated_keys, case.values),
+        "context": (yarn_factor * case.queries, case.keys, case.values),
+    }
+    visible = oracles.local_visible(case.segments, boundaries=boundaries.value)
+    if reads:
+        plan = case.plan.context_ids, case.plan.own_document
+        contexts = oracles.context_visible(case.segments, *plan, boundaries=boundaries.value)
+        visible = oracles.union(visible, contexts)
+    local, context = oracles.attend_gradients(sources, visible, case.upstream).values()
+    flows = 0.0 if stopped else 1.0
+    return [
+        oracles.attend(sources, visible),
+        local[0] + yarn_factor * context[0],
+        local[1],
+        flows * context[1],
+        local[2] + flows * context[2],
+    ]
 
 
 LOOPS = ("cpu", "default")  # the branches of jax.lax.platform_dependent
@@ -86,14 +124,14 @@ def force_loop(monkeypatch, loop: str) -> None:
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, **loops: loops[loop](*arguments))
 
 
-def force_one_wide_head(monkeypatch) -> None:
+def force_folded_heads(monkeypatch) -> None:
     """CPUs' loops for few queries, which these problems' keys are too small for otherwise."""
     force_loop(monkeypatch, "cpu")
-    monkeypatch.setattr(few_queries, "LEAST_BYTES", 0)
+    monkeypatch.setattr(cache_attention, "LEAST_FOLDED_BYTES", 0)
 
 
 def to_float32(*values: np.ndarray) -> list[jax.Array]:
-    """As the ops get them."""
+    """Arrays as the ops get them."""
     return [jnp.asarray(value, jnp.float32) for value in values]
 
 

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -39,13 +40,32 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """What takes long first: handed out last, one such file would keep one worker busy and the others idle."""
+    """Puts long files first: handed out last, one of them would keep one worker busy and the others idle."""
 
     def place(item) -> int:
         name = item.path.relative_to(Path(__file__).parent).parts[0]
         return LONG.index(name) if name in LONG else len(LONG)
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def compilation_folder(tmp_path_factory) -> str:
+    """Where `quick_compiles` keeps programs for the other modules of the session."""
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def quick_compiles(compilation_folder) -> Iterator[None]:
+    """Compiles the programs of a module quickly, and those that modules share once a session."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", compilation_folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

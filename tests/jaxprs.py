@@ -1,4 +1,4 @@
-"""What a traced or compiled program holds: shapes of all its arrays, names of all its primitives."""
+"""Contents of a traced or compiled program: shapes of all its arrays, names of all its primitives."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -2,7 +2,8 @@
 
 Parameters: {"embed" [V,E], "layers": [{...}], "final": norm, "head" [E,V]}; a layer holds "attention_norm",
 "mlp_norm" (dicts with "scale" and, in the paper's family, "bias"), "q" [E,H,D], "k" and "v" [E,G,D],
-"o" [H,D,E], "temperature" [H] (paper), "smear" [G] (smeared keys), and "gate" [E,F] (LLaMA), "up" [E,F], "down" [F,E].
+"o" [H,D,E], "temperature" [H] (paper), "smear" [G] (smeared keys), "memory_share" [H] (gated memory), and "gate" [E,F]
+(LLaMA), "up" [E,F], "down" [F,E].
 """
 
 import math
@@ -35,11 +36,12 @@ def gelu_mlp(x: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
 
 
 def attention_layer(x: np.ndarray, layer: Layer, *, family: str, memory_layer: bool, positions: str,
-                    frequencies: np.ndarray, visible: Callable, memory, follows=None,
+                    frequencies: np.ndarray, local: Callable, far: Callable, memory, follows=None,
                     sharpen: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
     """One attention: a local source, and in memory layers the contexts and the memory, in one softmax.
 
     `layer["smear"]` [G], if there, is the share of the key before in each key, where `follows` [B, L].
+    `layer["memory_share"]` [H], if there, makes two softmaxes of memory layers and mixes them, where `far` shows any.
     `positions`: "rope0" or "nope", what memory layers do; `memory` is (keys, values) [B, M, G, D] or None;
     `sharpen` [B, L] multiplies the scores of each query.
     """
@@ -58,16 +60,23 @@ def attention_layer(x: np.ndarray, layer: Layer, *, family: str, memory_layer: b
         queries = queries * layer["temperature"][:, None]
     if sharpen is not None:
         queries = queries * sharpen[:, :, None, None]
-    turned, turned_keys = queries, keys
+    rotated, rotated_keys = queries, keys
     if not (memory_layer and positions == "nope"):
         places = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
-        turned, turned_keys = (oracles.rotate(a, places, frequencies) for a in (queries, keys))
-    sources = {"local": (turned, turned_keys, values)}
+        rotated, rotated_keys = (oracles.rotate(a, places, frequencies) for a in (queries, keys))
+    sources = {"local": (rotated, rotated_keys, values)}
     if memory_layer:
-        sources["context"] = (turned, keys, values)
+        sources["context"] = (rotated, keys, values)
         if memory is not None:
-            sources["memory"] = (turned, *memory)
-    return np.einsum("blhd,hde->ble", oracles.attend(sources, visible), layer["o"])
+            sources["memory"] = (rotated, *memory)
+    if memory_layer and "memory_share" in layer:
+        mixed, remembered = oracles.attend(sources, local), oracles.attend(sources, far)
+        for b, t, h in np.ndindex(*mixed.shape[:3]):
+            share = layer["memory_share"][h] if far(b, t, h) else 0.0
+            mixed[b, t, h] = share * remembered[b, t, h] + (1 - share) * mixed[b, t, h]
+    else:
+        mixed = oracles.attend(sources, oracles.union(local, far))
+    return np.einsum("blhd,hde->ble", mixed, layer["o"])
 
 
 def log_scales(context_ids: np.ndarray, length: int, *, start: int) -> np.ndarray:
@@ -84,26 +93,26 @@ def log_scales(context_ids: np.ndarray, length: int, *, start: int) -> np.ndarra
 
 def decoder(parameters: dict[str, Any], tokens: np.ndarray, *, family: str, segments: np.ndarray, boundaries: str,
             memory_layers: tuple[int, ...], positions: str, frequencies: np.ndarray, epsilon: float,
-            context_ids=None, own=None, memory=None, logn_from: int = 0) -> np.ndarray:  # fmt: skip
-    """Logits [B, L, V]; `memory`: {layer: (keys, values)}; `logn_from`: see `log_scales`; 0: never."""
+            context_ids=None, own=None, memory=None, scaling_from: int = 0) -> np.ndarray:  # fmt: skip
+    """Logits [B, L, V]; `memory`: {layer: (keys, values)}; `scaling_from`: see `log_scales`; 0: never."""
     x = parameters["embed"][tokens]
     local = oracles.local_visible(segments, boundaries=boundaries)
     follows = np.zeros(segments.shape, bool)
     for b, t in np.ndindex(*segments.shape):
         follows[b, t] = t > 0 and (boundaries == "joined" or segments[b, t] == segments[b, t - 1])
     for index, layer in enumerate(parameters["layers"]):
-        is_memory, visible, entries = index in memory_layers, local, (memory or {}).get(index)
+        is_memory, far, entries = index in memory_layers, [], (memory or {}).get(index)
         if is_memory and context_ids is not None:
-            visible = oracles.union(visible, oracles.context_visible(segments, context_ids, own, boundaries=boundaries))
+            far.append(oracles.context_visible(segments, context_ids, own, boundaries=boundaries))
         if entries is not None:
-            visible = oracles.union(visible, oracles.memory_visible(np.ones(entries[0].shape[:2], bool)))
+            far.append(oracles.memory_visible(np.ones(entries[0].shape[:2], bool)))
         sharpen = None
-        if is_memory and logn_from:
-            sharpen = log_scales(context_ids, tokens.shape[1], start=logn_from)
+        if is_memory and scaling_from:
+            sharpen = log_scales(context_ids, tokens.shape[1], start=scaling_from)
         normed = norm(x, layer["attention_norm"], family=family, epsilon=epsilon)
         x = x + attention_layer(
             normed, layer, family=family, memory_layer=is_memory, positions=positions, frequencies=frequencies,
-            visible=visible, memory=entries, follows=follows, sharpen=sharpen,
+            local=local, far=oracles.union(*far), memory=entries, follows=follows, sharpen=sharpen,
         )  # fmt: skip
         normed = norm(x, layer["mlp_norm"], family=family, epsilon=epsilon)
         if family == "llama":

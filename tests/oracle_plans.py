@@ -11,7 +11,7 @@ Reads = list[set[tuple[int, bool]]]
 
 
 def reads_of(context_ids, own_document) -> Reads:
-    """What a plan's arrays say, as sets; a row read twice in one plan row is an error."""
+    """Reads a plan's arrays as sets; a row read twice in one plan row is an error."""
     reads = []
     for ids, own in zip(np.asarray(context_ids), np.asarray(own_document), strict=True):
         pairs = [(int(row), bool(mine)) for row, mine in zip(ids, own, strict=True) if row >= 0]

@@ -1,4 +1,4 @@
-"""What an import brings along, and that every command helps without loading the heavy libraries."""
+"""Imports bring nothing heavy along, and every command helps without loading the heavy libraries."""
 
 import importlib
 import re
@@ -24,7 +24,7 @@ COMMANDS = sorted(
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints; generous with time, since the machine may be busy."""
+    """Returns what a fresh interpreter prints; generous with time, since the machine may be busy."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -14,11 +14,11 @@ from fot_jax.aot.hlo_costs import count
 from fot_jax.aot.programs import Program, ProgramKind
 from fot_jax.aot.report import Report, memory_of, refusal_memory
 from fot_jax.config import ExperimentConfig, ModelConfig
-from fot_jax.ops import forms
+from fot_jax.ops.backends.choose import resolve
 from fot_jax.train.trainable import first_trained
 
-# op_name of the conditionals in attention_layer.py, joint_blocks.py and joint_kernels.py: is this a memory layer?
-MEMORY_BRANCH = r"(_join|memory_branch)/cond$"
+# op_name of the conditionals in crossbatch.py and attention_layer.py: is this a memory layer?
+MEMORY_BRANCH = r"memory_branch/cond$"
 COMPILER_KEYS = ("flops", "bytes accessed", "optimal_seconds")
 
 
@@ -55,8 +55,8 @@ def attention_of(job: Job, mesh: Mesh) -> str:
         return ""
     named = job.config.model.attention
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        form = forms.resolve(named)
-    return form.value if form is named else f"{form.value} ({named.value})"
+        backend = resolve(named)
+    return backend.value if backend is named else f"{backend.value} ({named.value})"
 
 
 def branch_shares(model: ModelConfig, *, first: int = 0) -> dict[str, float]:

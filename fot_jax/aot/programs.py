@@ -15,8 +15,8 @@ from fot_jax.memory.device_copy import MEMORY_AXES, capacity_for
 from fot_jax.memory.views import DeviceView
 from fot_jax.models import account
 from fot_jax.models.cache import init_cache
+from fot_jax.models.layer_ranges import up_to_last_memory_layer
 from fot_jax.models.layers import DTYPES
-from fot_jax.models.lower import up_to_last_memory_layer
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, memory_layout, param_shardings, replicated, shards
 from fot_jax.train.state import abstract_params, abstract_state

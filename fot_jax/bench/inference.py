@@ -18,7 +18,7 @@ from fot_jax.memory.views import DeviceView, make_view
 from fot_jax.models import account
 from fot_jax.models.cache import init_cache
 from fot_jax.models.init import init_params
-from fot_jax.models.lower import up_to_last_memory_layer
+from fot_jax.models.layer_ranges import up_to_last_memory_layer
 from fot_jax.types import KeyValue
 
 FILLED_AT_ONCE = 1 << 14  # entries

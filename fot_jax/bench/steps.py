@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fot_jax.bench.timing import Program
-from fot_jax.config import AttentionForm, CrossbatchConfig, ExperimentConfig, PlanKind
+from fot_jax.config import AttentionBackend, CrossbatchConfig, ExperimentConfig, PlanKind
 from fot_jax.models import account
 from fot_jax.train.step import loss_gradient
 from fot_jax.types import Batch, Plan
@@ -17,19 +17,19 @@ PLAIN = "plain"
 
 
 def step_programs(
-    config: ExperimentConfig, params: Any, *, contexts: Sequence[int], forms: Sequence[AttentionForm]
+    config: ExperimentConfig, params: Any, *, contexts: Sequence[int], backends: Sequence[AttentionBackend]
 ) -> list[Program]:
     """Returns the plain step, then each backend at each d; `x` is d, `series` the backend."""
-    plain = step_program(config, params, form=config.model.attention, contexts=0)
-    return [plain] + [step_program(config, params, form=form, contexts=d) for d in contexts for form in forms]
+    plain = step_program(config, params, backend=config.model.attention, contexts=0)
+    return [plain] + [step_program(config, params, backend=one, contexts=d) for d in contexts for one in backends]
 
 
-def step_program(config: ExperimentConfig, params: Any, *, form: AttentionForm, contexts: int) -> Program:
+def step_program(config: ExperimentConfig, params: Any, *, backend: AttentionBackend, contexts: int) -> Program:
     """Compiles loss and gradient of one batch of random tokens with `contexts` contexts in every row.
 
     d contexts do not need d rows: slots wrap around the batch, as the cost does not depend on which row is read.
     """
-    model = dataclasses.replace(config.model, attention=form)
+    model = dataclasses.replace(config.model, attention=backend)
     off = CrossbatchConfig(plan=PlanKind.OFF)  # the plan is given, rows need no layout
     config = dataclasses.replace(
         config, model=model, crossbatch=off, train=dataclasses.replace(config.train, accumulation=1)
@@ -48,11 +48,11 @@ def step_program(config: ExperimentConfig, params: Any, *, form: AttentionForm, 
     compiled = gradient.lower(params, batch, plan).compile()
     memory: Any = compiled.memory_analysis()
     return Program(
-        name=PLAIN if not contexts else f"{form.value} d={contexts}",
+        name=PLAIN if not contexts else f"{backend.value} d={contexts}",
         call=lambda: jax.block_until_ready(compiled(params, batch, plan)),
         tokens=B * L,
         x=contexts,
-        series=PLAIN if not contexts else form.value,
+        series=PLAIN if not contexts else backend.value,
         flops=B * L * account.flops_per_token(model, contexts_per_row=contexts).train,
         temp_bytes=int(memory.temp_size_in_bytes),
     )

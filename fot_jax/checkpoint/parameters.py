@@ -18,7 +18,7 @@ from fot_jax.checkpoint.streaming import chunks, streaming_handlers, uncopied
 from fot_jax.config import Dtype, ExperimentConfig, ModelConfig, UserError
 from fot_jax.models.init import param_shapes
 from fot_jax.models.layers import DTYPES
-from fot_jax.ops import forms
+from fot_jax.ops.backends.choose import runnable
 from fot_jax.workdir import read_config
 
 
@@ -54,7 +54,7 @@ def load_params(
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), param_shapes(config.model)
         )
-        model = dataclasses.replace(config.model, attention=forms.runnable(config.model.attention, local.platform))
+        model = dataclasses.replace(config.model, attention=runnable(config.model.attention, local.platform))
         return dataclasses.replace(config, model=model), checkpoints.restore_params(number, params=abstract), number
 
 

@@ -15,7 +15,7 @@ from fot_jax.config.data import (
     VocabularyConfig,
 )
 from fot_jax.config.enums import (
-    AttentionForm,
+    AttentionBackend,
     Boundaries,
     ContextGradients,
     DocumentEnd,
@@ -59,7 +59,7 @@ from fot_jax.config.train import (
 )
 
 __all__ = [
-    "AttentionForm",
+    "AttentionBackend",
     "Boundaries",
     "ConfigError",
     "ContextGradients",

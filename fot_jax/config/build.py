@@ -20,6 +20,7 @@ from ml_collections import config_dict
 
 from fot_jax.config.errors import ConfigError
 from fot_jax.config.experiment import ExperimentConfig
+from fot_jax.config.renames import RENAMED
 
 T = TypeVar("T")
 LARGEST = 2**63 - 1  # the largest integer in a config: that of numpy's and JAX's int64
@@ -70,6 +71,13 @@ def issubclass_enum(annotation: Any) -> bool:
     return not isinstance(annotation, types.GenericAlias) and issubclass(annotation, enum.Enum)
 
 
+def unknown_field(kind: type, prefix: str, name: str) -> ConfigError:
+    """Builds the error of a name that a config dataclass lacks: its new name, or the nearest one that is known."""
+    renamed = RENAMED.get(prefix + name)
+    fix = f"It is {prefix}{renamed} now." if renamed else suggestion(name, field_types(kind))
+    return ConfigError(f"{prefix}{name} is unknown to {kind.__name__}. {fix}")
+
+
 def _value(annotation: Any, value: Any, path: str) -> Any:
     """Returns one field's value, converted where the config writes it differently."""
     if isinstance(annotation, types.GenericAlias):
@@ -115,7 +123,7 @@ def construct(kind: type[T], values: Any, path: str) -> T:
     prefix = f"{path}." if path else ""
     for name in values:
         if name not in types_by_name:
-            raise ConfigError(f"{prefix}{name} is unknown to {kind.__name__}. {suggestion(str(name), types_by_name)}")
+            raise unknown_field(kind, prefix, str(name))
     given = {name: value for name, value in values.items() if value is not None}
     for field in dataclasses.fields(typing.cast(Any, kind)):
         if field.default is dataclasses.MISSING and field.name not in given:

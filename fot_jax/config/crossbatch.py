@@ -49,7 +49,7 @@ class CrossbatchConfig:
     boundaries: Boundaries = Boundaries.MASKED
     gradients: ContextGradients = ContextGradients.FLOW
     loss_on_previous: bool = False
-    logn_from: int = 0  # queries grow as log n beyond this many visible keys, as memory.logn_from in reading; 0: never
+    log_length_scaling_from: int = 0  # as memory.log_length_scaling_from, of visible keys; 0: never
 
     @property
     def rows_per_stream(self) -> int:

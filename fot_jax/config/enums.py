@@ -37,10 +37,10 @@ class RopeScaling(enum.Enum):
     YARN = "yarn"
 
 
-class AttentionForm(enum.Enum):
+class AttentionBackend(enum.Enum):
     """Attention backends. REFERENCE materialises all scores; BLOCKWISE is an online softmax over blocks of keys.
 
-    PALLAS: that softmax in kernels, for TPUs and GPUs. AUTO: chosen by platform (`fot_jax/ops/forms.py`).
+    PALLAS: that softmax in kernels, for TPUs and GPUs. AUTO: chosen by platform (`fot_jax/ops/backends/choose.py`).
     """
 
     REFERENCE = "reference"
@@ -52,8 +52,7 @@ class AttentionForm(enum.Enum):
 class Remat(enum.Enum):
     """Activations of a layer that the backward pass keeps: all (NONE), matrix products (DOTS), or none (FULL).
 
-    DOTS and FULL still keep the output, peaks and totals of a joint softmax. With kernels, attention then runs forward
-    only once; with blocks, attention to contexts does.
+    DOTS and FULL still keep the output, peaks and totals of a layer's softmax: attention runs forward only once.
     """
 
     NONE = "none"

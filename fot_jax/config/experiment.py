@@ -22,7 +22,7 @@ class MemoryConfig:
     last_context: LastContext = LastContext.AT_LEAST  # may the last window hold more tokens than the next line says?
     last_context_length: int = 0  # tokens of the last window, which stays local; 0: half a window or more (exact: none)
     overlap: int = 0  # newest tokens of a window that the next one, unless it is the last, reads again; 0: none
-    logn_from: int = 0  # queries grow as log n beyond this many visible entries, see ops.logn_scale; 0: never
+    log_length_scaling_from: int = 0  # queries grow as log n beyond this many visible entries; 0: never
     scann_brute_force_below: int = 262144
     scann_leaves_fraction: float = 0.15
 
@@ -33,23 +33,25 @@ class MemoryConfig:
         check(self.budget >= 0, f"{path}.budget", "be >= 0 (0: unbounded)", self.budget)
         check(self.last_context_length >= 0, f"{path}.last_context_length", "be >= 0", self.last_context_length)
         check(self.overlap >= 0, f"{path}.overlap", "be >= 0", self.overlap)
-        check(self.logn_from == 0 or self.logn_from >= 2, f"{path}.logn_from", "be 0 (never) or >= 2", self.logn_from)
+        start = self.log_length_scaling_from
+        check(start == 0 or start >= 2, f"{path}.log_length_scaling_from", "be 0 (never) or >= 2", start)
         below, fraction = self.scann_brute_force_below, self.scann_leaves_fraction
         check(below >= 0, f"{path}.scann_brute_force_below", "be >= 0 (0: always a tree)", below)
         check(0 < fraction <= 1, f"{path}.scann_leaves_fraction", "be in (0, 1]", fraction)
 
     def validate_window(self, path: str, local_context: int) -> None:
-        """Raises ConfigError where windows of `local_context` tokens do not fit overlap, last window or `logn_from`.
+        """Raises ConfigError where windows of `local_context` tokens do not fit overlap, last window or scaling.
 
-        An overlap is at most half of a window, the last window at most a whole one, and `logn_from` must not
-        scale queries that see only a local context.
+        An overlap is at most half of a window, the last window at most a whole one, and `log_length_scaling_from` must
+        not scale queries that see only a local context.
         """
         half, last = local_context // 2, self.last_context_length
         check(self.overlap <= half, f"{path}.overlap", f"be at most half of the local context, {half}", self.overlap)
         allowed = f"be at most the local context, {local_context}"
         check(last <= local_context, f"{path}.last_context_length", allowed, last)
         allowed = f"be 0 (never) or at least the local context, {local_context}"
-        check(self.logn_from == 0 or self.logn_from >= local_context, f"{path}.logn_from", allowed, self.logn_from)
+        start = self.log_length_scaling_from
+        check(start == 0 or start >= local_context, f"{path}.log_length_scaling_from", allowed, start)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ class ExperimentConfig:
             f"be at most train.steps - optimizer.warmup_steps = {room}",
             decay,
         )
-        self._validate_logn()
+        self._validate_log_length_scaling()
         self._validate_rows()
         check(
             self.crossbatch.plan is PlanKind.OFF or bool(self.model.memory_layers),
@@ -197,13 +199,13 @@ class ExperimentConfig:
                 "Raise train.batch_rows or lower d.",
             )
 
-    def _validate_logn(self) -> None:
+    def _validate_log_length_scaling(self) -> None:
         """Raises ConfigError where training would scale queries by another rule than reading, or without contexts."""
-        trained = self.crossbatch.logn_from
+        trained, read = self.crossbatch.log_length_scaling_from, self.memory.log_length_scaling_from
         check(
-            trained in (0, self.memory.logn_from),
-            "crossbatch.logn_from",
-            f"be 0 (never) or that of reading, memory.logn_from, which is {self.memory.logn_from}",
+            trained in (0, read),
+            "crossbatch.log_length_scaling_from",
+            f"be 0 (never) or that of reading, memory.log_length_scaling_from, which is {read}",
             trained,
             "Set both to the same number.",
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fot_jax.config.enums import AttentionForm, Dtype, Family, Init, MemoryPositions, Remat, RopeScaling
+from fot_jax.config.enums import AttentionBackend, Dtype, Family, Init, MemoryPositions, Remat, RopeScaling
 from fot_jax.config.errors import check
 
 
@@ -59,7 +59,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     norm_epsilon: float = 1e-6
     dtype: Dtype = Dtype.FLOAT32
-    attention: AttentionForm = AttentionForm.BLOCKWISE
+    attention: AttentionBackend = AttentionBackend.BLOCKWISE
     attention_block: int = 512  # keys per block, tokens; the whole chunk when it is shorter
     remat: Remat = Remat.NONE
     scan_layers: bool = True

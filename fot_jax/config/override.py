@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from fot_jax.config.build import field_types, issubclass_enum, suggestion, type_name
+from fot_jax.config.build import field_types, issubclass_enum, type_name, unknown_field
 from fot_jax.config.errors import ConfigError
 from fot_jax.config.experiment import ExperimentConfig
 
@@ -73,7 +73,7 @@ def apply_override(config: config_dict.ConfigDict, path: str, text: str) -> None
       text: the value as written on the command line.
 
     Raises:
-      ConfigError: no such field (with a suggestion), or the text is not a value of its type.
+      ConfigError: no such field (with a unknown_field), or the text is not a value of its type.
     """
     kind: Any = ExperimentConfig
     node: Any = config
@@ -106,10 +106,8 @@ def _split_index(part: str, path: str) -> tuple[str, int | None]:
 
 
 def _require(kind: Any, name: str, walked: str) -> None:
-    known = field_types(kind)
-    if name not in known:
-        prefix = f"{walked}." if walked else ""
-        raise ConfigError(f"{prefix}{name} is unknown to {kind.__name__}. {suggestion(name, known)}")
+    if name not in field_types(kind):
+        raise unknown_field(kind, f"{walked}." if walked else "", name)
 
 
 def _require_section(kind: Any, node: Any, walked: str) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from fot_jax.config import Boundaries, ModelConfig, UserError
 from fot_jax.eval.reading import Subject
 from fot_jax.eval.targets import Documents, Target, choose_targets, gather
+from fot_jax.models.inputs import TrainInputs
 from fot_jax.models.transformer import run
 from fot_jax.ops.crossbatch import context_log_masses
 from fot_jax.types import Plan
@@ -67,11 +68,12 @@ def distraction_plan(documents: np.ndarray, *, num_contexts: int) -> Plan:
     return Plan(context_ids=ids, own_document=own)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "logn_from"))
-def _shares(params, tokens, segments, plan: Plan, *, config: ModelConfig, logn_from: int) -> Float[Array, "P R H"]:
+@functools.partial(jax.jit, static_argnames=("config", "scaling_from"))
+def _shares(params, tokens, segments, plan: Plan, *, config: ModelConfig, scaling_from: int) -> Float[Array, "P R H"]:
     """Returns r_d per memory layer, row and head, averaged over the row's queries."""
     options = {"segments": segments, "boundaries": Boundaries.MASKED}
-    output = run(config, params, tokens, plan=plan, logn_from=logn_from, capture=True, **options)
+    inputs = TrainInputs(plan=plan, log_length_scaling_from=scaling_from, **options)
+    output = run(config, params, tokens, inputs, capture=True)
     assert output.queries is not None and output.keys is not None
     R = tokens.shape[0] // 2
 
@@ -131,7 +133,7 @@ def measure(subject: Subject, *, documents: Documents, contexts: tuple[int, ...]
     One run of the model processes the previous chunks, which read no contexts, and the measured chunks,
     whose memory layers attend to local ∪ d contexts. So deeper memory layers see what the shallower
     ones made of the d contexts. A model trained without crossbatch is run in the same way;
-    `memory.logn_from` applies to both, as in reading. Means are plain: over the queries of a chunk, then
+    `memory.log_length_scaling_from` applies to both, as in reading. Means are plain: over the queries of a chunk, then
     chunks, heads and memory layers.
 
     Args:
@@ -147,7 +149,7 @@ def measure(subject: Subject, *, documents: Documents, contexts: tuple[int, ...]
     tokens = np.concatenate([previous, current[:, :length]])
     owners = np.asarray([target.document for target in targets])
     segments = np.broadcast_to(np.tile(owners + 1, 2)[:, None], tokens.shape).astype(np.int32)
-    how = {"config": subject.model, "logn_from": subject.memory.logn_from}
+    how = {"config": subject.model, "scaling_from": subject.memory.log_length_scaling_from}
     shares = [
         np.asarray(_shares(subject.params, tokens, segments, plan, **how))
         for plan in (distraction_plan(owners, num_contexts=d) for d in contexts)

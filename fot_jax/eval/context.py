@@ -26,6 +26,7 @@ from fot_jax.eval.reading import Subject, check_losses, read_past, score_window
 from fot_jax.eval.targets import Documents, choose_targets, gather
 from fot_jax.infer.steps import absorb
 from fot_jax.models.cache import init_cache
+from fot_jax.models.inputs import ReadInputs
 from fot_jax.models.transformer import run
 from fot_jax.types import LocalCache
 
@@ -130,7 +131,7 @@ def _full(subject: Subject, past: Tokens, window: Tokens) -> Nats:
 @functools.partial(jax.jit, static_argnames=("config",))
 def _score_after(params, tokens, targets, cache: LocalCache, *, config: ModelConfig):
     """Returns -log p of each target [B, L], given the tokens in the cache."""
-    logits = run(config, params, tokens, cache=cache).logits
+    logits = run(config, params, tokens, ReadInputs(cache=cache)).logits
     return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 

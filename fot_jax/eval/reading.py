@@ -20,7 +20,8 @@ from fot_jax.config import MemoryConfig, MemoryPositions, ModelConfig, UserError
 from fot_jax.memory.notices import notice_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
-from fot_jax.models.lower import first_layers, up_to_last_memory_layer
+from fot_jax.models.inputs import ReadInputs
+from fot_jax.models.layer_ranges import first_layers, up_to_last_memory_layer
 from fot_jax.models.transformer import run
 from fot_jax.types import KeyValue, MemoryView
 
@@ -75,7 +76,7 @@ def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
 @functools.partial(jax.jit, static_argnames=("config",))
 def _remember(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
     """Returns keys and values of one window in the memory layers."""
-    output = run(config, params, tokens, segments=segments, memory=memory, capture=True)
+    output = run(config, params, tokens, ReadInputs(segments=segments, memory=memory), capture=True)
     assert output.keys is not None and output.values is not None
     layers = np.asarray(config.memory_layers)
     return KeyValue(keys=output.keys[layers], values=output.values[layers])
@@ -84,7 +85,7 @@ def _remember(params, tokens, segments, memory: MemoryView | None, *, config: Mo
 @functools.partial(jax.jit, static_argnames=("config",))
 def _score(params, tokens, targets, segments, memory: MemoryView | None, *, config: ModelConfig):
     """Returns (nats, most likely tokens), both [B, L]."""
-    logits = run(config, params, tokens, segments=segments, memory=memory).logits
+    logits = run(config, params, tokens, ReadInputs(segments=segments, memory=memory)).logits
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 

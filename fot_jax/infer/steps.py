@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from fot_jax.config import ModelConfig
 from fot_jax.memory.views import DeviceView
+from fot_jax.models.inputs import ReadInputs
 from fot_jax.models.transformer import run
 from fot_jax.types import KeyValue, LocalCache, MemoryLayout, MemoryView
 
@@ -18,7 +19,7 @@ from fot_jax.types import KeyValue, LocalCache, MemoryLayout, MemoryView
 @functools.partial(jax.jit, static_argnums=1)
 def absorb(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None) -> LocalCache:
     """Returns the cache after the first counts[b] of each row's tokens [B, T]; computes no logits."""
-    after = run(config, params, tokens, token_counts=counts, cache=cache, memory=view).cache
+    after = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view)).cache
     assert after is not None
     return _pinned(after, view)[0]
 
@@ -26,7 +27,7 @@ def absorb(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, 
 @functools.partial(jax.jit, static_argnums=1)
 def advance(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
     """Returns (logits [B, V] after each row's last counted token, cache); a row without tokens keeps its logits."""
-    output = run(config, params, tokens, token_counts=counts, cache=cache, memory=view, last_logits=True)
+    output = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view), last_logits=True)
     assert output.cache is not None
     after, logits = _pinned(output.cache, view, jnp.where((counts > 0)[:, None], output.logits[:, 0], logits))
     return logits, after

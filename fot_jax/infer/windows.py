@@ -50,7 +50,7 @@ from fot_jax.memory.notices import notice_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource
 from fot_jax.models.cache import init_cache
-from fot_jax.models.lower import first_layers, up_to_last_memory_layer
+from fot_jax.models.layer_ranges import first_layers, up_to_last_memory_layer
 from fot_jax.types import KeyValue, LocalCache, MemoryView
 
 
@@ -229,8 +229,8 @@ def read(
 
     Raises:
       UserError: an input is empty or holds ids the model lacks; the store does not fit.
-      ConfigError: rows or heads do not divide over the mesh; a memory of ScaNN is not on devices; `memory.logn_from`
-        would change what fits the local context.
+      ConfigError: rows or heads do not divide over the mesh; a memory of ScaNN is not on devices;
+        `memory.log_length_scaling_from` would change what fits the local context.
     """
     _check_inputs(config, tokens)
     memory.validate_window("memory", config.local_context)

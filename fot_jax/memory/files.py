@@ -75,14 +75,14 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
         raise UserError(f"memory folder must be new, empty or an earlier memory, got '{path}'. Name another folder.")
 
 
-def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int = 0) -> None:
+def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: int = 0) -> None:
     """Writes a store; an earlier memory in the folder is replaced only once the new one is whole.
 
     Args:
       store: the memory.
       directory: the folder, made with its parents.
       fingerprint: of the model that wrote the entries (`fingerprint.fingerprint`).
-      logn_from: `memory.logn_from` with which they were written.
+      scaling_from: `memory.log_length_scaling_from` with which they were written.
 
     Raises:
       UserError: the folder holds something else.
@@ -100,7 +100,7 @@ def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: 
         meta = {
             "format": FORMAT,
             "fingerprint": fingerprint,
-            "logn_from": logn_from,
+            "logn_from": scaling_from,
             "memory_layers": list(store.memory_layers),
             "kv_heads": store.kv_heads,
             "head_dim": store.head_dim,
@@ -137,13 +137,14 @@ def _write(path: pathlib.Path, array: np.ndarray) -> None:
     ts.open(_spec(path, array.shape, array.dtype.name), create=True).result().write(array).result()
 
 
-def load(directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int = 0, budget: int = 0) -> MemoryStore:
+def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: int = 0, budget: int = 0) -> MemoryStore:
     """Reads a store that this model wrote, bit for bit.
 
     Args:
       directory: the folder that `save` wrote.
       fingerprint: of the model that is to read it.
-      logn_from: `memory.logn_from` with which it is to be read; keys above the first memory layer depend on it.
+      scaling_from: `memory.log_length_scaling_from` with which it is to be read, as keys above the first memory layer
+        depend on it.
       budget: as in MemoryStore; of a longer stream the newest entries are kept.
 
     Raises:
@@ -157,10 +158,10 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, logn_from: int 
             f"memory '{path}' must come from this model (fingerprint {fingerprint}), got one of another model "
             f"(fingerprint {meta['fingerprint']}). Keys of one model mean nothing to another: read the text again."
         )
-    if meta["logn_from"] != logn_from:
+    if meta["logn_from"] != scaling_from:
         raise UserError(
-            f"memory '{path}' was written with memory.logn_from={meta['logn_from']}, got {logn_from}. Read on with"
-            f" --logn-from={meta['logn_from']}, or read the text again."
+            f"memory '{path}' was written with memory.log_length_scaling_from={meta['logn_from']}, got {scaling_from}."
+            f" Read on with --log-length-scaling-from={meta['logn_from']}, or read the text again."
         )
     for stream, length in enumerate(meta["lengths"]):
         if length:

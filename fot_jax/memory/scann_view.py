@@ -15,7 +15,7 @@ from fot_jax.config import check
 from fot_jax.memory.device_copy import power_of_two
 from fot_jax.memory.query_blocks import over_query_blocks
 from fot_jax.memory.scann_index import ScannIndex
-from fot_jax.ops.memory_attention import logn_scale, neighbours_partial
+from fot_jax.ops.memory_attention import log_length_scale, neighbours_partial
 from fot_jax.types import Array, Partial
 
 MOST_NEIGHBOURS = 1 << 16  # a larger top_k grows with the memory, as places without an entry take memory too
@@ -40,25 +40,25 @@ class ScannView:
     The view made by `of` keeps its index alive; copies made by jax.tree.map do not.
     """
 
-    def __init__(self, number, lengths, head_dim: int, top_k: int, logn_from: int):
+    def __init__(self, number, lengths, head_dim: int, top_k: int, log_length_scaling_from: int):
         self.number, self.lengths = number, lengths
-        self.head_dim, self.top_k, self.logn_from = head_dim, top_k, logn_from
+        self.head_dim, self.top_k, self.log_length_scaling_from = head_dim, top_k, log_length_scaling_from
         self._index: ScannIndex | None = None
 
     @classmethod
-    def of(cls, index: ScannIndex, *, top_k: int, logn_from: int = 0) -> "ScannView":
+    def of(cls, index: ScannIndex, *, top_k: int, log_length_scaling_from: int = 0) -> "ScannView":
         """Returns a view that reads the index as it is when the search runs."""
         number = next((n for n, known in _indexes.items() if known is index), None) or next(_numbers)
         _indexes[number] = index
         lengths = index.store.lengths.astype(np.int32)
         top_k = min(top_k, max(MOST_NEIGHBOURS, power_of_two(int(lengths.max()))))
-        view = cls(np.int32(number), lengths, index.store.head_dim, top_k, logn_from)
+        view = cls(np.int32(number), lengths, index.store.head_dim, top_k, log_length_scaling_from)
         view._index = index
         return view
 
     def tree_flatten(self):
         """See jax.tree_util."""
-        return (self.number, self.lengths), (self.head_dim, self.top_k, self.logn_from)
+        return (self.number, self.lengths), (self.head_dim, self.top_k, self.log_length_scaling_from)
 
     @classmethod
     def tree_unflatten(cls, static, leaves):
@@ -67,9 +67,11 @@ class ScannView:
 
     def query_scale(self, local: Array) -> Array | None:
         """See MemoryView."""
-        if not self.logn_from:
+        if not self.log_length_scaling_from:
             return None
-        return logn_scale(jnp.minimum(self.lengths, self.top_k)[:, None] + local, start=self.logn_from)
+        return log_length_scale(
+            jnp.minimum(self.lengths, self.top_k)[:, None] + local, start=self.log_length_scaling_from
+        )
 
     def partial(self, queries: Array, slot: Array) -> Partial:
         """See MemoryView. Keys, values and queries have no gradient through the search."""

@@ -24,8 +24,8 @@ from fot_jax.memory.query_blocks import over_query_blocks
 from fot_jax.memory.scann_index import ScannIndex
 from fot_jax.memory.scann_view import ScannView
 from fot_jax.memory.store import MemoryStore
-from fot_jax.ops.memory_attention import dense_memory_partial, logn_scale, topk_memory_partial
-from fot_jax.ops.sharded_memory import sharded_dense_partial, sharded_topk_partial
+from fot_jax.ops.distributed.memory import sharded_dense_partial, sharded_topk_partial
+from fot_jax.ops.memory_attention import dense_memory_partial, log_length_scale, topk_memory_partial
 from fot_jax.sharding import memory_layout
 from fot_jax.types import Array, MemoryLayout, MemoryView, Partial
 
@@ -43,7 +43,7 @@ class DeviceView:
       top_k: neighbours per query and head; None reads the whole memory (dense).
       recall: share of the top_k to be found; None: all.
       layout: how the arrays are split over a mesh; None: on one device.
-      logn_from: see `query_scale`.
+      log_length_scaling_from: see `query_scale`.
     """
 
     keys: jax.Array
@@ -52,7 +52,7 @@ class DeviceView:
     top_k: int | None = flax.struct.field(pytree_node=False)
     recall: float | None = flax.struct.field(pytree_node=False, default=None)
     layout: MemoryLayout | None = flax.struct.field(pytree_node=False, default=None)
-    logn_from: int = flax.struct.field(pytree_node=False, default=0)
+    log_length_scaling_from: int = flax.struct.field(pytree_node=False, default=0)
 
     @classmethod
     def of(
@@ -75,15 +75,15 @@ class DeviceView:
             top_k=top_k,
             recall=recall,
             layout=layout,
-            logn_from=config.logn_from,
+            log_length_scaling_from=config.log_length_scaling_from,
         )
 
     def query_scale(self, local: Array) -> Array | None:
-        """See MemoryView: scales by log n of the entries in one softmax, from `logn_from` on."""
-        if not self.logn_from:
+        """See MemoryView: scales by log n of the entries in one softmax, from `log_length_scaling_from` on."""
+        if not self.log_length_scaling_from:
             return None
         read = self.lengths if self.top_k is None else jnp.minimum(self.lengths, self.top_k)
-        return logn_scale(read[:, None] + local, start=self.logn_from)
+        return log_length_scale(read[:, None] + local, start=self.log_length_scaling_from)
 
     def partial(self, queries: Array, slot: Array) -> Partial:
         """See MemoryView. A view of one stream is read by every row of the queries."""
@@ -153,7 +153,9 @@ class ViewSource:
         if self.config.retrieval is Retrieval.SCANN:
             self._index = self._index or ScannIndex(self.store, self.config)
             self._index.refresh()
-            return ScannView.of(self._index, top_k=self.config.top_k, logn_from=self.config.logn_from)
+            return ScannView.of(
+                self._index, top_k=self.config.top_k, log_length_scaling_from=self.config.log_length_scaling_from
+            )
         copy = self._copy = self._copy or DeviceCopy(self.store, self.mesh)
         copy.refresh()
         keys, values, lengths = copy.keys, copy.values, self.store.lengths.astype(np.int32)

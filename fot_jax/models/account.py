@@ -1,4 +1,4 @@
-"""What a config costs, in closed form: parameters, FLOPs, bytes. Nothing is compiled or allocated.
+"""The cost of a config, in closed form: parameters, FLOPs, bytes. Nothing is compiled or allocated.
 
 Symbols as everywhere: N layers, P memory layers, E, H, G, D, F, V, L tokens of a row, C contexts of a row.
 """

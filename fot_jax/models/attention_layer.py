@@ -6,53 +6,58 @@ inference (eq. 1).
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fot_jax.config import AttentionForm, Boundaries, ContextGradients, MemoryPositions, ModelConfig
+from fot_jax.config import ContextGradients, MemoryPositions, ModelConfig
 from fot_jax.models import layers
 from fot_jax.models.cache import extend, newest
-from fot_jax.ops import attention, crossbatch, forms, joint_blocks, joint_kernels
+from fot_jax.models.inputs import Inputs, ReadInputs, TrainInputs
+from fot_jax.ops import softmax, visibility
+from fot_jax.ops.backends import Backend, ContextsAlone
+from fot_jax.ops.cache_attention import cache_attention
+from fot_jax.ops.crossbatch import crossbatch_attention
 from fot_jax.ops.linear import project
-from fot_jax.ops.memory_attention import gated_merge, logn_scale
-from fot_jax.ops.prefix import prefix_partial
+from fot_jax.ops.memory_attention import gated_mix, log_length_scale
 from fot_jax.ops.rope import rope_frequencies, rotate
-from fot_jax.sharding import spec
-from fot_jax.types import Partial, Plan
-
-LAYOUT = spec("batch", "length", "heads", "head_dim")  # of queries, keys and values on a mesh
+from fot_jax.ops.softmax import heads_first
+from fot_jax.types import Partial, Rows
 
 
 @flax.struct.dataclass
 class Call:
-    """What every layer of one call shares (see `Decoder.__call__`)."""
+    """The inputs that all layers of one call share (see `Decoder.__call__`).
 
+    Attributes:
+      inputs: of the decoder, without its cache: each layer gets its own.
+      segments: int32 [B, L], document ids, 0 for padding.
+      follows: bool [B, L], whether the token before each one is known and of the same text.
+      lengths: int32 [B], tokens in the cache before these; None without a cache.
+      backend: attends to the own chunk and to contexts.
+      capture: whether to return queries, keys and values.
+    """
+
+    inputs: Inputs
     segments: jax.Array
     follows: jax.Array
-    plan: Plan | None
     lengths: jax.Array | None
-    token_counts: jax.Array | None
-    memory: Any
-    boundaries: Boundaries = flax.struct.field(pytree_node=False)
-    gradients: ContextGradients = flax.struct.field(pytree_node=False)
-    logn_from: int = flax.struct.field(pytree_node=False)
+    backend: Backend = flax.struct.field(pytree_node=False)
     capture: bool = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
 class LayerRole:
-    """What one layer is: scanned along N. `slot` indexes the memory layers, 0 elsewhere."""
+    """The role of one layer, scanned along N. `slot` indexes the memory layers, 0 elsewhere."""
 
     is_memory: jax.Array
     slot: jax.Array
 
 
 class Attention(nn.Module):
-    """Attention over local ∪ (contexts | memory), one softmax (or the MT baseline's gate)."""
+    """Attention over local ∪ (contexts | memory), one softmax (or the gate of the Memorizing Transformer)."""
 
     config: ModelConfig
 
@@ -64,116 +69,105 @@ class Attention(nn.Module):
         before = None if cache is None else cache[2]
         projections = layers.Projections(config, name="projections")
         queries, keys, values, products = projections(x, follows=call.follows, before=before)
-        queries = self._sharpened(queries, call, role)
         init = layers.residual_init(config, H * D)
         output = layers.weight(self, "output", (H, D, E), ("heads", "head_dim", "embed"), init)
-        frequencies, factor = rope_frequencies(config.rope, D, config.local_context)
-        without = {MemoryPositions.NOPE: True, MemoryPositions.ROPE0: False}[config.memory_positions]
-        still = role.is_memory & without
-        if factor != 1.0:  # YARN's; nothing is rotated where there are no positions
-            factor = jnp.where(still, 1.0, factor)
-        turn = functools.partial(rotate, frequencies=frequencies, factor=factor)
-        local = joint = None
-        if cache is None:
-            index = jnp.arange(x.shape[1])[None]
-            rotated = turn(queries, jnp.where(still, 0, index))
-            turned = turn(keys, jnp.where(still, 0, index))
-            if self._by(AttentionForm.PALLAS, call):
-                stretch = None if isinstance(factor, float) else factor
-                joint = self._joint(rotated, turned, keys, values, call, role, stretch)
-            else:
-                local = crossbatch.local_partial(
-                    rotated, turned, values, form=config.attention, layout=LAYOUT, **self._options(call)
-                )
+        gate = None
+        if config.memory_gate:
+            gate = layers.weight(self, "gate", (H,), ("heads",), nn.initializers.zeros)
+        inputs, (apply_rope, yarn_factor) = call.inputs, self._rope(role)
+        positions = jnp.arange(x.shape[1])[None]
+        if call.lengths is not None:
+            positions = call.lengths[:, None] + positions
+        queries = apply_rope(self._scaled(queries, positions + 1, inputs, role), positions)
+        # Keys of contexts and memories are not rotated (position 0); the queries take YARN's factor, which they lack.
+        context_queries = queries if yarn_factor is None else (queries * yarn_factor).astype(x.dtype)
+        if isinstance(inputs, TrainInputs):
+            arrays = queries, apply_rope(keys, positions), keys, values
+            mixed = self._train(inputs, arrays, call, role, yarn_factor, gate)
         else:
-            assert call.lengths is not None
-            cached_keys, cached_values = extend(cache[:2], keys, values, call.lengths, call.token_counts)
-            kept = None if before is None else newest(products, call.token_counts, before)
-            cache = cached_keys, cached_values, kept
-            index = call.lengths[:, None] + jnp.arange(x.shape[1])[None]
-            rotated = turn(queries, jnp.where(still, 0, index))
-            places = jnp.arange(cached_keys.shape[1])[None]
-            local = prefix_partial(
-                rotated,
-                turn(cached_keys.astype(x.dtype), jnp.where(still, 0, places)),
-                cached_values.astype(x.dtype),
-                valid=jnp.ones(cached_keys.shape[:2], bool),
-                counts=index + 1,
-            )
-        # Far keys are unrotated, as if at position 0; YARN's factor, which they lack, goes to the queries.
-        far = rotated if isinstance(factor, float) else (rotated * factor).astype(x.dtype)
-        mixed = self._join(local, far, keys, values, call, role) if joint is None else joint
-        captured = (far, keys, values) if call.capture else None
+            if cache is not None:
+                local, cache = self._cached(call, queries, keys, values, products, apply_rope, positions, cache)
+            else:
+                own = Rows(heads_first(apply_rope(keys, positions)), heads_first(values), call.segments)
+                local = jax.tree.map(heads_first, call.backend.local(heads_first(queries), own))
+            mixed = self._with_memory(inputs, local, context_queries, role, gate)
+        captured = (context_queries, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
 
-    def _sharpened(self, queries, call: Call, role: LayerRole) -> jax.Array:
-        """Queries of a memory layer by the scale that the memory or the plan asks for, those of others as they are."""
-        before = 0 if call.lengths is None else call.lengths[:, None]
-        local = before + jnp.arange(1, queries.shape[1] + 1)[None]
+    def _rope(self, role: LayerRole):
+        """(rotate(x, positions), YARN's factor or None); neither does anything in layers without positions."""
+        config = self.config
+        frequencies, factor = rope_frequencies(config.rope, config.head_dim, config.local_context)
+        without_positions = {MemoryPositions.NOPE: True, MemoryPositions.ROPE0: False}[config.memory_positions]
+        no_rope = role.is_memory & without_positions
+        yarn_factor = None if factor == 1.0 else jnp.where(no_rope, 1.0, factor)
+        turn = functools.partial(rotate, frequencies=frequencies, factor=1.0 if yarn_factor is None else yarn_factor)
+        return lambda x, positions: turn(x, jnp.where(no_rope, 0, positions)), yarn_factor
+
+    def _scaled(self, queries, local, inputs: Inputs, role: LayerRole) -> jax.Array:
+        """Queries of a memory layer times the scale that the memory or the plan asks for, those of others as they are.
+
+        local: int32 [#B, L], how many keys of the local context each query sees.
+        """
         scale = None
-        if call.memory is not None:
-            scale = call.memory.query_scale(local)
-        elif call.plan is not None and call.logn_from:
-            scale = logn_scale(crossbatch.in_sight(call.plan, local), start=call.logn_from)
+        if isinstance(inputs, ReadInputs):
+            scale = None if inputs.memory is None else inputs.memory.query_scale(local)
+        elif inputs.plan is not None and inputs.log_length_scaling_from:
+            count = visibility.keys_in_sight(inputs.plan, local)
+            scale = log_length_scale(count, start=inputs.log_length_scaling_from)
         if scale is None:
             return queries
         scale = jnp.where(role.is_memory, scale, 1.0)[..., None, None]
         return (queries * scale).astype(queries.dtype)
 
-    def _options(self, call: Call) -> dict[str, Any]:
-        """What attention to the row's own chunk and to contexts have in common."""
-        return {
-            "segments": call.segments,
-            "boundaries": call.boundaries,
-            "block": self.config.attention_block,
-        }
+    def _train(self, inputs: TrainInputs, arrays, call: Call, role: LayerRole, yarn_factor, gate) -> jax.Array:
+        """Eq. (2): the own chunk and, in a memory layer, the contexts of the plan.
 
-    def _by(self, form: AttentionForm, call: Call) -> bool:
-        """Whether this form attends to all keys there are beside the own chunk, and one softmax holds them all."""
-        alone = call.memory is None and not self.config.memory_gate
-        return alone and forms.resolve(self.config.attention) is form
-
-    def _joint(self, queries, keys, far_keys, values, call: Call, role: LayerRole, stretch) -> jax.Array:
-        """The same as the softmax of `_join`, differentiated as a whole."""
-        stopped = call.gradients is ContextGradients.STOPPED
-        return joint_kernels.joint_attention(
-            queries, keys, far_keys, values, call.plan,
-            reads=role.is_memory, stretch=stretch, stopped=stopped, layout=LAYOUT, **self._options(call),
+        arrays: queries, rotated keys, keys, values.
+        """
+        attend = functools.partial(
+            crossbatch_attention, *arrays,
+            segments=call.segments, reads=role.is_memory, yarn_factor=yarn_factor,
+            stopped=inputs.gradients is ContextGradients.STOPPED,
         )  # fmt: skip
+        if gate is None or inputs.plan is None:
+            return attend(inputs.plan, backend=call.backend)
+        local = attend(None, backend=call.backend)
+        contexts = attend(inputs.plan, backend=ContextsAlone(call.backend))
+        seen = visibility.sees_contexts(inputs.plan, call.segments, boundaries=inputs.boundaries) & role.is_memory
+        return gated_mix(contexts, local, seen=seen[..., None], gate_bias=gate)
 
-    def _join(self, local: Partial | None, queries, keys, values, call: Call, role: LayerRole) -> jax.Array:
-        """Adds the far keys in a memory layer; elsewhere the local softmax alone."""
-        config = self.config
-        assert local is not None
-        if config.memory_gate:
-            bias = layers.weight(self, "gate", (config.num_heads,), ("heads",), nn.initializers.zeros)
-        if call.plan is None and call.memory is None:
-            return attention.normalise(local)
-        if self._by(AttentionForm.BLOCKWISE, call):
-            return joint_blocks.joined(
-                local, queries, keys, values, call.plan,
-                reads=role.is_memory, stopped=call.gradients is ContextGradients.STOPPED, **self._options(call),
-            )  # fmt: skip
+    def _cached(self, call: Call, queries, keys, values, products, apply_rope, positions, cache):
+        """(attention to the local cache, with the new keys, as a partial; the cache)."""
+        assert isinstance(call.inputs, ReadInputs) and call.lengths is not None
+        counts = call.inputs.token_counts
+        assert counts is not None
+        new_keys, new_values = extend(cache[:2], keys, values, call.lengths, counts)
+        kept = None if cache[2] is None else newest(products, counts, cache[2])
+        local = cache_attention(
+            queries,
+            apply_rope(new_keys.astype(queries.dtype), jnp.arange(new_keys.shape[1])[None]),
+            new_values.astype(queries.dtype),
+            valid=jnp.ones(new_keys.shape[:2], bool),
+            counts=positions + 1,
+        )
+        return local, (new_keys, new_values, kept)
 
-        def far(queries, keys, values) -> Partial:
-            if call.memory is not None:
-                return call.memory.partial(queries, role.slot)
-            if call.gradients is ContextGradients.STOPPED:
-                keys, values = jax.lax.stop_gradient((keys, values))
-            return crossbatch.crossbatch_partial(
-                queries, keys, values, call.plan, form=config.attention, layout=LAYOUT, **self._options(call)
-            )
+    def _with_memory(self, inputs: ReadInputs, local: Partial, queries, role: LayerRole, gate) -> jax.Array:
+        """Eq. (1): the local partial and, in a memory layer, the memory."""
+        memory = inputs.memory
+        if memory is None:
+            return softmax.normalise(local)
 
-        def joined(local, *arrays):
-            extra = far(*arrays)
+        def joined(local, queries):
+            extra = memory.partial(queries, role.slot)
             with jax.named_scope("joint_softmax"):
-                if config.memory_gate:
-                    return gated_merge(extra, local, gate_bias=bias)
-                return attention.normalise(attention.merge(local, extra))
+                if gate is None:
+                    return softmax.normalise(softmax.merge(local, extra))
+                parts = softmax.normalise(extra), softmax.normalise(local)
+                return gated_mix(*parts, seen=extra.total > 0, gate_bias=gate)
 
-        def alone(local, *_):
-            return attention.normalise(local)
-
-        # Branch on the layer's role at run time: the stack is scanned, any layer may hold memory. The joint softmax is
+        # A branch at run time: the stack of layers is scanned, and any of them may hold memory. The joint softmax is
         # inside, so that the other layers pay nothing for it.
-        return jax.lax.cond(role.is_memory, joined, alone, local, queries, keys, values)
+        with jax.named_scope("memory_branch"):
+            return jax.lax.cond(role.is_memory, joined, lambda local, _: softmax.normalise(local), local, queries)

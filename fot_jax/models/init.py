@@ -60,7 +60,7 @@ def shape_difference(got: Any, wanted: Any) -> tuple[str, str, str] | None:
 
 @functools.lru_cache(maxsize=16)  # tracing a model takes a second, and a run asks often
 def boxed_shapes(config: ModelConfig) -> Any:
-    """The same in boxes that carry their logical axes; not to be changed in place."""
+    """Returns the shapes in boxes that carry their logical axes; not to be changed in place."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 

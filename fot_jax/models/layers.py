@@ -19,12 +19,12 @@ def scaled_normal(fan_in: int) -> nn.initializers.Initializer:
 
 
 def residual_init(config: ModelConfig, fan_in: int) -> nn.initializers.Initializer:
-    """For what is added to the residual stream: smaller by sqrt(2N), so that N layers add up to order 1."""
+    """Smaller by sqrt(2N) for what is added to the residual stream, so that N layers add up to order 1."""
     return nn.initializers.normal(stddev=(fan_in * 2 * config.num_layers) ** -0.5)
 
 
 def embedding_init(config: ModelConfig) -> nn.initializers.Initializer:
-    """Order 1 beside what the layers add, so that a token stays legible above; 1/sqrt(E) where it also unembeds."""
+    """Order 1, as what layers add, so that a token stays legible above; 1/sqrt(E) where it also unembeds."""
     return nn.initializers.normal(stddev=config.embed_dim**-0.5 if config.tie_embeddings else 1.0)
 
 

@@ -2,9 +2,10 @@
 
     embed → N × [x += attend(norm(x));  x += feed_forward(norm(x))] → norm → unembed
 
-One block serves every layer; what a memory layer adds to its softmax stands in `attention_layer`.
+One block serves every layer; `attention_layer` has what a memory layer adds to its softmax.
 """
 
+import dataclasses
 from typing import Any, assert_never
 
 import flax.linen as nn
@@ -12,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import Boundaries, ContextGradients, ModelConfig, Remat
+from fot_jax.config import Boundaries, ModelConfig, Remat
 from fot_jax.models import attention_layer, layers
 from fot_jax.models.attention_layer import Call, LayerRole
-from fot_jax.ops.attention import KEPT
+from fot_jax.models.inputs import Inputs, ReadInputs, TrainInputs
+from fot_jax.ops.backends.choose import choose
 from fot_jax.ops.linear import unembed
-from fot_jax.sharding import constrain
-from fot_jax.types import DecoderOutput, LocalCache, MemoryView, Plan
+from fot_jax.ops.softmax import JOINT_ATTENTION_CHECKPOINT
+from fot_jax.sharding import constrain, spec
+from fot_jax.types import DecoderOutput, LocalCache
 
 
 class Block(nn.Module):
@@ -50,7 +53,7 @@ def _block_class(config: ModelConfig) -> type[nn.Module]:
     if config.remat is Remat.NONE:
         return Block
     policies = jax.checkpoint_policies
-    policy = policies.save_only_these_names(KEPT)
+    policy = policies.save_only_these_names(JOINT_ATTENTION_CHECKPOINT)
     if config.remat is Remat.DOTS:
         policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, policy)
     elif config.remat is not Remat.FULL:
@@ -71,87 +74,77 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens: jax.Array,
+        inputs: Inputs = TrainInputs(),
         *,
-        segments: jax.Array | None = None,
-        plan: Plan | None = None,
-        boundaries: Boundaries = Boundaries.MASKED,
-        gradients: ContextGradients = ContextGradients.FLOW,
-        logn_from: int = 0,
-        cache: LocalCache | None = None,
-        token_counts: jax.Array | None = None,
-        memory: MemoryView | None = None,
         capture: bool = False,
         last_logits: bool = False,
         hidden: jax.Array | None = None,
     ) -> DecoderOutput:
-        """Logits of the next token at every position.
+        """Computes the logits of the next token at every position.
 
         Args:
           tokens: int32 [B, L].
-          segments: int32 [B, L] document ids, 0 for padding; None: one document a row.
-          plan: the crossbatch plan; memory layers then read other rows of the batch.
-          boundaries: whether documents of one row see each other.
-          gradients: whether the loss reaches the keys and values that other rows read.
-          logn_from: with a plan, queries of memory layers grow as log n beyond so many keys in sight; 0: never.
-          cache: the local context so far; tokens are appended at `cache.lengths` of each row.
-          token_counts: int32 [B], how many of the tokens count (the rest is padding); with a cache.
-          memory: the external memory that memory layers read.
+          inputs: those of training, or those of reading.
           capture: also return queries, keys and values of every layer.
           last_logits: only those after each row's last counting token, [B, 1, V].
-          hidden: [B, L, E], what layers below these made of the tokens (models/lower.py); None: their embeddings.
+          hidden: [B, L, E], what layers below these made of the tokens (`layer_ranges.py`); None: their embeddings.
 
         Raises:
-          ValueError: both a plan and a memory or cache were given, or a plan without segments.
+          ValueError: a plan was given without segments.
         """
-        if plan is not None and (memory is not None or cache is not None):
-            raise ValueError("a crossbatch plan excludes memory and cache: contexts come from the batch itself")
-        if plan is not None and segments is None:
-            raise ValueError("a crossbatch plan needs segments: without them every row is one document to the others")
-        if segments is None:
-            segments = jnp.ones_like(tokens)
-        follows = _follows(segments, boundaries, None if cache is None else cache.lengths)
         config = self.config
-        dtype = layers.DTYPES[config.dtype]
         embedding = layers.weight(
             self, "embedding", (config.vocab_size, config.embed_dim), ("vocab", "embed"), layers.embedding_init(config)
         )
         if hidden is None:
             table = constrain(embedding, "vocab", "activation_embed")  # gathered over fsdp as other weights are
-            hidden = jnp.take(table, tokens, axis=0).astype(dtype)
+            hidden = jnp.take(table, tokens, axis=0).astype(layers.DTYPES[config.dtype])
         x = constrain(hidden, "batch", "length", "activation_embed")
-        if token_counts is None:
-            token_counts = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
-        call = Call(
-            segments=segments,
-            follows=follows,
-            plan=plan,
-            lengths=None if cache is None else cache.lengths,
-            token_counts=token_counts,
-            memory=memory,
-            boundaries=boundaries,
-            gradients=gradients,
-            logn_from=logn_from,
-            capture=capture,
-        )
+        cache = inputs.cache if isinstance(inputs, ReadInputs) else None
+        counts = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+        if isinstance(inputs, ReadInputs) and inputs.token_counts is not None:
+            counts = inputs.token_counts
+        call = self._call(tokens, inputs, counts, capture)
         stored = None if cache is None else (cache.keys, cache.values, cache.products)
         x, kept, captured = self._stack(x, call, stored)
         hidden = x
         if last_logits:
-            x = jnp.take_along_axis(x, jnp.maximum(token_counts - 1, 0)[:, None, None], axis=1)
+            x = jnp.take_along_axis(x, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)
         x = layers.Norm(config, name="final_norm")(x)
         if config.tie_embeddings:
-            logits = unembed(x, embedding.astype(dtype), tied=True)
+            logits = unembed(x, embedding.astype(x.dtype), tied=True)
         else:
             axes, init = ("embed", "vocab"), layers.scaled_normal(config.embed_dim)
             unembedding = layers.weight(self, "unembedding", (config.embed_dim, config.vocab_size), axes, init)
-            logits = unembed(x, unembedding.astype(dtype), tied=False)
+            logits = unembed(x, unembedding.astype(x.dtype), tied=False)
         new_cache = None
         if cache is not None:
             keys, values, products = kept
-            lengths = cache.lengths + call.token_counts
-            new_cache = LocalCache(keys=keys, values=values, lengths=lengths, products=products)
+            new_cache = LocalCache(keys=keys, values=values, lengths=cache.lengths + counts, products=products)
         queries, keys, values = captured if capture else (None, None, None)
         return DecoderOutput(logits=logits, hidden=hidden, cache=new_cache, queries=queries, keys=keys, values=values)
+
+    def _call(self, tokens, inputs: Inputs, counts, capture: bool) -> Call:
+        """Collects the inputs of all layers; the backend is chosen here, once for each trace."""
+        plan = inputs.plan if isinstance(inputs, TrainInputs) else None
+        if plan is not None and inputs.segments is None:
+            raise ValueError("a crossbatch plan needs segments: without them every row is one document to the others")
+        segments = jnp.ones_like(tokens) if inputs.segments is None else inputs.segments
+        lengths = None
+        if isinstance(inputs, ReadInputs) and inputs.cache is not None:
+            lengths = inputs.cache.lengths
+            inputs = dataclasses.replace(inputs, cache=None, token_counts=counts)
+        backend = choose(
+            self.config.attention,
+            boundaries=inputs.boundaries,
+            block=self.config.attention_block,
+            layout=spec("batch", "heads", "length", "head_dim"),
+            ring=None if plan is None else plan.ring,
+        )
+        follows = _follows(segments, inputs.boundaries, lengths)
+        return Call(
+            inputs=inputs, segments=segments, follows=follows, lengths=lengths, backend=backend, capture=capture
+        )
 
     def _stack(self, x, call: Call, cache):
         """Runs the N layers, scanned or one by one; caches and captures are stacked along N."""
@@ -179,8 +172,10 @@ class Decoder(nn.Module):
         return x, kept, captured
 
 
-def run(config: ModelConfig, params: Any, tokens: jax.Array, **inputs: Any) -> DecoderOutput:
-    """`Decoder(config)` on given parameters; `inputs` as `Decoder.__call__`."""
-    output = Decoder(config).apply({"params": params}, tokens, **inputs)
+def run(
+    config: ModelConfig, params: Any, tokens: jax.Array, inputs: Inputs = TrainInputs(), **outputs: Any
+) -> DecoderOutput:
+    """Applies `Decoder(config)` to given parameters; `outputs` are the keyword arguments of `Decoder.__call__`."""
+    output = Decoder(config).apply({"params": params}, tokens, inputs, **outputs)
     assert isinstance(output, DecoderOutput)
     return output

@@ -1,233 +1,127 @@
-"""Crossbatch (FoT sec. 3.2, app. B.3): attention over local ∪ contexts of other batch rows.
+"""Crossbatch attention (FoT sec. 3.2, app. B.3): one softmax over the own chunk and contexts of other batch rows.
 
     v_i = Σ_{(k,v) ∈ C_<i ∪ p^δ} softmax(<q_i, k>) · v          (eq. 2)
 
-p^δ is gathered over the batch axis by an integer plan `context_ids[row, slot]`; every published
-variant is another way to fill that array (`fot_jax/ops/plans.py`).
+p^δ is gathered over the batch axis by an integer plan `context_ids[row, slot]`; every published variant is another way
+to fill that array (`fot_jax/ops/plans.py`). This module has the equation and its gradient; who sees what is in
+`visibility.py`, and how scores are computed in `backends`.
+
+Kept for the backward pass are the inputs, the output and its peaks and totals; scores are computed again. In bfloat16
+the backward pass takes the rounded output, as FlashAttention does.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, blocks, blockwise, forms, kernels_on_mesh, pallas_attention, ring
-from fot_jax.types import Partial, Plan
-
-
-def context_mask(
-    query_segments: Int[Array, "B L"],
-    context_segments: Int[Array, "B S"],
-    own: Bool[Array, " B"],
-    *,
-    boundaries: Boundaries,
-) -> Bool[Array, "B L S"]:
-    """What each query sees of one context: no causality, the context lies in the past or elsewhere.
-
-    A query of document 2, context segments 1 2 2 0 (0: padding):
-
-        own slot, MASKED    . 1 1 .    only its own document
-        own slot, JOINED    1 1 1 .    all that its stream held
-        another's slot      1 . . .    all but its own document: a chunk of it met again
-                                       elsewhere may lie in its future
-    Args:
-      query_segments: document id of each query.
-      context_segments: document id of each key of the context.
-      own: whether the context is an earlier chunk of the reader's own stream.
-      boundaries: whether an own context shows other documents.
-    """
-    return blocks.block_visibility(query_segments, context_segments, own, boundaries=boundaries)
-
-
-def in_sight(plan: Plan, local: Int[Array, "#B L"]) -> Int[Array, "B L"]:
-    """How many keys a query of a memory layer has in sight: those of its own chunk and L for each filled slot.
-
-    Whole rows are counted, as a memory counts its entries: padding and other documents of a row too.
-
-        context_ids   0 -1  2     local 1 2 3     7 8 9
-                     -1 -1 -1                     1 2 3
-    Args:
-      plan: which rows each row reads.
-      local: places up to and with each query's own in its chunk, L queries.
-    """
-    filled = jnp.sum(jnp.asarray(plan.context_ids) >= 0, axis=1, dtype=jnp.int32)
-    return local + filled[:, None] * local.shape[1]
-
-
-def _gathered_mask(plan: Plan, segments, *, boundaries: Boundaries) -> Bool[Array, "B L C S"]:
-    rows = jnp.maximum(plan.context_ids, 0)
-    per_slot = jax.vmap(
-        lambda ids, own: context_mask(segments, segments[ids], own, boundaries=boundaries), in_axes=1, out_axes=2
-    )
-    return per_slot(rows, jnp.asarray(plan.own_document)) & (plan.context_ids >= 0)[:, None, :, None]
-
-
-def crossbatch_partial(
-    queries: Float[Array, "B L H D"],
-    keys: Float[Array, "B S G D"],
-    values: Float[Array, "B S G D"],
-    plan: Plan,
-    *,
-    segments: Int[Array, "B S"],
-    boundaries: Boundaries,
-    form: AttentionForm,
-    block: int,
-    layout: PartitionSpec | None = None,
-) -> Partial:
-    """Attends to the contexts of the plan (not to the local chunk).
-
-    Args:
-      queries: scaled queries of the batch rows.
-      keys: the rows' keys as memory holds them (not rotated).
-      values: the rows' values.
-      plan: `context_ids` and `own_document`, both [B, C]; with a route, rows on several devices exchange
-        blocks of rows (`fot_jax/ops/ring.py`) and attend to each by PALLAS, or BLOCKWISE where REFERENCE is asked.
-      segments: document ids of the rows, 0 for padding.
-      boundaries: MASKED or JOINED documents.
-      form: REFERENCE gathers [B, C, S, G, D]; BLOCKWISE reads a block at a time; PALLAS the same in kernels, on
-        TPUs and GPUs; AUTO chooses between these two.
-      block: keys per block of the BLOCKWISE and PALLAS forms, in tokens.
-      layout: mesh axes of queries, keys and values, for kernels in a mesh of several devices (XLA lays out the rest).
-
-    Raises:
-      ValueError: PALLAS in such a mesh, and neither a route nor a layout.
-
-    Gradients flow into all keys and values (the point of crossbatch, sec. 5.6.1).
-    """
-    form = forms.resolve(form)
-    if plan.route is not None:
-        with jax.named_scope("crossbatch_ring"):
-            return ring.ring_partial(
-                queries, keys, values, plan, segments=segments, boundaries=boundaries, form=form, block=block
-            )
-    plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
-    with jax.named_scope("crossbatch_scores"):
-        if form is AttentionForm.PALLAS and forms.spread():
-            return kernels_on_mesh.contexts_on_mesh(
-                queries, keys, values, plan,
-                segments=segments, boundaries=boundaries, block=block, layout=_known(layout),
-            )  # fmt: skip
-        if form is AttentionForm.PALLAS:
-            return pallas_attention.pallas_partial(
-                queries, keys, values, plan,
-                query_segments=segments, key_segments=segments, boundaries=boundaries, block=block,
-            )  # fmt: skip
-        if form is AttentionForm.BLOCKWISE:
-            return blockwise.online_partial(
-                queries, keys, values, plan, segments=segments, boundaries=boundaries, block=block
-            )
-        B, C = plan.context_ids.shape
-        S = keys.shape[1]
-        rows = jnp.maximum(plan.context_ids, 0)
-        mask = _gathered_mask(plan, segments, boundaries=boundaries)
-        gathered_keys = keys[rows].reshape(B, C * S, *keys.shape[2:])
-        gathered_values = values[rows].reshape(B, C * S, *values.shape[2:])
-        return attention.partial_attention(
-            queries, gathered_keys, gathered_values, mask=mask.reshape(B, mask.shape[1], C * S)
-        )
-
-
-def crossbatch_gradients(
-    queries: Float[Array, "B L H D"],
-    keys: Float[Array, "B S G D"],
-    values: Float[Array, "B S G D"],
-    plan: Plan,
-    *,
-    segments: Int[Array, "B S"],
-    form: AttentionForm,
-    layout: PartitionSpec | None = None,
-    **options,
-) -> tuple[Float[Array, "B L H D"], Float[Array, "B S G D"], Float[Array, "B S G D"]]:
-    """Gradients of `crossbatch_partial`'s queries, keys and values by those of its weighted and total.
-
-    In float32, of a ring in the dtypes of its arrays. `form` is BLOCKWISE or PALLAS; `options` are `boundaries`,
-    `block`, `d_weighted`, `d_total` and the `peak` that these two are relative to, of all keys in one softmax; other
-    arguments as `crossbatch_partial`.
-    """
-    arrays = queries, keys, values, plan
-    if plan.route is not None:
-        with jax.named_scope("crossbatch_ring"):
-            return ring.ring_gradients(*arrays, segments=segments, form=form, **options)
-    if form is AttentionForm.BLOCKWISE:
-        return blockwise.online_gradients(*arrays, segments=segments, **options)
-    if forms.spread():
-        return kernels_on_mesh.contexts_gradients(*arrays, segments=segments, layout=_known(layout), **options)
-    return pallas_attention.pallas_gradients(*arrays, query_segments=segments, key_segments=segments, **options)
-
-
-def _known(layout: PartitionSpec | None) -> PartitionSpec:
-    if layout is None:
-        raise ValueError("form 'pallas' in a mesh of several devices needs `layout`, the mesh axes of its arrays: none")
-    return layout
-
-
-def local_partial(
-    queries: Float[Array, "B L H D"],
-    keys: Float[Array, "B L G D"],
-    values: Float[Array, "B L G D"],
-    *,
-    segments: Int[Array, "B L"],
-    boundaries: Boundaries,
-    form: AttentionForm,
-    block: int,
-    layout: PartitionSpec | None = None,
-) -> Partial:
-    """Attends causally to the row's own chunk; arguments as `crossbatch_partial`, keys rotated."""
-    form = forms.resolve(form)
-    with jax.named_scope("local_scores"):
-        if form is AttentionForm.PALLAS and forms.spread():
-            return kernels_on_mesh.local_on_mesh(
-                queries, keys, values, segments=segments, boundaries=boundaries, block=block, layout=_known(layout)
-            )
-        if form is AttentionForm.PALLAS:
-            return pallas_attention.pallas_partial(
-                queries, keys, values, None,
-                query_segments=segments, key_segments=segments, boundaries=boundaries, block=block,
-            )  # fmt: skip
-        if form is AttentionForm.BLOCKWISE and block < keys.shape[1]:
-            return blockwise.online_partial(
-                queries, keys, values, None, segments=segments, boundaries=boundaries, block=block
-            )
-        mask = attention.local_mask(segments, segments, boundaries=boundaries)
-        return attention.partial_attention(queries, keys, values, mask=mask)
+from fot_jax.config import Boundaries
+from fot_jax.ops import softmax
+from fot_jax.ops.backends import Backend
+from fot_jax.ops.backends.reference import Reference
+from fot_jax.ops.softmax import JOINT_ATTENTION_CHECKPOINT, heads_first
+from fot_jax.types import Partial, Plan, Rows
 
 
 def crossbatch_attention(
-    queries_local: Float[Array, "B L H D"],
-    queries_context: Float[Array, "B L H D"],
-    keys_local: Float[Array, "B L G D"],
-    keys_context: Float[Array, "B L G D"],
+    queries: Float[Array, "B L H D"],
+    keys: Float[Array, "B L G D"],
+    context_keys: Float[Array, "B L G D"],
     values: Float[Array, "B L G D"],
-    plan: Plan,
+    plan: Plan | None,
     *,
     segments: Int[Array, "B L"],
-    boundaries: Boundaries,
-    form: AttentionForm,
-    block: int,
+    backend: Backend,
+    reads: bool | Bool[Array, ""] = True,
+    yarn_factor: Float[Array, ""] | None = None,
+    stopped: bool = False,
 ) -> Float[Array, "B L H D"]:
-    """One softmax over the causal local chunk and the plan's contexts.
+    """Attends to the own chunk, causally, and where `reads` to the plan's contexts, under one softmax.
 
     Args:
-      queries_local: scaled queries that meet the local keys (rotated under `rope0`).
-      queries_context: scaled queries that meet the contexts; the same array in both published
-        positional variants.
-      keys_local: keys of the local chunk (rotated under `rope0`).
-      keys_context: the same rows' keys as others see them (not rotated: position 0).
+      queries: scaled queries, rotated as the keys of the own chunk are; query head h reads key/value head
+        h // (H // G).
+      keys: keys of the own chunk.
+      context_keys: the same rows' keys as their readers see them (not rotated: position 0).
       values: the rows' values.
-      plan: which rows each row reads.
+      plan: which rows each row reads; None: no contexts.
       segments: document ids, 0 for padding.
-      boundaries: MASKED or JOINED documents.
-      form: see `crossbatch_partial`.
-      block: keys per block, in tokens.
+      backend: how scores are computed, and which documents see each other (`backends.choose`).
+      reads: whether this layer reads the contexts; may be known at run time only.
+      yarn_factor: the factor of queries that meet contexts, whose keys lack it; it gets no gradient. None: 1.
+      stopped: whether the contexts get no gradient.
 
-    Source: FoT eq. (2), app. B.3. Differs: LongLLaMA lets padded keys through; here they are hidden.
+    Returns:
+      The attended values, in their dtype; 0 where a query sees no key.
+
+    Source: FoT eq. (2), app. B.3; Dao 2023, FlashAttention-2 (what is kept). Differs: LongLLaMA lets padded keys
+    through; here they are hidden.
     """
-    options = {"segments": segments, "boundaries": boundaries, "form": form, "block": block}
-    near = local_partial(queries_local, keys_local, values, **options)
-    far = crossbatch_partial(queries_context, keys_context, values, plan, **options)
+    arrays = (heads_first(x) for x in (queries, keys, context_keys, values))
+    if plan is not None:
+        plan = jax.tree.map(jnp.asarray, plan)
+    return heads_first(_attention(backend, stopped, *arrays, plan, jnp.asarray(reads), yarn_factor, segments))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(
+    backend: Backend, stopped: bool, queries, keys, context_keys, values, plan, reads, yarn_factor, segments
+):
+    return _forward(backend, stopped, queries, keys, context_keys, values, plan, reads, yarn_factor, segments)[0]
+
+
+def _forward(backend: Backend, stopped: bool, *arguments):
+    del stopped
+    queries, keys, context_keys, values, plan, reads, yarn_factor, segments = arguments
+    with jax.named_scope("local_scores"):
+        partial = backend.local(queries, Rows(keys, values, segments))
+    if plan is not None:
+
+        def with_contexts(partial: Partial) -> Partial:
+            rows = Rows(context_keys, values, segments)
+            found = backend.contexts(_context_queries(queries, yarn_factor), rows, plan, segments=segments)
+            return softmax.merge(partial, found)
+
+        # A branch at run time: the stack of layers is scanned, and any of them may hold memory.
+        with jax.named_scope("memory_branch"):
+            partial = jax.lax.cond(reads, with_contexts, lambda partial: partial, partial)
     with jax.named_scope("joint_softmax"):
-        return attention.normalise(attention.merge(near, far)).astype(values.dtype)
+        out = softmax.normalise(partial).astype(values.dtype)
+    out, peak, total = (checkpoint_name(x, JOINT_ATTENTION_CHECKPOINT) for x in (out, partial.peak, partial.total))
+    return out, (*arguments, out, peak, total)
+
+
+def _backward(backend: Backend, stopped: bool, saved, d_out):
+    queries, keys, context_keys, values, plan, reads, yarn_factor, segments, out, peak, total = saved
+    upstream = softmax.normalise_gradients(out, peak, total, d_out)
+    with jax.named_scope("local_scores"):
+        dq, dk, dv = backend.local_gradients(queries, Rows(keys, values, segments), upstream)
+    d_context_keys = jnp.zeros(context_keys.shape, context_keys.dtype)
+    if plan is not None:
+
+        def with_contexts(sums):
+            dq, dv, d_context_keys = sums
+            rows = Rows(context_keys, values, segments)
+            more, found_keys, found_values = backend.context_gradients(
+                _context_queries(queries, yarn_factor), rows, plan, upstream, segments=segments
+            )
+            dq += more if yarn_factor is None else more * yarn_factor
+            if stopped:
+                return dq, dv, d_context_keys
+            return dq, dv + found_values, found_keys.astype(context_keys.dtype)
+
+        with jax.named_scope("memory_branch"):
+            dq, dv, d_context_keys = jax.lax.cond(reads, with_contexts, lambda sums: sums, (dq, dv, d_context_keys))
+    return dq.astype(queries.dtype), dk.astype(keys.dtype), d_context_keys, dv.astype(values.dtype), *[None] * 4
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _context_queries(queries, yarn_factor):
+    return queries if yarn_factor is None else (queries * yarn_factor).astype(queries.dtype)
 
 
 def context_log_masses(
@@ -238,20 +132,20 @@ def context_log_masses(
     segments: Int[Array, "B S"],
     boundaries: Boundaries,
 ) -> Float[Array, "B C L H"]:
-    """log Σ_s exp(<q, k_s>) of every context, the attention mass before normalisation.
+    """Returns log Σ_s exp(<q, k_s>) of every context, the attention mass before normalisation.
 
-    The distraction share r_d (sec. 3.3) is softmax over C of these, at the own context.
-    `MASKED_SCORE`-like (below -1e29) where a slot is empty or nothing in it is visible.
+    The distraction share r_d (sec. 3.3) is softmax over C of these, at the own context. A number below -1e29 is an
+    empty slot, or one in which nothing is visible.
     """
-    zeros = jnp.zeros_like(keys)
+    keys = heads_first(keys)
+    rows = Rows(keys, jnp.zeros_like(keys), segments)
+    backend = Reference(boundaries=boundaries)
 
-    def one(ids, own):
-        single = Plan(context_ids=ids[:, None], own_document=own[:, None])
-        part = crossbatch_partial(
-            queries, keys, zeros, single,
-            segments=segments, boundaries=boundaries, form=AttentionForm.REFERENCE, block=keys.shape[1],
-        )  # fmt: skip
-        return jnp.where(part.total > 0, part.peak + jnp.log(jnp.maximum(part.total, 1e-30)), attention.MASKED_SCORE)
+    def of_slot(slot):
+        single = Plan(context_ids=slot[0][:, None], own_document=slot[1][:, None])
+        part = backend.contexts(heads_first(queries), rows, single, segments=segments)
+        mass = part.peak + jnp.log(jnp.maximum(part.total, 1e-30))
+        return heads_first(jnp.where(part.total > 0, mass, softmax.MASKED_SCORE))
 
-    plan = Plan(context_ids=jnp.asarray(plan.context_ids), own_document=jnp.asarray(plan.own_document))
-    return jax.lax.map(lambda slot: one(*slot), (plan.context_ids.T, plan.own_document.T)).swapaxes(0, 1)
+    slots = jnp.asarray(plan.context_ids).T, jnp.asarray(plan.own_document).T
+    return jax.lax.map(of_slot, slots).swapaxes(0, 1)

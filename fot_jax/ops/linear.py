@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fot_jax.ops import forms
+from fot_jax.ops import target
 
 
 def project(x: Float[Array, "B L ..."], weight: Float[Array, "..."], contracted: int = 1) -> Float[Array, "B L ..."]:
@@ -19,8 +19,7 @@ def project(x: Float[Array, "B L ..."], weight: Float[Array, "..."], contracted:
       weight: in the compute dtype of x.
       contracted: number of contracted axes (2 for the output projection over H and D).
     """
-    result: Array = _project(x, weight, contracted)  # pyright: ignore[reportAssignmentType]
-    return result
+    return _project(x, weight, contracted)  # pyright: ignore[reportReturnType]
 
 
 def unembed(x: Float[Array, "B L E"], table: Float[Array, "..."], *, tied: bool) -> Float[Array, "B L V"]:
@@ -32,8 +31,7 @@ def unembed(x: Float[Array, "B L E"], table: Float[Array, "..."], *, tied: bool)
       tied: which of the two it is.
     """
     if _on_matrix_unit(x):
-        result: Array = _unembed(x, table, tied)  # pyright: ignore[reportAssignmentType]
-        return result
+        return _unembed(x, table, tied)  # pyright: ignore[reportReturnType]
     return _logits(x, table, tied)
 
 
@@ -43,7 +41,7 @@ def _logits(x: Array, table: Array, tied: bool) -> Array:
 
 def _on_matrix_unit(x: Array) -> bool:
     """Whether products of x are for a CPU's matrix unit, if it has one."""
-    return x.dtype == jnp.bfloat16 and forms.target().platform == "cpu"
+    return x.dtype == jnp.bfloat16 and target.current().platform == "cpu"
 
 
 def _dot(a: Array, b: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:

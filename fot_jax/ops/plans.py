@@ -67,7 +67,7 @@ def two_pass_plan(streams: int, *, w: int, d: int) -> Plan:
     Source: FoT sec. 3.2, app. B.3.
     """
     if not 1 <= d <= streams:
-        raise ValueError(f"d must lie in 1..{streams} (the streams of the batch), got {d}; raise the batch or lower d")
+        raise ValueError(f"d must be in 1..{streams} (the streams of the batch), got {d}; raise the batch or lower d")
     rows: list[Row] = [[] for _ in range(w * streams)]
     for i in range(streams):
         neighbours = [(i + offset) % streams for offset in range(d)]
@@ -82,7 +82,7 @@ def packed_plan(batch_rows: int, *, k: int, w: int, d: int) -> Plan:
     B = 4, k = 2, w = 1, d = 2 (row 3 is place j = 1 of stream 1):
 
         row 0   . .
-        row 1   0 .      own; no other stream lies above it
+        row 1   0 .      own; no other stream is above it
         row 2   1 .      other
         row 3   2 1      own, other
     """

@@ -19,7 +19,8 @@ from fot_jax.data.batches import Stream
 from fot_jax.data.streams import make_stream
 from fot_jax.models import account
 from fot_jax.models.layers import DTYPES
-from fot_jax.ops import forms, routes
+from fot_jax.ops.backends.choose import check_platform
+from fot_jax.ops.distributed import ring_schedule
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train import state as train_state
@@ -30,7 +31,7 @@ from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.profile import Profile, ProfileSteps
 from fot_jax.train.recorder import Recorder
 from fot_jax.train.saver import Saver, disk_full_in_one_line
-from fot_jax.train.step import check_batch, crossbatch_route, make_eval_step, make_train_step
+from fot_jax.train.step import check_batch, crossbatch_ring, make_eval_step, make_train_step
 from fot_jax.train.stop_signal import StopSignal
 from fot_jax.types import Plan
 
@@ -86,7 +87,7 @@ def train(
     mesh = make_mesh(config.mesh, devices)
     rows = config.train.batch_rows // config.train.accumulation
     check_batch(config, mesh)
-    forms.check_platform(config.model.attention, mesh.devices.flat[0].platform)
+    check_platform(config.model.attention, mesh.devices.flat[0].platform)
     abstract = train_state.abstract_state(config, mesh)
     run_folder.compare_config(folder, config, allow_changes=allow_changes)  # fail before the data takes minutes
     stream = make_stream(config, "train")
@@ -235,12 +236,12 @@ def _notices(
 
 def _ring_of(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:
     """Returns a line on how the plan's rows travel between devices; no line where they do not."""
-    route = None if plan is None else crossbatch_route(config, mesh, columns=plan.context_ids.shape[1])
-    if route is None:
+    ring = None if plan is None else crossbatch_ring(config, mesh, columns=plan.context_ids.shape[1])
+    if ring is None:
         return []
     model = config.model
     row_bytes = 2 * model.local_context * model.num_kv_heads * model.head_dim * np.dtype(DTYPES[model.dtype]).itemsize
-    return [routes.describe(route, row_bytes=row_bytes)]
+    return [ring_schedule.describe(ring, row_bytes=row_bytes)]
 
 
 def _flops_per_token(config: ExperimentConfig, rows: int, num_contexts: int) -> float:

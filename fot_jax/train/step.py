@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fot_jax.config import CrossbatchConfig, ExperimentConfig, LossMean, PlanKind
-from fot_jax.models.lower import above, below
+from fot_jax.models.inputs import TrainInputs
+from fot_jax.models.layer_ranges import above, below
 from fot_jax.models.transformer import run
-from fot_jax.ops import routes
+from fot_jax.ops.distributed import ring_schedule
 from fot_jax.ops.losses import Losses, cross_entropy
 from fot_jax.sharding import (
     batch_sharding,
@@ -34,7 +35,7 @@ from fot_jax.sharding import (
 from fot_jax.train.optimizer import learning_rate, make_optimizer
 from fot_jax.train.state import TrainState, global_norm, state_shardings
 from fot_jax.train.trainable import first_trained, frozen, only, trainable_mask
-from fot_jax.types import Batch, Plan, Route
+from fot_jax.types import Batch, Plan, RingSchedule
 
 
 @flax.struct.dataclass
@@ -65,7 +66,7 @@ class StepMetrics:
 def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: int, devices: int = 1) -> Batch:
     """Cuts [B, L] arrays into [A, B/A, L], each piece whole streams in the plan's row layout.
 
-    Each piece is put in `routes.row_order` for the devices that its rows lie on.
+    Each piece is put in `ring_schedule.row_order` for the devices that hold its rows.
 
     One-pass plans keep a stream in consecutive rows; TWO_PASS stacks all C_prev above all C_curr:
 
@@ -73,13 +74,13 @@ def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: i
                                                                          p0s2 p0s3 p1s2 p1s3
     """
     stacked = crossbatch.rows_per_stream if crossbatch.plan is PlanKind.TWO_PASS else 1
-    order = routes.row_order(crossbatch, batch_rows=len(batch.tokens) // accumulation, shards=devices)
+    order = ring_schedule.row_order(crossbatch, batch_rows=len(batch.tokens) // accumulation, shards=devices)
 
     def cut(x: jax.Array) -> jax.Array:
         B, L = x.shape
         pieces = x.reshape(stacked, accumulation, B // (stacked * accumulation), L)
         pieces = pieces.swapaxes(0, 1).reshape(accumulation, B // accumulation, L)
-        if not routes.is_sorted(order):
+        if not ring_schedule.is_sorted(order):
             pieces = pieces[:, order]
         return constrain(pieces, None, "batch", "length")
 
@@ -88,22 +89,27 @@ def micro_batches(batch: Batch, *, crossbatch: CrossbatchConfig, accumulation: i
 
 def _losses(params: Any, batch: Batch, plan: Plan | None, *, config: ExperimentConfig, first: int = 0) -> Losses:
     """Sums over one micro-batch; no gradient goes below layer `first`, where no layer reads memory."""
-    model, hidden = config.model, None
-    rows: dict[str, Any] = {"segments": batch.segments, "boundaries": config.crossbatch.boundaries}
+    model, hidden, crossbatch = config.model, None, config.crossbatch
+    inputs = TrainInputs(segments=batch.segments, boundaries=crossbatch.boundaries)
     if first:
         lower, fixed = below(model, params, first)
-        hidden = jax.lax.stop_gradient(run(lower, fixed, batch.tokens, **rows).hidden)
+        hidden = jax.lax.stop_gradient(run(lower, fixed, batch.tokens, inputs).hidden)
         model, params = above(model, params, first)
-    rows |= {"gradients": config.crossbatch.gradients, "logn_from": config.crossbatch.logn_from}
-    output = run(model, params, batch.tokens, plan=plan, hidden=hidden, **rows)
+    inputs = dataclasses.replace(
+        inputs,
+        plan=plan,
+        gradients=crossbatch.gradients,
+        log_length_scaling_from=crossbatch.log_length_scaling_from,
+    )
+    output = run(model, params, batch.tokens, inputs, hidden=hidden)
     return cross_entropy(output.logits, batch.targets, batch.loss_mask, z_loss=config.train.z_loss)
 
 
-def crossbatch_route(config: ExperimentConfig, mesh: Mesh, *, columns: int) -> Route | None:
+def crossbatch_ring(config: ExperimentConfig, mesh: Mesh, *, columns: int) -> RingSchedule | None:
     """How the rows of a micro-batch travel between devices for plans of this many columns; None: on one device."""
     if config.crossbatch.plan is PlanKind.OFF or shards(mesh, "batch") * shards(mesh, "length") == 1:
         return None
-    return routes.make_route(
+    return ring_schedule.make_schedule(
         config.crossbatch,
         batch_rows=config.train.batch_rows // config.train.accumulation,
         columns=columns,
@@ -115,14 +121,14 @@ def crossbatch_route(config: ExperimentConfig, mesh: Mesh, *, columns: int) -> R
 
 
 def _on_mesh(batch: Batch, plan: Plan | None, *, config: ExperimentConfig, mesh: Mesh | None) -> tuple[Batch, Any]:
-    """The micro-batches, and the plan with its route, as they lie on the devices."""
+    """The micro-batches, and the plan with its ring schedule, in the order in which the devices hold them."""
     accumulation, devices = config.train.accumulation, 1 if mesh is None else shards(mesh, "batch")
     pieces = micro_batches(batch, crossbatch=config.crossbatch, accumulation=accumulation, devices=devices)
     if plan is None or mesh is None:
         return pieces, plan
-    order = routes.row_order(config.crossbatch, batch_rows=pieces.tokens.shape[1], shards=devices)
-    route = crossbatch_route(config, mesh, columns=plan.context_ids.shape[1])
-    return pieces, dataclasses.replace(routes.arrange(plan, order), route=route)
+    order = ring_schedule.row_order(config.crossbatch, batch_rows=pieces.tokens.shape[1], shards=devices)
+    ring = crossbatch_ring(config, mesh, columns=plan.context_ids.shape[1])
+    return pieces, dataclasses.replace(ring_schedule.arrange(plan, order), ring=ring)
 
 
 def loss_gradient(

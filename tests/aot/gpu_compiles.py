@@ -65,7 +65,7 @@ def kernels(device, head_dim: int, dtype: str, dump: Path) -> list[int]:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         jax.jit(step).trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
     texts = [path.read_text() for path in set(dump.glob("*.ptx")) - before]
-    ours = [text for text in texts if re.search(r"\.entry visited_attention_", text)]
+    ours = [text for text in texts if re.search(r"\.entry crossbatch_attention_", text)]
     return [
         len(ours),
         *(sum(bool(re.search(what, text)) for text in ours) for what in (r"\b(wgmma|mma)\.", r"cp\.async")),

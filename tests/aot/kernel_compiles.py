@@ -19,7 +19,8 @@ def kernels(device, head_dim: int, dtype: str) -> int | str:
     import numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-    from fot_jax.config import AttentionForm, Boundaries
+    from fot_jax.config import AttentionBackend, Boundaries
+    from fot_jax.ops.backends.choose import choose
     from fot_jax.ops.crossbatch import crossbatch_attention
     from fot_jax.types import Plan
 
@@ -30,10 +31,8 @@ def kernels(device, head_dim: int, dtype: str) -> int | str:
 
     def loss(queries, keys, values, plan, segments):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            out = crossbatch_attention(
-                queries, queries, keys, keys, values, plan,
-                segments=segments, boundaries=Boundaries.MASKED, form=AttentionForm.AUTO, block=512,
-            )  # fmt: skip
+            backend = choose(AttentionBackend.AUTO, boundaries=Boundaries.MASKED, block=512)
+            out = crossbatch_attention(queries, keys, keys, values, plan, segments=segments, backend=backend)
         return (out.astype(jnp.float32) ** 2).sum()
 
     keys = shape((2, 640, 2, head_dim), jnp.dtype(dtype))

@@ -17,21 +17,24 @@ def program(devices, tensor: int) -> str:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from fot_jax.config import AttentionForm, Boundaries, MeshConfig
-    from fot_jax.ops.attention import normalise
-    from fot_jax.ops.ring import ring_partial
+    from fot_jax.config import AttentionBackend, Boundaries, MeshConfig
+    from fot_jax.ops.backends.choose import choose
+    from fot_jax.ops.softmax import heads_first, normalise
     from fot_jax.sharding import compiler_options, make_mesh
-    from tests.scale.ring_cases import problem
+    from fot_jax.types import Rows
+    from tests.scale.ring_cases import LAYOUT, problem
 
     shards = len(devices) // tensor
     mesh = make_mesh(MeshConfig(fsdp=shards, tensor=tensor), devices)
     posed = problem("packed", rows=2 * shards, devices=shards, d=4)
-    plan = posed.plan.replace(route=posed.route)
-    options = {"boundaries": Boundaries.MASKED, "form": AttentionForm.PALLAS, "block": 512}
+    options = {"boundaries": Boundaries.MASKED, "block": 512, "layout": LAYOUT, "ring": posed.ring}
 
     def attend(queries, keys, values, segments):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return normalise(ring_partial(queries, keys, values, plan, segments=segments, **options))
+            queries, keys, values = map(heads_first, (queries, keys, values))
+            ring, rows = choose(AttentionBackend.PALLAS, **options), Rows(keys, values, segments)
+            out = normalise(ring.contexts(queries, rows, posed.traced_plan, segments=segments))
+            return heads_first(out)
 
     def shape(dims, dtype, *axes):
         return jax.ShapeDtypeStruct(dims, dtype, sharding=NamedSharding(mesh, PartitionSpec(("data", "fsdp"), *axes)))

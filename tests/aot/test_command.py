@@ -49,14 +49,16 @@ def _own_environment(monkeypatch):
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(flags, message, capfd):
+def test_command_refuses_mistakes_in_one_line(flags, message, capfd):
+    """Exits with code 2 and one line that names the flag or field."""
     assert command(TINY, *flags) == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
 
 
-def test_without_libtpu_the_line_says_how_to_install_it(monkeypatch, capfd):
+def test_command_without_libtpu_says_how_to_install_it(monkeypatch, capfd):
+    """Exits with code 2 and names both ways to install it."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name))
     assert command(TINY, "--topology=v5e:16x16") == 2
@@ -65,7 +67,8 @@ def test_without_libtpu_the_line_says_how_to_install_it(monkeypatch, capfd):
     assert "pip install --no-deps --target .libtpu -r requirements-aot.txt" in error
 
 
-def test_a_dry_run_on_cpu_devices(tmp_path, capfd):
+def test_command_runs_dry_on_cpu_devices(tmp_path, capfd):
+    """Writes a report and a program text for each program of a sweep, and shows them."""
     out, hlo = tmp_path / "reports" / "tiny.json", tmp_path / "hlo"
     flags = ("--config.mesh.data=-1", "--topology=cpu:8", "--programs=train,decode", "--memory-entries=16")
     assert command(TINY, *flags, "--sweep-contexts=1,2", f"--out={out}", f"--hlo={hlo}") == 0

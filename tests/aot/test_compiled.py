@@ -28,8 +28,8 @@ def report(kind: ProgramKind, *, rows: int = 0, memory_entries: int = 0, **chang
     return compile_program(job, pod=POD, mesh=make_mesh(config.mesh))[0]
 
 
-def test_collectives_in_a_scan():
-    """Seven runs of a permute, an all-gather and a sum of f32[16] over eight devices."""
+def test_count_of_collectives_in_a_scan():
+    """Counts seven runs of a permute, an all-gather and a sum of f32[16] over eight devices."""
     mesh = make_mesh(MeshConfig(data=8))
     ring = [(i, (i + 1) % 8) for i in range(8)]
 
@@ -57,20 +57,21 @@ def test_collectives_in_a_scan():
 
 @pytest.mark.parametrize("kind", [ProgramKind.READ, ProgramKind.DECODE])
 def test_inference_flops_are_those_of_the_formula(kind):
-    """Each of 4 x 2 devices computes its share; the layers are scanned, one of two reads the memory."""
+    """Counts each device's share of 4 x 2; the layers are scanned, one of two reads the memory."""
     found = report(kind, rows=8, memory_entries=64, memory__retrieval="dense", model__num_layers=4)
     assert found.costs.flops == pytest.approx(found.formula_flops, rel=1e-6)
 
 
-def test_a_memory_on_the_host_is_no_part_of_a_program():
+def test_program_refuses_a_memory_on_the_host():
+    """Names the retrievals that are compiled."""
     with pytest.raises(
         ConfigError, match=r"memory\.retrieval must be 'dense', 'exact' or 'approx' to compile, got 'scann'"
     ):
         report(ProgramKind.READ, memory_entries=64, memory__retrieval="scann")
 
 
-def test_decode_of_one_row_splits_the_entries_of_its_memory():
-    """16,384 entries over data 2 x fsdp 2, heads over tensor 2; no device is sent more of them than scores."""
+def test_decode_of_one_row_splits_its_memory():
+    """Splits 16,384 entries over data 2 x fsdp 2, heads over tensor 2; a device is sent no more of them than scores."""
     found = report(ProgramKind.DECODE, rows=1, memory_entries=16384, memory__retrieval="approx", memory__top_k=4)
     model = tiny().model
     entry = 2 * len(model.memory_layers) * model.num_kv_heads * model.head_dim * 4
@@ -84,7 +85,7 @@ PLAIN = {"model__num_layers": 4, "model__attention": "reference", "crossbatch__p
 
 @pytest.mark.slow
 def test_train_flops_hold_the_formula():
-    """Scanned layers count as often as they run: the same as layers one by one, and the formula within them."""
+    """Counts scanned layers as often as they run: the same as layers one by one, and the formula within them."""
     scanned, plain = report(ProgramKind.TRAIN, **PLAIN), report(ProgramKind.TRAIN, **PLAIN, model__scan_layers=False)
     assert scanned.costs.flops == pytest.approx(plain.costs.flops, rel=0.01)
     assert scanned.formula_flops < scanned.costs.flops < 1.3 * scanned.formula_flops
@@ -92,8 +93,8 @@ def test_train_flops_hold_the_formula():
 
 
 @pytest.mark.slow
-def test_memory_layers_count_among_the_layers_that_are_trained():
-    """The upper two of four layers are memory layers and alone in the scan with contexts: always its branch."""
+def test_train_flops_of_trained_memory_layers():
+    """Counts the branch of contexts always: the upper two of four layers are memory layers, and alone in its scan."""
     upper = {"model__num_layers": 4, "model__memory_layers": (2, 3), "train__trainable": "memory_layers"}
     config = {**upper, "model__attention": "reference"}
     scanned, plain = (
@@ -103,7 +104,8 @@ def test_memory_layers_count_among_the_layers_that_are_trained():
     assert scanned.costs.flops == pytest.approx(plain.costs.flops, rel=0.01)
 
 
-def test_a_report_of_the_train_step():
+def test_report_of_the_train_step():
+    """Adds up inputs, outputs and temporaries, and names the collectives and the slowest bound."""
     found = report(ProgramKind.TRAIN, **PLAIN)
     memory, record = found.memory, found.record()
     parameters = count_parameters(tiny(**PLAIN).model).total * 4
@@ -118,6 +120,7 @@ def test_a_report_of_the_train_step():
 
 
 def test_device_bytes_of_split_arrays():
+    """Counts the bytes of one device's part."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     split = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
     assert device_bytes({"x": jax.ShapeDtypeStruct((8, 3, 10), jnp.bfloat16, sharding=split)}) == 2 * 3 * 5 * 2

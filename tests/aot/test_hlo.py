@@ -55,7 +55,8 @@ def costs(*lines: str, before: str = "", devices: int = 8, shares=None):
     return count(parse_module(entry(*lines, before=before)), devices=devices, branch_shares=shares)
 
 
-def test_shapes():
+def test_parse_shape_reads_arrays_and_tuples():
+    """Reads the dimensions, the place and the bytes of each, and refuses a type that it does not know."""
     assert parse_shape("bf16[128,2048]{1,0:T(8,128)(2,1)S(1)}") == (Array("bf16", (128, 2048), on_chip=True),)
     first, second, third = parse_shape("(f32[], /*index=1*/pred[3]{0}, s4[10]{0:T(256)})")
     assert (first.bytes, second.bytes, third.bytes) == (4, 3, 5)
@@ -64,7 +65,8 @@ def test_shapes():
         _ = parse_shape("x9[2]")[0].bytes
 
 
-def test_an_instruction():
+def test_parse_instruction_reads_all_its_parts():
+    """Reads name, opcode, operands, computations that are called, and metadata."""
     one = parse_instruction(
         "  ROOT %a.1 = (f32[2]{0:T(256)}, u32[]) fusion(%b, %c.2), kind=kLoop, calls=%f.3,"
         ' metadata={op_name="jit(s)/x)/cond"}'
@@ -75,12 +77,14 @@ def test_an_instruction():
     assert parse_instruction("}") is None
 
 
-def test_a_program_without_an_entry_is_refused():
+def test_parse_module_refuses_a_program_without_entry():
+    """Raises ValueError."""
     with pytest.raises(ValueError, match="without an ENTRY"):
         parse_module("HloModule m\n")
 
 
-def test_a_loop_counts_as_often_as_it_runs():
+def test_count_of_a_loop_is_as_often_as_it_runs():
+    """Counts five runs of a product, a gather and a slice."""
     found = count(parse_module(LOOP), devices=8)
     assert found.flops == 5 * 2 * 4 * 16 * 8
     assert found.received == {"all-gather": 5 * 16 * 16 * 4 * 3 / 4}
@@ -90,13 +94,13 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert found.unknown_loops == 0
 
 
-def test_the_largest_arrays_are_those_that_are_made_outside_of_fusions():
-    """The stack of 2560 bytes is handed on, the gathered array is made."""
+def test_largest_arrays_are_made_outside_of_fusions():
+    """Leaves out the stack of 2560 bytes, which is handed on; the gathered array is made."""
     assert largest_arrays(parse_module(LOOP), most=2) == [("f32[16,16]", 1024, ""), ("f32[1,8,16]", 512, "")]
 
 
-def test_a_product_with_one_row_is_a_multiplication_and_a_sum():
-    """3200 x 16 of them; the same sum under another name is none."""
+def test_count_of_a_product_with_one_row():
+    """Counts 3200 x 16 multiplications and sums; the same sum under another name is no product."""
     lines = (
         "%p = f32[3200,16] parameter(0)",
         "%zero = f32[] constant(0)",
@@ -106,7 +110,8 @@ def test_a_product_with_one_row_is_a_multiplication_and_a_sum():
     assert costs(*lines).flops == 2 * 3200 * 16
 
 
-def test_trip_counts():
+def test_trip_count_is_read_or_unknown():
+    """Reads it from the compiler's note or the loop's bounds; None where neither says it."""
     module = parse_module(LOOP)
     loop = module.computations["main"].root
     assert trip_count(module, loop) == 5
@@ -136,7 +141,8 @@ def test_trip_counts():
         ("channel_id=3", 128),
     ],
 )
-def test_group_sizes(groups, size):
+def test_group_size_of_every_notation(groups, size):
+    """Reads how many devices take part in one collective."""
     one = parse_instruction(f"  %a = f32[4] all-reduce(%b), {groups}, to_apply=%sum")
     assert one is not None
     assert group_size(one, 128) == size
@@ -152,11 +158,13 @@ def test_group_sizes(groups, size):
         ("collective-permute(%p), source_target_pairs={{0,1},{1,0}}", {"collective-permute": 1024}),
     ],
 )
-def test_what_a_device_receives(line, received):
+def test_count_of_bytes_that_a_device_receives(line, received):
+    """Counts what rings of each collective bring to a device."""
     assert costs("%p = f32[256] parameter(0)", f"ROOT %c = f32[256]{{0}} {line}").received == received
 
 
-def test_asynchronous_collectives_count_once():
+def test_count_of_asynchronous_collectives_is_once():
+    """Counts a start and its end as one."""
     found = costs(
         "%p = f32[64] parameter(0)",
         "%s = (f32[64], f32[256]) all-gather-start(%p), replica_groups=[2,4]<=[8], dimensions={0}",
@@ -168,7 +176,8 @@ def test_asynchronous_collectives_count_once():
     assert found.beside == {"all-gather": 0, "collective-permute": 0}  # nothing but waiting in between
 
 
-def test_permutes_beside_other_work():
+def test_count_of_permutes_beside_other_work():
+    """Counts those with an instruction that computes between start and end."""
     start = "%s = (f32[64], f32[64], u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}"
     done, other = "ROOT %d = f32[64] collective-permute-done(%s)", "%o = f32[64] negate(%p)"
     free = "%f = f32[8,8] bitcast(%p)"
@@ -176,7 +185,8 @@ def test_permutes_beside_other_work():
         assert costs("%p = f32[64] parameter(0)", *lines).beside == {"collective-permute": beside}
 
 
-def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
+def test_count_of_an_all_reduce_that_keeps_a_part():
+    """Counts a fusion of an all-reduce and a slice as a reduce-scatter."""
     scattered = """
 %all-reduce-scatter.1 (q: f32[256]) -> f32[64] {
   %q = f32[256] parameter(0)
@@ -194,7 +204,8 @@ def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
     assert found.hbm_bytes == 1024 + 256
 
 
-def test_a_conditional_costs_its_costliest_branch_as_often_as_it_is_taken():
+def test_count_of_a_conditional_is_its_costliest_branch():
+    """Multiplies it by the share of runs that take it, where that is known."""
     branches = """
 %near (a: f32[8,8]) -> f32[8,8] {
   ROOT %a = f32[8,8] parameter(0)
@@ -209,15 +220,17 @@ def test_a_conditional_costs_its_costliest_branch_as_often_as_it_is_taken():
         "%p = f32[8,8] parameter(0)",
         "%t = pred[] constant(true)",
         "ROOT %c = f32[8,8] conditional(%t, %p, %p), branch_computations={%near, %far},"
-        ' metadata={op_name="jit(f)/attention._join/cond"}',
+        ' metadata={op_name="jit(f)/memory_branch/cond"}',
     )
     whole = 2 * 8 * 8 * 8
     assert costs(*lines, before=branches).flops == whole
-    assert costs(*lines, before=branches, shares={r"_join/cond$": 3 / 26}).flops == pytest.approx(whole * 3 / 26)
+    shared = costs(*lines, before=branches, shares={r"memory_branch/cond$": 3 / 26})
+    assert shared.flops == pytest.approx(whole * 3 / 26)
     assert costs(*lines, before=branches, shares={r"elsewhere": 0.5}).flops == whole
 
 
-def test_an_update_in_place_writes_the_update_alone():
+def test_count_of_an_update_in_place_is_the_update():
+    """Counts no bytes of the stack that it is written into."""
     inside = """
 %put (stack: f32[5,8], row: f32[1,8], i: s32[]) -> f32[5,8] {
   %stack = f32[5,8] parameter(0)
@@ -261,7 +274,8 @@ def test_an_update_in_place_writes_the_update_alone():
         ("2048,32,100", "32,100,3200", "2048,3200,1", "window={size=32}, dim_labels=b0f_0io->bf0", 2048 * 3200 * 3200),
     ],
 )
-def test_matrix_products_written_as_convolutions(left, right, out, attributes, products):
+def test_count_of_products_written_as_convolutions(left, right, out, attributes, products):
+    """Counts the multiplications of each window's form."""
     found = costs(
         f"%p = bf16[{left}] parameter(0)",
         f"%q = bf16[{right}] parameter(1)",
@@ -270,7 +284,8 @@ def test_matrix_products_written_as_convolutions(left, right, out, attributes, p
     assert found.flops == 2 * products
 
 
-def test_kernels_are_counted_with_the_flops_they_declare():
+def test_count_of_kernels_is_what_they_declare():
+    """Takes FLOPs from the cost estimate, bytes from the operands; a buffer is no kernel."""
     found = costs(
         "%p = f32[256] parameter(0)",
         '%a = f32[256] custom-call(), custom_call_target="AllocateBuffer"',
@@ -280,7 +295,8 @@ def test_kernels_are_counted_with_the_flops_they_declare():
     assert (found.flops, dict(found.kernels), found.hbm_bytes) == (1000, {"tpu_custom_call": 1}, 2048)
 
 
-def test_what_is_fetched_to_the_chip_is_read_once():
+def test_count_of_what_is_fetched_to_the_chip_is_once():
+    """Counts the bytes of a copy to the chip's memory and no further read."""
     fetched = costs(
         "%p = f32[256] parameter(0)",
         "%s = (f32[256]{0:S(1)}, f32[256]{0}, u32[]) copy-start(%p)",

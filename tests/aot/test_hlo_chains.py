@@ -31,8 +31,8 @@ CHAIN = """
 """.replace("MARK", MARK)
 
 
-def test_a_collective_that_runs_beside_fusions_counts_once():
-    """One all-gather in three fusions, the second of which multiplies; another one of the same channel counts too."""
+def test_count_of_a_collective_beside_fusions_is_once():
+    """Counts one all-gather in three fusions, of which one multiplies; another one of the same channel counts too."""
     lines = (
         "%p = bf16[1,8] parameter(0)",
         "%p.1 = f32[2,3] parameter(1)",

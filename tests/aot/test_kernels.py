@@ -13,8 +13,8 @@ pytestmark = pytest.mark.aot
 
 
 @pytest.mark.parametrize("topology", ["v3:2x2", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_forward_and_backward_compile_for_every_chip(topology):
-    """AUTO names the kernels for a chip that is not here; local and contexts make two times three of them."""
+def test_kernels_compile_for_every_chip(topology):
+    """Chooses them by AUTO for a chip that is not here; local and contexts make two times three of them."""
     command = [sys.executable, "-m", "tests.aot.kernel_compiles", topology]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -22,8 +22,8 @@ def test_forward_and_backward_compile_for_every_chip(topology):
 
 
 @pytest.mark.parametrize("gpu", gpu_compiles.GPUS)
-def test_forward_and_backward_compile_for_gpus(gpu):
-    """Triton, LLVM and ptxas: six kernels, all with tensor cores; of bfloat16 they load one block ahead."""
+def test_kernels_compile_for_gpus(gpu):
+    """Runs Triton, LLVM and ptxas: six kernels, all with tensor cores; of bfloat16 they load one block ahead."""
     command = [sys.executable, "-m", "tests.aot.gpu_compiles", gpu]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -21,7 +21,8 @@ def reports(tmp_path, *flags):
     return json.loads(out.read_text())
 
 
-def test_3b_on_v3(tmp_path):
+def test_train_step_of_3b_compiles_for_v3(tmp_path):
+    """Fits into 16 GiB a device; keys travel beside the kernels."""
     (report,) = reports(tmp_path, *SMALL_3B, "--topology=v3:8x8")
     assert report["mesh"]["fsdp"] == 64 and report["memory"]["limit"] == 16 * 2**30
     assert report["memory"]["spare"] > 0.5
@@ -36,14 +37,16 @@ def test_3b_on_v3(tmp_path):
 
 
 @pytest.mark.parametrize("topology", ["v4:4x4x8", "v5e:16x16", "v5p:4x4x4", "v6e:16x16"])
-def test_a_small_model_on_every_kind_of_pod(tmp_path, topology):
+def test_train_step_compiles_for_every_kind_of_pod(tmp_path, topology):
+    """Takes all devices of a pod for the rows of a small model."""
     rows = "--config.train.batch_rows=256"
     (report,) = reports(tmp_path, "--config=configs/tiny_code.py", rows, f"--topology={topology}")
     sides = [int(side) for side in topology.partition(":")[2].split("x")]
     assert report["fits"] and report["mesh"]["data"] == math.prod(sides)
 
 
-def test_reading_and_decoding_on_v5e(tmp_path):
+def test_reading_and_decoding_compile_for_v5e(tmp_path):
+    """Counts the FLOPs of the formula, with a memory of 4,096 entries a row."""
     flags = ("--topology=v5e:4x4", "--config.mesh.fsdp=8", "--config.mesh.tensor=2", "--programs=read,decode")
     read, decode = reports(tmp_path, *SMALL_3B, *flags, "--config.memory.retrieval=dense", "--memory-entries=4096")
     for report in (read, decode):

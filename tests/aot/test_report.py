@@ -40,12 +40,14 @@ REPORT = Report(
 )
 
 
-def test_bounds_are_work_over_speed():
+def test_time_bounds_are_work_over_speed():
+    """Divides FLOPs and bytes by what the chip does in a second; the roofline is the largest."""
     assert time_bounds(COSTS, chip=POD.chip) == {"matrix units": 1.0, "HBM": 0.5, "interconnect": 3.0}
     assert REPORT.record()["roofline_seconds"] == 3.0
 
 
-def test_peak_and_verdict():
+def test_memory_of_a_program_has_peak_and_verdict():
+    """Adds up the compiler's sizes and says whether they fit, and what is largest."""
     stats = types.SimpleNamespace(
         output_size_in_bytes=10, alias_size_in_bytes=8, argument_size_in_bytes=100, temp_size_in_bytes=1000,
         generated_code_size_in_bytes=5,
@@ -57,7 +59,8 @@ def test_peak_and_verdict():
     assert (over.fits, over.spare) == (False, -0.25)
 
 
-def test_the_table_says_it_all():
+def test_report_lines_name_everything():
+    """Writes mesh, memory, costs, bounds and times; a negative estimate is not to be trusted."""
     text = "\n".join(lines(REPORT))
     for part in (
         "mine train, d = 8: v5e:16x16, 256 devices, mesh data 4 x fsdp 64 x tensor 1, attention pallas (auto)",
@@ -71,7 +74,8 @@ def test_the_table_says_it_all():
         assert part in text, part
 
 
-def test_a_program_that_does_not_fit():
+def test_report_of_a_program_that_does_not_fit():
+    """Says by how much, in the compiler's own words."""
     refused = dataclasses.replace(REPORT, memory=None, costs=None, refusal="Used 20.30G of 15.75G hbm.")
     assert not refused.fits
     assert lines(refused)[1] == "  does NOT fit: Used 20.30G of 15.75G hbm."

@@ -96,14 +96,18 @@ def test_round_trip_through_json():
         ({"model.rope.original_context": 0}, r"model\.rope\.original_context must be >= 1"),
         ({"memory.approx_recall": 1.5}, r"memory\.approx_recall must be in \(0, 1\], got 1\.5"),
         ({"memory.overlap": -1}, r"memory\.overlap must be >= 0, got -1"),
-        ({"memory.logn_from": 1}, r"memory\.logn_from must be 0 \(never\) or >= 2, got 1"),
         (
-            {"crossbatch.logn_from": 64},
-            r"crossbatch\.logn_from must be 0 \(never\) or .* memory\.logn_from, which is 0, got 64\. Set both",
+            {"memory.log_length_scaling_from": 1},
+            r"memory\.log_length_scaling_from must be 0 \(never\) or >= 2, got 1",
         ),
         (
-            {"crossbatch.logn_from": 2, "memory.logn_from": 2},
-            r"memory\.logn_from must be 0 \(never\) or at least the local context, \d+, got 2",
+            {"crossbatch.log_length_scaling_from": 64},
+            r"crossbatch\.log_length_scaling_from must be 0 \(never\) or .*"
+            r" memory\.log_length_scaling_from, which is 0, got 64\. Set both",
+        ),
+        (
+            {"crossbatch.log_length_scaling_from": 2, "memory.log_length_scaling_from": 2},
+            r"memory\.log_length_scaling_from must be 0 \(never\) or at least the local context, \d+, got 2",
         ),
         ({"memory.scann_leaves_fraction": 0.0}, r"memory\.scann_leaves_fraction must be in \(0, 1\]"),
         ({"train.peak_tflops": -1.0}, r"train\.peak_tflops must be >= 0"),

@@ -101,8 +101,9 @@ def test_programming_errors_keep_their_traceback():
 
 def test_what_is_chosen_is_logged(caplog):
     caplog.set_level(logging.NOTSET, logger="fot_jax")  # an earlier test may have called `run`
-    cli.run(lambda flags: logging.getLogger("fot_jax.ops.forms").info("the form"), parser(), [])
-    assert "the form" in caplog.text
+    logger = logging.getLogger("fot_jax.ops.backends.choose")
+    cli.run(lambda flags: logger.info("the backend"), parser(), [])
+    assert "the backend" in caplog.text
 
 
 def test_any_user_error_is_caught(capsys):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from fot_jax.config import (
+    AttentionBackend,
+    Boundaries,
     CrossbatchConfig,
     MemoryConfig,
     OptimizerConfig,
@@ -22,8 +24,9 @@ from fot_jax.data.vocabulary import ByteVocabulary, load_vocabulary
 from fot_jax.memory.views import DeviceView
 from fot_jax.models import account
 from fot_jax.models.init import init_params
-from fot_jax.models.transformer import run
-from fot_jax.ops import forms
+from fot_jax.models.inputs import TrainInputs
+from fot_jax.models.transformer import Decoder
+from fot_jax.ops.backends.choose import choose
 from fot_jax.ops.losses import Losses
 from fot_jax.ops.rope import rope_frequencies
 from fot_jax.train.context_schedule import ContextSchedule
@@ -35,6 +38,8 @@ from launch.explain import schedule_line
 from tests.train.tiny import tiny
 
 NEW = enum.Enum("Kind", "NEW")["NEW"]
+NEW_BACKEND = object.__new__(AttentionBackend)  # a member of its type: another type would be refused as such
+NEW_BACKEND._name_ = NEW_BACKEND._value_ = "NEW"
 TINY = tiny()
 TOKENS = jnp.zeros((2, 8), jnp.int32)
 
@@ -47,9 +52,9 @@ def fresh(**fields):
     return init_params(dataclasses.replace(TINY.model, **fields), jax.random.key(0))
 
 
-def called(**arguments):
-    params = {} if "params" not in arguments else arguments.pop("params")
-    return run(TINY.model, params, TOKENS, segments=TOKENS, **arguments)
+def called(**fields):
+    inputs = TrainInputs(segments=TOKENS, **fields)
+    return Decoder(TINY.model).init(jax.random.key(0), TOKENS, inputs)
 
 
 class Documents:
@@ -87,7 +92,7 @@ READERS = {
     "positions": lambda: fresh(memory_positions=NEW),
     "init": lambda: fresh(init=NEW),
     "remat": lambda: fresh(remat=NEW),
-    "form of attention": lambda: forms.resolve(NEW),
+    "attention backend": lambda: choose(NEW_BACKEND, boundaries=Boundaries.MASKED, block=2),
     "boundaries": lambda: called(boundaries=NEW),
     "rope's scaling": lambda: rope_frequencies(changed(RopeConfig(), "scaling"), 8, 16),
     "vocabulary": lambda: load_vocabulary(changed(VocabularyConfig(), "kind")),

@@ -84,7 +84,7 @@ def test_evaluation_warns_of_the_documents_of_both(started, tmp_path):
     assert trained_documents(tmp_path / "out") == {"text": "digest", "books": "digest"}
 
 
-def test_what_was_made_of_an_imported_run_is_exported_as_that_checkpoint_was(started, tmp_path):
+def test_a_run_of_an_imported_one_is_exported_as_that_was(started, tmp_path):
     """The experiment holds neither special tokens nor the trained context; the training rows are shorter."""
     own = json.loads((started / SOURCE_CONFIG).read_text()) | {"eos_token_id": 7, "max_position_embeddings": 4096}
     (started / SOURCE_CONFIG).write_text(json.dumps(own))

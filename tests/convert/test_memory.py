@@ -1,4 +1,4 @@
-"""Importing holds the output's buffers and less than 1.3 of the largest tensor beside them."""
+"""Importing holds the output's buffers and less than 1.3 of the largest tensor besides."""
 
 import json
 import re

@@ -92,7 +92,7 @@ def test_an_unexpected_tensor(tmp_path):
 
 
 def test_old_checkpoints_hold_frequencies(tmp_path):
-    """What is computed anyway is left out, and so is the head of a tied model where it is the same."""
+    """Leaves out what is computed anyway, and the head of a tied model where it is the same."""
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(2, np.float32)}
     source = folder(tmp_path, tensors=extra)
     import_checkpoint(source, tmp_path / "run")
@@ -177,7 +177,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
 
 
 class TestGGUF:
-    """The same of llama.cpp's files."""
+    """Refusals of llama.cpp's files."""
 
     def test_another_architecture(self, tmp_path):
         file = write_gguf(tmp_path / "m.gguf", SMALL, random_tensors(SMALL), arch="qwen2")

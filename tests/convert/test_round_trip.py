@@ -55,7 +55,7 @@ def imported(original, tmp_path):
 
 
 def test_a_folder_may_move(original, imported, tmp_path):
-    """The tokenizer beside the moved config is read; folders of before, with an absolute path, still load."""
+    """The tokenizer next to the moved config is read; folders of before, with an absolute path, still load."""
     stored = json.loads((imported / "config.json").read_text())["data"]["vocabulary"]
     assert stored["path"] == "{workdir}/tokenizer/tokenizer.json"
     moved = (tmp_path / "run").rename(tmp_path / "moved")

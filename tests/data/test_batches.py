@@ -180,7 +180,7 @@ def test_two_documents_alternate_in_a_stream(make_documents):
     np.testing.assert_array_equal(np.unique(runs), [3, 5])  # never A A or B B
 
 
-def test_a_single_document_is_read_again_without_loss_across_its_end(make_documents):
+def test_a_single_document_is_read_again_without_loss_at_its_end(make_documents):
     batch = make(make_documents({"a": (1.0, [A])}), rows=1, length=10).batch(0)
     np.testing.assert_array_equal(batch.tokens, [A + A])
     np.testing.assert_array_equal(batch.loss_mask, [[1, 1, 1, 1, 0, 1, 1, 1, 1, 0]])

@@ -68,7 +68,7 @@ def package(data: bytes, *, file: str = "x.whl", keep: str = ".*", registry: Reg
 
 
 class Fetcher:
-    """Stands in for pip and apt-get: writes the given bytes and counts."""
+    """Replaces pip and apt-get: writes the given bytes and counts."""
 
     def __init__(self, data: bytes):
         self.data, self.calls = data, 0

@@ -42,7 +42,7 @@ def read_variables(text):
 
 
 def read_words(text):
-    """The ten words that stand most often in the numbered list, and how often each word does."""
+    """The ten words that are most often in the numbered list, and how often each word is."""
     listed = re.findall(r"(\d+)\. (\S+)", text.split("\nQuestion")[0])
     assert [int(number) for number, _ in listed] == list(range(1, len(listed) + 1))
     counts = collections.Counter(word for _, word in listed)
@@ -78,7 +78,7 @@ def test_the_prompt_holds_its_answers_and_fills_its_length(kind, vocabulary, voc
         assert not any(a in b for a in trial.answers for b in others if a != b)
         assert not any(answer.lower() in FILLER.lower() for answer in trial.answers)
         filler = FILLER
-        if kind is NeedleKind.COMMON_WORDS:  # one more word, as often as it stands in the list, longer numbers
+        if kind is NeedleKind.COMMON_WORDS:  # one more word, as often as it is in the list, longer numbers
             filler = "1000. robust-elephant " * 3 + " " * 4
         assert length - len(chosen.encode(filler)) < len(trial.tokens) <= length
 

@@ -61,7 +61,7 @@ def test_a_tokenizer_names_its_end(vocabulary_files, tmp_path):
 
 
 def load_beside(folder, file, settings, *, before=()):
-    """The vocabulary of a copy of a tokenizer's file with these settings beside it (None: none)."""
+    """The vocabulary of a copy of a tokenizer's file with these settings next to it (None: none)."""
     folder.mkdir()
     path = pathlib.Path(shutil.copy(file, folder))
     if before:

@@ -10,7 +10,8 @@ import jax
 import pytest
 
 from launch import cli, generate, train
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 TRAIN = (
     *("train", "--config=tests/e2e/text_config.py", "--config.train.checkpoint_every=1"),

@@ -150,7 +150,7 @@ def test_ctrl_c_before_the_first_step_ends_in_one_line(environment, tmp_path):
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
-def test_sigterm_saves_and_exits_with_0_then_what_is_wrong_is_refused_in_one_line(environment, reference, tmp_path):
+def test_sigterm_saves_and_then_errors_are_one_line(environment, reference, tmp_path):
     code, out, err = interrupt(environment, tmp_path, signal.SIGTERM, after=0.0)
     assert code == 0, err
     stopped = [line for line in out.splitlines() if line.startswith("stopped by SIGTERM after step")]

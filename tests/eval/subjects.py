@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import AttentionForm, Family, MemoryConfig, MemoryPositions, ModelConfig, Retrieval
+from fot_jax.config import AttentionBackend, Family, MemoryConfig, MemoryPositions, ModelConfig, Retrieval
 from fot_jax.eval.reading import Subject
 from fot_jax.models.transformer import Decoder
 
@@ -22,7 +22,7 @@ MODEL = ModelConfig(
     vocab_size=40,
     local_context=8,
     memory_layers=(1,),
-    attention=AttentionForm.REFERENCE,  # compiles fastest
+    attention=AttentionBackend.REFERENCE,  # compiles fastest
 )
 # Every layer reads memory and none has positions: windows with memory are then plain causal attention.
 POSITIONLESS = dataclasses.replace(

@@ -9,7 +9,8 @@ import pytest
 
 from fot_jax.config import Boundaries, MemoryConfig, Retrieval, UserError
 from fot_jax.eval import attention_mass
-from fot_jax.models.transformer import Decoder
+from fot_jax.models.inputs import TrainInputs
+from fot_jax.models.transformer import run
 from fot_jax.ops.crossbatch import context_log_masses
 from tests import oracles
 from tests.eval.subjects import MODEL, RandomDocuments, subject
@@ -63,10 +64,10 @@ def test_a_model_whose_keys_are_all_alike_has_one_over_d():
     assert found.by_head.shape == (2, 1, MODEL.num_heads)
 
 
-@pytest.mark.parametrize("logn_from", [0, 8])
-def test_measure_takes_the_memory_layer_and_the_measured_rows(logn_from):
+@pytest.mark.parametrize("scaling_from", [0, 8])
+def test_measure_takes_the_memory_layer_and_the_measured_rows(scaling_from):
     """The curve is the oracle's, on what the decoder captured in its one memory layer for the same plan."""
-    memory = MemoryConfig(retrieval=Retrieval.DENSE, logn_from=logn_from)
+    memory = MemoryConfig(retrieval=Retrieval.DENSE, log_length_scaling_from=scaling_from)
     documents, tiny, d = RandomDocuments([17, 40, 30, 25]), subject(memory=memory), 4
     found = attention_mass.measure(tiny, documents=documents, contexts=(d,), rows=4, seed=0)
     length = MODEL.local_context
@@ -79,15 +80,14 @@ def test_measure_takes_the_memory_layer_and_the_measured_rows(logn_from):
     owners = np.asarray([target.document for target in found.targets])
     segments = np.repeat(np.tile(owners + 1, 2)[:, None], length, axis=1).astype(np.int32)
     plan = attention_mass.distraction_plan(owners, num_contexts=d)
-    run = jax.jit(functools.partial(Decoder(MODEL).apply, capture=True))
-    output = run({"params": tiny.params}, tokens, segments=segments, plan=plan)
+    captured = jax.jit(functools.partial(run, MODEL, capture=True))
+    output = captured(tiny.params, tokens, TrainInputs(segments=segments, plan=plan))
     layer = MODEL.memory_layers[0]
     queries, keys = [np.asarray(each[layer], np.float64) for each in (output.queries, output.keys)]
-    if logn_from:  # one memory layer, the last: nothing else depends on its queries
+    if scaling_from:  # one memory layer, the last: nothing else depends on its queries
         in_sight = np.arange(1, length + 1) + np.where(np.arange(len(tokens)) < 4, 0, d * length)[:, None]
-        queries = queries * np.maximum(1, np.log(in_sight) / np.log(logn_from))[:, :, None, None]
-    captured = [queries, keys]
-    want = oracles.distraction(*captured, segments, plan.context_ids, plan.own_document, boundaries="masked")
+        queries = queries * np.maximum(1, np.log(in_sight) / np.log(scaling_from))[:, :, None, None]
+    want = oracles.distraction(queries, keys, segments, plan.context_ids, plan.own_document, boundaries="masked")
     assert found.curve == pytest.approx([want], rel=1e-4)
     assert abs(want - 1 / d) > 1e-3
 

@@ -1,4 +1,4 @@
-"""Perplexity against context: one target, three ways to read what lies before it."""
+"""Perplexity against context: one target, three ways to read what is before it."""
 
 import dataclasses
 import logging
@@ -13,7 +13,8 @@ from fot_jax.eval.targets import gather
 from fot_jax.memory import notices
 from fot_jax.models.transformer import Decoder
 from tests.eval.subjects import MODEL, RandomDocuments, subject
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 W = MODEL.local_context
 BYTES = np.ones(MODEL.vocab_size, np.int64)

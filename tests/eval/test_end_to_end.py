@@ -7,92 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from fot_jax.checkpoint import Checkpointer
-from fot_jax.config import ExperimentConfig, PastReading, SourceConfig, SourceKind
-from fot_jax.config.build import build
+from fot_jax.config import PastReading, SourceConfig, SourceKind
 from fot_jax.data.cache import fingerprint, open_or_build
-from fot_jax.workdir import write_config
-from launch import cli, demo_report, evaluate
-from tests.eval.subjects import random_params
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+from launch import cli, demo_report
+from tests.eval.workdirs import LENGTH, experiment, run_evaluate, write_run
 
-LENGTH = 16
-
-
-def experiment(folder, **model) -> ExperimentConfig:
-    """Bytes of text files; a model that can also be asked for dictionaries."""
-    return build(
-        ExperimentConfig,
-        {
-            "name": "tiny",
-            "model": {
-                "num_layers": 2,
-                "embed_dim": 16,
-                "num_heads": 2,
-                "num_kv_heads": 1,
-                "head_dim": 8,
-                "mlp_dim": 32,
-                "vocab_size": 259,
-                "local_context": LENGTH,
-                "memory_layers": [1],
-                "attention": "reference",
-                **model,
-            },
-            "data": {
-                "sources": [{"name": "text", "kind": "text", "path": str(folder / "corpus.txt")}],
-                "dictionary": {"definition_tokens": 10, "question_tokens": 10},
-                "heldout_fraction": 0.75,
-                "cache_dir": str(folder / "cache"),
-            },
-            "optimizer": {"learning_rate": 1e-3},
-            "train": {"steps": 1, "batch_rows": 4},
-            "memory": {"retrieval": "dense"},
-            "evaluation": {
-                "memory_contexts": [0, 16],
-                "documents": 3,
-                "target_chunks": 1,
-                "distraction_contexts": [1, 16],
-                "dictionary_tokens": [20],
-                "dictionary_episodes": 3,
-            },
-        },
-    )
-
-
-def write_run(workdir, config: ExperimentConfig, **trained: str) -> None:
-    """What training leaves: config, one checkpoint (with the digest of each source it was `trained` on), metrics."""
-    workdir.mkdir()
-    write_config(workdir, config)
-    state = {"params": random_params(config.model), "optimizer": {"count": np.zeros(())}}
-    with Checkpointer(workdir, config) as checkpoints:
-        checkpoints.save(1, **state, data={"step": 1, "documents": trained}, heldout_loss=None)
-    rows = [{"step": step, "loss": 5.0 / step, "heldout_loss": 5.5 / step} for step in (1, 2, 3)]
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """(model's workdir, baseline's): four documents, three of them held out; the baseline has no memory layer, a third
-    one beside them (wide) rows twice as long.
-    """
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "corpus.txt").write_text("unused: the token cache is written beforehand")
-    config = experiment(folder)
-    source = config.data.sources[0]
-    expected = fingerprint(source, data=config.data, seed=config.seed)
-    rng = np.random.default_rng(0)
-    documents = [(f"file {i}", rng.integers(3, 259, 18 * LENGTH + 1)) for i in range(4)]
-    cache = folder / "cache" / f"text-{expected}"
-    open_or_build(cache, lambda: documents, source="text", expected=expected, vocab_size=259)
-    write_run(folder / "fot", config)
-    write_run(folder / "plain", experiment(folder, memory_layers=[]))
-    write_run(folder / "wide", experiment(folder, local_context=2 * LENGTH))
-    return folder / "fot", folder / "plain"
-
-
-def run_evaluate(*arguments: str) -> None:
-    """The command, in this process."""
-    cli.run(evaluate.main, evaluate.make_parser(), arguments)
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def test_another_window_is_measured(runs):
@@ -138,7 +58,7 @@ def test_no_baseline_is_left_out(runs):
 
 
 def test_documents_that_are_given_are_all_measured(runs, caplog):
-    """Two files beside the run's data, four documents each; runs with other data and seeds may stand beside."""
+    """Two files besides the run's data, four documents each; runs with other data and seeds may be compared."""
     fot, _ = runs
     folder, config = fot.parent, experiment(fot.parent)
     rng, digests = np.random.default_rng(1), []
@@ -201,7 +121,10 @@ def test_every_task_and_the_summary(runs, capsys):
         (["--workdir=FOT", "--task=perplexity", "--step=7"], "must hold the checkpoint asked for (7); it has [1]"),
         (["--workdir=PLAIN", "--task=distraction"], "must hold a model with memory layers"),
         (["--workdir=FOT", "--task=distraction", "--memory.top_k=many"], "memory.top_k must be int, got 'many'"),
-        (["--workdir=FOT", "--task=context", "--memory.logn_from=15"], "0 (never) or at least the local context, 16"),
+        (
+            ["--workdir=FOT", "--task=context", "--memory.log_length_scaling_from=15"],
+            "0 (never) or at least the local context, 16",
+        ),
         (
             ["--workdir=FOT", "--task=distraction", "--evaluation.documents=0"],
             "evaluation.documents must be >= 1, got 0",

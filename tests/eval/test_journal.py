@@ -9,7 +9,7 @@ import pytest
 
 from fot_jax.eval import context, needle, passkey
 from fot_jax.eval.journal import Journal, digest
-from tests.eval.test_end_to_end import run_evaluate, runs  # noqa: F401  (a fixture)
+from tests.eval.workdirs import run_evaluate
 
 MEASURED = {"steps": [1, 2]}
 
@@ -45,7 +45,7 @@ CUT_OFF = ('[["model", 2], [0.66', '[["model", 2', "\x00\x00", "5\n", "{}\n", "[
 
 
 @pytest.mark.parametrize("kept", CUT_OFF)
-def test_a_line_that_is_no_piece_and_what_follows_is_measured_again(tmp_path, kept):
+def test_what_follows_a_line_that_is_no_piece_is_measured_again(tmp_path, kept):
     journal = Journal(tmp_path, "task", measured=MEASURED)
     Pieces(journal)(1)
     journal.path.write_text(journal.path.read_text() + kept)
@@ -92,7 +92,7 @@ def test_a_digest_is_of_values_shapes_and_bounds():
         ("needle", needle, ["--evaluation.needle_tokens=1000,1500", "--evaluation.needle_kinds=single,multi_key"], 16),
     ],
 )
-def test_interrupted_prompts_go_on(runs, monkeypatch, task, module, flags, pieces):  # noqa: F811
+def test_interrupted_prompts_go_on(runs, monkeypatch, task, module, flags, pieces):
     """Each answer tells which prompts it is for: none is taken for another's, and none is asked twice."""
     fot, _ = runs
     flags = [*flags, "--evaluation.passkey_batch=2", "--evaluation.needle_trials=3", "--evaluation.needle_batch=2"]
@@ -127,7 +127,7 @@ def test_interrupted_prompts_go_on(runs, monkeypatch, task, module, flags, piece
     assert f"taken up: {pieces // 2 + 1} pieces" in (out / f"{task}.md").read_text()
 
 
-def test_an_interrupted_evaluation_goes_on(runs, monkeypatch, capsys):  # noqa: F811
+def test_an_interrupted_evaluation_goes_on(runs, monkeypatch, capsys):
     """Same report as one that ran through, only the rest computed; a newer checkpoint begins anew."""
     fot, _ = runs
     flags = [f"--workdir={fot}", "--task=context", "--evaluation.context_windows=1,2,4"]

@@ -36,7 +36,7 @@ def test_a_perfect_model_scores_one():
     assert {row["definition_tokens"] for row in found.examples} == {40, 90}  # whole definitions only
 
 
-def test_one_wrong_token_spoils_the_answer_but_not_its_other_tokens():
+def test_one_wrong_token_spoils_the_answer_not_other_tokens():
     def predict(definitions, questions):
         predicted = perfect(definitions, questions)
         predicted[:, 8::10] = 0  # the last token of every value

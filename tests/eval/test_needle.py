@@ -12,7 +12,7 @@ from fot_jax.eval.plots import Curve, Panel, plot_panels
 from fot_jax.eval.reading import Subject
 from fot_jax.eval.statistics import bounded_mean, wilson
 from launch import cli, evaluate
-from tests.eval.test_end_to_end import experiment, write_run
+from tests.eval.workdirs import experiment, write_run
 
 VOCABULARY = ByteVocabulary()
 

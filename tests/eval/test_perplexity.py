@@ -13,7 +13,8 @@ from fot_jax.eval.reading import join_rows, lend_memory_layers, read_past
 from fot_jax.eval.targets import Target, choose_targets, gather
 from fot_jax.models.transformer import Decoder
 from tests.eval.subjects import MODEL, POSITIONLESS, RandomDocuments, subject
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 LENGTH = MODEL.local_context
 BYTES = np.r_[0, 0, 0, np.full(MODEL.vocab_size - 3, 2)]
@@ -82,7 +83,7 @@ def test_targets_are_shared_spread_and_have_their_history():
 @pytest.mark.parametrize(
     "memory", [MemoryConfig(retrieval=Retrieval.DENSE), MemoryConfig(retrieval=Retrieval.EXACT, top_k=512)]
 )
-def test_memory_of_a_model_without_positions_is_causal_attention_over_all_windows(memory):
+def test_memory_without_positions_is_causal_attention(memory):
     """m windows in memory and one local equal one causal pass over the m + 1 windows (all layers read memory)."""
     tiny = subject(POSITIONLESS, memory=memory)
     sizes = (0, 1, 3)

@@ -13,7 +13,8 @@ from fot_jax.eval import retrieval_layers
 from fot_jax.models.init import init_params
 from fot_jax.models.transformer import run
 from tests import oracles
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MODEL = ModelConfig(
     num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32, vocab_size=259,

@@ -1,4 +1,4 @@
-"""Which runs may be measured beside one another."""
+"""Which runs may be measured next to one another."""
 
 import dataclasses
 import logging

@@ -20,7 +20,7 @@ Files = dict[str, bytes]
 UNFIT = (ArithmeticError, LookupError, ValueError, TypeError, RecursionError, struct.error)  # what was damaged before
 MOST = 1 << 22  # bytes that an edit may make of one file
 
-# JSON texts that stand in for a value. Numbers at the borders of types, words, texts and nestings.
+# JSON texts that replace a value. Numbers at the borders of types, words, texts and nestings.
 VALUES = (
     *("null", "true", "false", "0", "-1", "1", "2", "3", "7", "1.5", "-0.0", "1e-320", "1e308", "1e400", "NaN"),
     *("Infinity", "-Infinity", str(2**31), str(2**32 + 1), str(2**63 - 1), str(2**63), str(2**64), "1" + "0" * 400),

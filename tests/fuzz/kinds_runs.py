@@ -27,7 +27,7 @@ def memory_files() -> Files:
         keys, values = (rng.standard_normal((2, 3, 8, 2, 4)).astype(np.float32) for _ in range(2))
         store.append(KeyValue(keys=keys, values=values), np.array([8, 3, 0]))
     with tempfile.TemporaryDirectory() as place:
-        files.save(store, Path(place) / "memory", fingerprint="f", logn_from=64)
+        files.save(store, Path(place) / "memory", fingerprint="f", scaling_from=64)
         return read_files(Path(place) / "memory")
 
 
@@ -35,7 +35,7 @@ def _entries(folder: Path) -> list[Any]:
     """Layers, lengths and every entry of a memory."""
     from fot_jax.memory import files
 
-    store = files.load(folder, fingerprint="f", logn_from=64)
+    store = files.load(folder, fingerprint="f", scaling_from=64)
     taken = [store.take(stream, store.live(stream)) for stream in range(store.streams)]
     arrays = [array for pair in taken for array in pair]
     return [list(store.memory_layers), store.lengths.tolist(), *arrays]

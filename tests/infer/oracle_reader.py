@@ -26,14 +26,14 @@ class Reader:
       memory_layers: those with a memory.
       top_k: nearest memory pairs a query reads, None for all.
       rotate_memory_layers: False for memory layers without positions.
-      logn_from: pairs in one softmax of a memory layer from which scores grow as log of their number; 0: never.
+      scaling_from: pairs in one softmax of a memory layer from which scores grow as log of their number; 0: never.
     """
 
     def __init__(self, params: dict[str, Any], *, memory_layers: tuple[int, ...], top_k: int | None,
-                 rotate_memory_layers: bool, theta: float, epsilon: float, logn_from: int = 0):  # fmt: skip
+                 rotate_memory_layers: bool, theta: float, epsilon: float, scaling_from: int = 0):  # fmt: skip
         self.params, self.memory_layers, self.top_k = params, memory_layers, top_k
         self.rotate_memory_layers, self.theta, self.epsilon = rotate_memory_layers, theta, epsilon
-        self.logn_from = logn_from
+        self.scaling_from = scaling_from
         self.depth = params["layers"]["attention"]["output"].shape[0]
         self.local: list[list] = [[] for _ in range(self.depth)]
         self.memory: list[list] = [[] for _ in range(self.depth)]
@@ -76,8 +76,8 @@ class Reader:
             far = sorted(((q @ k[g], i) for i, (k, _) in enumerate(self.memory[n])), reverse=True)
             pairs += [(score, self.memory[n][i][1][g]) for score, i in far[: self.top_k]]
             scores = np.array([score for score, _ in pairs]) / math.sqrt(dim)
-            if n in self.memory_layers and 0 < self.logn_from < len(pairs):
-                scores = scores * math.log(len(pairs), self.logn_from)
+            if n in self.memory_layers and 0 < self.scaling_from < len(pairs):
+                scores = scores * math.log(len(pairs), self.scaling_from)
             shares = np.exp(scores - scores.max())
             mixed[h] = sum(share * v for share, (_, v) in zip(shares / shares.sum(), pairs, strict=True))
         return np.einsum("hd,hde->e", mixed, weights["output"][n])

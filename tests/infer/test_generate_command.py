@@ -22,8 +22,9 @@ from fot_jax.infer.generate import FINISHED
 from fot_jax.infer.text_stream import TextStream
 from fot_jax.models.transformer import Decoder
 from launch import cli, generate
-from tests.data.test_chat import save_tokenizer
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+from tests.data.chat_tokenizers import save_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 RUN = {
     "name": "tiny",
@@ -70,7 +71,7 @@ def fails(capfd, *arguments: str) -> str:
     return lines[-1]
 
 
-def test_generates_saves_reads_on_and_refuses_another_models_memory(tmp_path, capfd, monkeypatch):
+def test_saves_and_reads_on_and_refuses_another_models_memory(tmp_path, capfd, monkeypatch):
     run, prompt = make_run(tmp_path / "run"), tmp_path / "prompt"
     prompt.write_text("def naïve(): return 'a text of more than two windows'", encoding="utf-8")
     usual = (f"--workdir={run}", "--max-new-tokens=9")
@@ -202,7 +203,7 @@ def test_read_prompt_drops_a_byte_order_mark(tmp_path, monkeypatch):
     assert [generate.read_prompt(path) for path in (str(tmp_path / "prompt"), "-")] == ["Hello\r\n"] * 2
 
 
-def test_prompts_begin_as_the_tokenizer_says_and_chat_is_the_users_message(tmp_path):
+def test_prompts_begin_as_the_tokenizer_says(tmp_path):
     """BOS once, with a chat template or without."""
     template = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
     vocabulary = save_tokenizer(tmp_path / "t", template=template)
@@ -250,8 +251,8 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
             "be at most 16, the model's local context, got 17",
         ),
         (
-            (work, f"--prompt-file={good}", "--logn-from=15"),
-            r"memory.logn_from must be 0 \(never\) or .*, 16, got 15",
+            (work, f"--prompt-file={good}", "--log-length-scaling-from=15"),
+            r"memory.log_length_scaling_from must be 0 \(never\) or .*, 16, got 15",
         ),
         ((work, f"--prompt-file={good}", "--overlap=9"), "memory.overlap must be at most half .*, 8, got 9"),
         ((work, f"--prompt-file={good}", "--top-k-memory=0"), "memory.top_k must be >= 1, got 0"),

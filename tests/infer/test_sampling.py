@@ -97,7 +97,7 @@ def decode_bytes(ids) -> str:
 
 
 def decode_pieces(ids) -> str:
-    """As SentencePiece: a piece begins with a space, which the text's first one loses."""
+    """Joins as SentencePiece does: a piece begins with a space, which the text's first one loses."""
     return "".join([" one", " two", "\n", "three"][i] for i in ids).removeprefix(" ")
 
 

@@ -16,7 +16,8 @@ from fot_jax.memory import device_copy
 from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
 from tests.scale.memory_cases import collectives, mesh_of
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MODEL = ModelConfig(
     num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, vocab_size=31, local_context=8,
@@ -49,7 +50,7 @@ def run(params, memory: MemoryConfig, texts, *, shared: bool, mesh=None):
 def test_tokens_are_those_of_one_device_in_one_compiled_step(params, case):
     """Twelve tokens slide each cache more than once, so that the memory grows within its capacity."""
     retrieval, mesh, texts, shared = CASES[case]
-    memory = MemoryConfig(retrieval=retrieval, top_k=3, last_context_length=5, logn_from=9)
+    memory = MemoryConfig(retrieval=retrieval, top_k=3, last_context_length=5, log_length_scaling_from=9)
     want, expected, _, _ = run(params, memory, texts, shared=shared)
     got, tokens, programs, reading = run(params, memory, texts, shared=shared, mesh=mesh_of(**mesh))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)

@@ -21,7 +21,8 @@ from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
 from fot_jax.types import KeyValue
 from tests.infer.oracle_reader import Reader
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 MODEL = ModelConfig(
     num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, vocab_size=31, local_context=8,
@@ -34,7 +35,7 @@ TEXTS = [np.random.default_rng(0).integers(0, 31, n).astype(np.int32) for n in (
 
 @pytest.fixture(scope="module")
 def params():
-    """As initialised: scaled up, rounding alone (1e-7) would move the logits by 1e-4."""
+    """Fresh parameters: scaled up, rounding alone (1e-7) would move the logits by 1e-4."""
     return nn.unbox(jax.jit(Decoder(MODEL).init)(jax.random.key(3), np.zeros((1, 2), np.int32))["params"])
 
 
@@ -99,7 +100,7 @@ def test_exact_cuts_are_drawn_as_documented():
 
 
 def oracle_reading(
-    params, text, model: ModelConfig, cuts: list[int], *, top_k: int | None, logn_from: int = 0, overlap: int = 0
+    params, text, model: ModelConfig, cuts: list[int], *, top_k: int | None, scaling_from: int = 0, overlap: int = 0
 ) -> tuple[Reader, np.ndarray]:
     reader = Reader(
         jax.tree.map(lambda x: np.asarray(x, np.float64), params),
@@ -108,7 +109,7 @@ def oracle_reading(
         rotate_memory_layers=model.memory_positions is MemoryPositions.ROPE0,
         theta=model.rope.theta,
         epsilon=model.norm_epsilon,
-        logn_from=logn_from,
+        scaling_from=scaling_from,
     )
     logits, start, waiting = np.zeros(0), 0, [[] for _ in range(model.num_layers)]
     for number, cut in enumerate(cuts):
@@ -139,13 +140,15 @@ def oracle_reading(
         (dataclasses.replace(MODEL, smear_keys=True), DENSE, None),
         (dataclasses.replace(MODEL, memory_layers=(1,)), DENSE, None),
         (dataclasses.replace(MODEL, memory_layers=(0,), scan_layers=False), DENSE, None),
-        (MODEL, dataclasses.replace(DENSE, logn_from=8), None),
-        (MODEL, MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5, logn_from=9), 3),
-        (MODEL, MemoryConfig(retrieval=Retrieval.SCANN, top_k=3, last_context_length=5, logn_from=9), 3),
+        (MODEL, dataclasses.replace(DENSE, log_length_scaling_from=8), None),
+        (MODEL, MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5, log_length_scaling_from=9), 3),
+        (MODEL, MemoryConfig(retrieval=Retrieval.SCANN, top_k=3, last_context_length=5, log_length_scaling_from=9), 3),
         (MODEL, dataclasses.replace(DENSE, overlap=3), None),
         (
             dataclasses.replace(MODEL, smear_keys=True, memory_layers=(1,)),
-            MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5, logn_from=9, overlap=1),
+            MemoryConfig(
+                retrieval=Retrieval.EXACT, top_k=3, last_context_length=5, log_length_scaling_from=9, overlap=1
+            ),
             3,
         ),
     ],
@@ -155,11 +158,11 @@ def oracle_reading(
         "smeared",
         "layers above the last memory",
         "not scanned",
-        "logn-dense",
-        "logn-top3",
-        "logn-scann",
+        "scaled-dense",
+        "scaled-top3",
+        "scaled-scann",
         "overlap-dense",
-        "overlap-smeared-logn-top3",
+        "overlap-smeared-scaled-top3",
     ],
 )
 def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
@@ -173,7 +176,7 @@ def test_reading_and_generation_equal_the_oracle(params, model, memory, top_k):
         1: ([8, 7, 7, 7, 7, 4, 5], [8, 5, 5]),
         3: ([8, 5, 5, 5, 5, 5, 5, 2, 5], [8, 5, 5]),
     }[memory.overlap]
-    how = {"top_k": top_k, "logn_from": memory.logn_from, "overlap": memory.overlap}
+    how = {"top_k": top_k, "scaling_from": memory.log_length_scaling_from, "overlap": memory.overlap}
     oracles = [oracle_reading(params, text, model, cut, **how) for text, cut in zip(TEXTS, cuts, strict=True)]
     assert reading.lengths.tolist() == np.asarray(reading.cache.lengths).tolist() == [5, 5]
     expected = [logits for _, logits in oracles]
@@ -245,7 +248,7 @@ def continue_greedily(params, reading: Reading, *, end_ids: tuple[int, ...] = ()
 
 
 def test_a_row_does_not_depend_on_its_neighbour(params):
-    """Beside a shorter text, a longer one, and itself; each row ends on its own, and the other goes on."""
+    """Next to a shorter text, a longer one, and itself; each row ends on its own, and the other goes on."""
     readings = [read(params, MODEL, [TEXTS[1], other], memory=DENSE) for other in (TEXTS[0], TEXTS[0][:3], TEXTS[1])]
     for reading in readings[1:]:
         np.testing.assert_allclose(reading.logits[0], readings[0].logits[0], rtol=1e-5, atol=1e-5)
@@ -262,10 +265,10 @@ def test_a_row_does_not_depend_on_its_neighbour(params):
     assert ended[0].tolist()[:until] == kept[:until]
 
 
-@pytest.mark.parametrize(("smear", "logn_from", "overlap"), [(False, 0, 0), (True, 0, 3), (False, 9, 0)])
-def test_pieces_change_nothing(params, smear, logn_from, overlap):
+@pytest.mark.parametrize(("smear", "scaling_from", "overlap"), [(False, 0, 0), (True, 0, 3), (False, 9, 0)])
+def test_pieces_change_nothing(params, smear, scaling_from, overlap):
     """Prefill in pieces of three tokens equals one call a window, and greedy generation after it."""
-    memory = dataclasses.replace(DENSE, logn_from=logn_from, overlap=overlap)
+    memory = dataclasses.replace(DENSE, log_length_scaling_from=scaling_from, overlap=overlap)
     model, params = dataclasses.replace(MODEL, smear_keys=smear), smeared(params) if smear else params
     whole, pieces = (read(params, model, TEXTS, memory=memory, piece=piece) for piece in (0, 3))
     np.testing.assert_allclose(pieces.logits, whole.logits, rtol=1e-5, atol=1e-5)
@@ -330,7 +333,7 @@ def test_memories_with_different_entries_are_not_shared(params):
 @pytest.mark.parametrize(
     ("overlap", "read_so_far"), [(0, [16, 29, 37, 45, 53, 63]), (3, [16, 26, 31, 36, 41, 46, 51, 53, 63])]
 )
-def test_budget_bounds_the_memory_and_push_local_empties_the_cache(params, overlap, read_so_far):
+def test_budget_bounds_memory_and_push_local_empties_the_cache(params, overlap, read_so_far):
     reports = []
     memory = dataclasses.replace(DENSE, budget=12, overlap=overlap)
     reading = read(params, MODEL, TEXTS, memory=memory, progress=reports.append)
@@ -343,7 +346,7 @@ def test_budget_bounds_the_memory_and_push_local_empties_the_cache(params, overl
     assert np.asarray(reading.cache.lengths).tolist() == reading.lengths.tolist() == [0, 0]
 
 
-def test_a_shared_memory_takes_all_rows_and_a_kept_one_is_read_on(params):
+def test_a_shared_memory_takes_all_rows_and_is_read_on(params):
     shared = MemoryStore.for_model(MODEL, streams=1)
     read(params, MODEL, TEXTS, memory=DENSE, store=shared)
     assert shared.lengths.tolist() == [40 + 13]
@@ -352,7 +355,7 @@ def test_a_shared_memory_takes_all_rows_and_a_kept_one_is_read_on(params):
     assert np.abs(np.asarray(alone.logits) - np.asarray(helped.logits)).max() > 1e-2
 
 
-def test_without_memory_layers_only_the_last_window_counts_and_it_says_so(params, caplog):
+def test_without_memory_layers_only_the_last_window_counts(params, caplog):
     notices.notice_once.cache_clear()
     plain = dataclasses.replace(MODEL, memory_layers=())
     with caplog.at_level(logging.WARNING):
@@ -377,10 +380,10 @@ def test_without_memory_layers_only_the_last_window_counts_and_it_says_so(params
         ),
         (
             TEXTS,
-            dataclasses.replace(DENSE, logn_from=7),
+            dataclasses.replace(DENSE, log_length_scaling_from=7),
             None,
             ConfigError,
-            r"logn_from must be 0 \(never\) or at least the local context, 8, got 7",
+            r"log_length_scaling_from must be 0 \(never\) or at least the local context, 8, got 7",
         ),
         (
             TEXTS,

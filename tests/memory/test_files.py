@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.config import AttentionForm, MemoryPositions, ModelConfig, UserError
+from fot_jax.config import AttentionBackend, MemoryPositions, ModelConfig, UserError
 from fot_jax.memory import files
 from fot_jax.memory.fingerprint import fingerprint
 from fot_jax.memory.store import MemoryStore
@@ -204,9 +204,13 @@ def test_a_save_that_fails_leaves_the_earlier_memory_alone(tmp_path, monkeypatch
 
 
 def test_a_memory_is_read_with_the_scale_it_was_written_with(tmp_path):
-    files.save(filled_store(), tmp_path / "memory", fingerprint="f", logn_from=512)
-    assert files.load(tmp_path / "memory", fingerprint="f", logn_from=512).lengths.tolist() == [6, 3, 0]
-    with pytest.raises(UserError, match=r"logn_from=512, got 0\. Read on with --logn-from=512, or read the text again"):
+    files.save(filled_store(), tmp_path / "memory", fingerprint="f", scaling_from=512)
+    assert files.load(tmp_path / "memory", fingerprint="f", scaling_from=512).lengths.tolist() == [6, 3, 0]
+    message = (
+        r"was written with memory\.log_length_scaling_from=512, got 0\."
+        r" Read on with --log-length-scaling-from=512, or read the text again"
+    )
+    with pytest.raises(UserError, match=message):
         files.load(tmp_path / "memory", fingerprint="f")
 
 
@@ -222,5 +226,5 @@ def test_fingerprint_tells_models_apart_and_ignores_how_they_run():
     others = [fingerprint(p, config) for p in (changed, swapped)]
     others += [fingerprint(params, dataclasses.replace(config, **{name: value})) for name, value in changes.items()]
     assert len({fingerprint(params, config), *others}) == 6
-    same = dataclasses.replace(config, attention=AttentionForm.REFERENCE, local_context=8)
+    same = dataclasses.replace(config, attention=AttentionBackend.REFERENCE, local_context=8)
     assert fingerprint(params, same) == fingerprint(params, config)

@@ -94,7 +94,7 @@ def test_below_the_size_it_is_exact_and_says_so_once(caplog):
 
 @pytest.mark.parametrize("leaves", [None, 0.15])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_keys_that_are_not_finite_are_refused_before_scann_aborts(bad, leaves):
+def test_keys_that_are_not_finite_never_reach_scann(bad, leaves):
     keys = np.ones((100, D), np.float32)
     keys[42, 3] = bad
     with pytest.raises(UserError, match="memory keys must be finite, got NaN or infinity in entry 1042"):

@@ -1,4 +1,4 @@
-"""A memory over the devices of a mesh: where entries lie, that it reads as one memory, and what growing compiles."""
+"""A memory over the devices of a mesh: where entries are, that it reads as one memory, and what growing compiles."""
 
 import itertools
 
@@ -11,8 +11,8 @@ from fot_jax.config import ConfigError, MemoryConfig, Retrieval
 from fot_jax.memory import device_copy, views
 from fot_jax.memory.device_copy import DeviceCopy, capacity_for, slot_of_place
 from fot_jax.memory.views import DeviceView, ViewSource
-from fot_jax.ops.attention import normalise
-from tests.memory.test_views import (
+from fot_jax.ops.softmax import normalise
+from tests.memory.stores import (
     QUERIES,
     B,
     D,

@@ -55,10 +55,10 @@ def test_rows_can_share_a_stream_in_row_order():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["keys", "values"])
-def test_entries_that_are_not_finite_are_named_and_nothing_is_appended(bad, name):
+def test_entries_that_are_not_finite_are_named_and_refused(bad, name):
     entries, store = random_entries(np.random.default_rng(0), rows=2, length=3), make_store()
     getattr(entries, name)[1, 1, 2, 0, 3] = bad
-    store.append(entries, np.array([3, 2]))  # the bad entry lies behind row 1's count
+    store.append(entries, np.array([3, 2]))  # the bad entry is behind row 1's count
     message = f"memory {name} must be finite, got {bad} in memory layer 5, key/value head 0, stream 1, entry 4"
     with pytest.raises(UserError, match=message):
         store.append(entries, np.array([3, 3]))

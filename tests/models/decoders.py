@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import AttentionForm, Boundaries, Family, MemoryPositions, ModelConfig, RopeConfig
+from fot_jax.config import AttentionBackend, Boundaries, Family, MemoryPositions, ModelConfig, RopeConfig
+from fot_jax.models.inputs import Inputs, ReadInputs, TrainInputs
 from fot_jax.models.transformer import Decoder
 from fot_jax.ops import memory_attention
 from fot_jax.types import Plan
@@ -23,13 +24,13 @@ def config(**changes) -> ModelConfig:
     fields = {
         "num_layers": 3, "embed_dim": 12, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 10,
         "vocab_size": 31, "local_context": LENGTH, "memory_layers": (0, 2), "attention_block": 2,
-        "rope": RopeConfig(theta=100.0), "attention": AttentionForm.BLOCKWISE,
+        "rope": RopeConfig(theta=100.0), "attention": AttentionBackend.BLOCKWISE,
     }  # fmt: skip
     return ModelConfig(**{**fields, **changes})
 
 
 def paper(**changes) -> ModelConfig:
-    """The same in the paper's family: no positions in memory layers."""
+    """A decoder of the paper's family: no positions in memory layers."""
     return config(family=Family.PAPER, memory_positions=MemoryPositions.NOPE, num_kv_heads=4, **changes)
 
 
@@ -47,12 +48,23 @@ def params(model: ModelConfig) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "boundaries", "capture", "logn_from"))
+READING = ("cache", "token_counts", "memory")  # fields of `ReadInputs` alone
+
+
+def inputs_of(tokens, **fields) -> Inputs:
+    """Inputs of reading where a field of READING is given, else of training; all rows are one document unless told."""
+    if any(name in fields for name in READING):
+        return ReadInputs(**fields)
+    if fields.get("plan") is not None:
+        fields.setdefault("segments", jnp.ones_like(tokens))
+    return TrainInputs(**fields)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "boundaries", "capture", "log_length_scaling_from"))
 def call(model: ModelConfig, parameters, tokens, boundaries=Boundaries.MASKED, capture=False, **arguments):
-    """The decoder's output, jitted once per model and set of arguments; all rows are one document unless told."""
-    if arguments.get("plan") is not None:
-        arguments.setdefault("segments", jnp.ones_like(tokens))
-    return Decoder(model).apply({"params": parameters}, tokens, boundaries=boundaries, capture=capture, **arguments)
+    """The decoder's output by fields of its inputs (`inputs_of`), jitted once per model and set of arguments."""
+    inputs = inputs_of(tokens, boundaries=boundaries, **arguments)
+    return Decoder(model).apply({"params": parameters}, tokens, inputs, capture=capture)
 
 
 def logits(model: ModelConfig, tokens, **arguments) -> np.ndarray:
@@ -104,18 +116,20 @@ def oracle_parameters(model: ModelConfig, parameters) -> dict[str, Any]:
     for n in range(model.num_layers):
         layer = jax.tree.map(lambda leaf, n=n: leaf[n], numbers["layers"])
         projections, attention = layer["attention"]["projections"], layer["attention"]
-        smear = {"smear": 1 / (1 + np.exp(-projections["smear"]))} if model.smear_keys else {}
+        optional = {"smear": 1 / (1 + np.exp(-projections["smear"]))} if model.smear_keys else {}
+        if model.memory_gate:
+            optional["memory_share"] = 1 / (1 + np.exp(-attention["gate"]))
         layers.append({
             "attention_norm": layer["attention_norm"], "mlp_norm": layer["feed_forward_norm"],
             "q": projections["query"], "k": projections["key"], "v": projections["value"], "o": attention["output"],
-            "temperature": np.exp(projections.get("log_temperature", 0.0)), **layer["feed_forward"], **smear,
+            "temperature": np.exp(projections.get("log_temperature", 0.0)), **layer["feed_forward"], **optional,
         })  # fmt: skip
     head = numbers["embedding"].T if model.tie_embeddings else numbers["unembedding"]
     return {"embed": numbers["embedding"], "layers": layers, "final": numbers["final_norm"], "head": head}
 
 
 def oracle_logits(model: ModelConfig, parameters, tokens, *, segments, boundaries=Boundaries.MASKED, plan=None,
-                  memory=None, logn_from: int = 0) -> np.ndarray:  # fmt: skip
+                  memory=None, log_length_scaling_from: int = 0) -> np.ndarray:  # fmt: skip
     """The whole decoder as float64 loops."""
     frequencies, _ = oracles.rope_frequencies(model.head_dim, theta=model.rope.theta)
     far = {}
@@ -125,7 +139,8 @@ def oracle_logits(model: ModelConfig, parameters, tokens, *, segments, boundarie
     return oracle_decoder.decoder(
         oracle_parameters(model, parameters), tokens, family=model.family.value, segments=np.asarray(segments),
         boundaries=boundaries.value, memory_layers=model.memory_layers, positions=model.memory_positions.value,
-        frequencies=frequencies, epsilon=model.norm_epsilon, memory=far, logn_from=logn_from,
+        frequencies=frequencies, epsilon=model.norm_epsilon, memory=far,
+        scaling_from=log_length_scaling_from,
         context_ids=None if plan is None else np.asarray(plan.context_ids),
         own=None if plan is None else np.asarray(plan.own_document),
     )  # fmt: skip

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from fot_jax.config import (
-    AttentionForm,
+    AttentionBackend,
     CrossbatchConfig,
     Dtype,
     ExperimentConfig,
@@ -22,6 +22,7 @@ from fot_jax.config import (
     Remat,
 )
 from fot_jax.models import account
+from fot_jax.models.inputs import TrainInputs
 from fot_jax.models.transformer import Decoder
 from fot_jax.ops.plans import make_plan
 from fot_jax.train.optimizer import make_optimizer
@@ -71,7 +72,8 @@ def test_every_config_builds_counts_and_gives_logits(name):
     B, L = config.crossbatch.rows_per_stream * 2, config.model.local_context
     plan = make_plan(config.crossbatch, batch_rows=B, num_contexts=2)
     tokens = jax.ShapeDtypeStruct((B, L), jnp.int32)
-    init = functools.partial(Decoder(config.model).init_with_output, segments=jnp.ones((B, L), jnp.int32), plan=plan)
+    inputs = TrainInputs(segments=jnp.ones((B, L), jnp.int32), plan=plan)
+    init = functools.partial(Decoder(config.model).init_with_output, inputs=inputs)
     output, variables = jax.eval_shape(init, jax.random.key(0), tokens)
     assert output.logits.shape == (B, L, config.model.vocab_size)
     assert output.logits.dtype == jnp.float32
@@ -97,10 +99,10 @@ def test_parameter_count_of_every_switch(family, tie_embeddings, memory_gate):
 
 @pytest.mark.parametrize("family", list(Family))
 def test_flops_agree_with_the_compiler(family):
-    """XLA counts the reference form: all L x L local and all L x CL context scores, and what is elementwise."""
+    """XLA counts the reference backend: all L x L local and all L x CL context scores, and what is elementwise."""
     model = ModelConfig(
         family=family, num_layers=1, embed_dim=64, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=128,
-        vocab_size=256, local_context=64, memory_layers=(0,), attention=AttentionForm.REFERENCE, scan_layers=False,
+        vocab_size=256, local_context=64, memory_layers=(0,), attention=AttentionBackend.REFERENCE, scan_layers=False,
     )  # fmt: skip
     rows, contexts = 4, 2
     crossbatch = CrossbatchConfig(plan=PlanKind.CONSTANT_RANGE, stepping=False)
@@ -108,7 +110,8 @@ def test_flops_agree_with_the_compiler(family):
     tokens = jax.ShapeDtypeStruct((rows, model.local_context), jnp.int32)
 
     def forward(params, tokens, plan):
-        return Decoder(model).apply({"params": params}, tokens, segments=jnp.ones_like(tokens), plan=plan).logits
+        inputs = TrainInputs(segments=jnp.ones_like(tokens), plan=plan)
+        return Decoder(model).apply({"params": params}, tokens, inputs).logits
 
     compiled = jax.jit(forward).lower(shapes(model), tokens, plan).compile()
     flops = account.flops_per_token(model, contexts_per_row=plan.context_ids.shape[1])  # empty slots are computed too

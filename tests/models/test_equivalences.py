@@ -1,4 +1,4 @@
-"""Two ways to the same numbers: what must be equal, and beside each a check that the comparison can fail."""
+"""Two ways to the same numbers: what must be equal, and with each a check that the comparison can fail."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import (
-    AttentionForm,
+    AttentionBackend,
     Boundaries,
     CrossbatchConfig,
     Dtype,
@@ -22,8 +22,9 @@ from fot_jax.config import (
 )
 from fot_jax.memory.views import DeviceView
 from fot_jax.models.cache import init_cache, slide
+from fot_jax.models.inputs import ReadInputs, TrainInputs
 from fot_jax.models.transformer import Decoder
-from fot_jax.ops import joint_blocks, plans
+from fot_jax.ops import crossbatch, plans
 from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
 from tests.models import decoders
@@ -58,7 +59,7 @@ def assert_same(got, want):
     cases.assert_close(leaves, wanted, [jax.tree_util.keystr(path) for path in paths])
 
 
-def test_exact_topk_of_all_entries_equals_dense_and_of_fewer_does_not():
+def test_exact_topk_equals_dense_for_all_entries_only():
     model, tokens = decoders.config(), decoders.tokens_for(2)
     dense = decoders.logits(model, tokens, memory=decoders.memory_for(model, 2, 9))
     for k in (9, 50):
@@ -69,7 +70,7 @@ def test_exact_topk_of_all_entries_equals_dense_and_of_fewer_does_not():
 
 
 @pytest.mark.parametrize("k", [2, 3])
-def test_own_past_without_positions_equals_causal_attention_over_the_whole_document(k):
+def test_own_past_without_positions_equals_causal_attention(k):
     """d = 1, all layers memory layers, no positions: k rows of one document are one row of k·L tokens."""
     model = decoders.config(memory_layers=(0, 1, 2), memory_positions=MemoryPositions.NOPE)
     tokens = decoders.tokens_for(k)
@@ -80,15 +81,15 @@ def test_own_past_without_positions_equals_causal_attention_over_the_whole_docum
     assert oracles.relative_error(decoders.logits(model, tokens).reshape(whole.shape), whole) > cases.FAR
 
 
-@pytest.mark.parametrize("logn_from", [0, 7])
-def test_memory_of_the_previous_window_equals_its_context(logn_from):
+@pytest.mark.parametrize("scaling_from", [0, 7])
+def test_memory_of_the_previous_window_equals_its_context(scaling_from):
     """Inference (eq. 1, dense) on what training read (eq. 2, d = 1): the same logits, under rope0 too."""
     model, tokens = decoders.config(), decoders.tokens_for(2)
     plan = jax.tree.map(jnp.asarray, plans.two_pass_plan(1, w=1, d=1))
-    trained = decoders.logits(model, tokens, plan=plan, logn_from=logn_from)[1:]
+    trained = decoders.logits(model, tokens, plan=plan, log_length_scaling_from=scaling_from)[1:]
     first = decoders.call(model, decoders.params(model), jnp.asarray(tokens[:1]), capture=True)
     layers = np.array(model.memory_layers)
-    how = MemoryConfig(retrieval=Retrieval.DENSE, logn_from=logn_from)
+    how = MemoryConfig(retrieval=Retrieval.DENSE, log_length_scaling_from=scaling_from)
     memory = DeviceView.of(first.keys[layers], first.values[layers], jnp.array([LENGTH], jnp.int32), config=how)
     cases.assert_close([decoders.logits(model, tokens[1:], memory=memory)], [trained], ["logits"])
 
@@ -112,8 +113,21 @@ def test_memory_off_equals_plain():
     assert oracles.relative_error(full, plain) > cases.FAR
 
 
+@pytest.mark.parametrize("backend", [AttentionBackend.BLOCKWISE, AttentionBackend.REFERENCE])
+@pytest.mark.parametrize("boundaries", Boundaries)
+def test_reading_without_a_memory_equals_training_without_a_plan(boundaries, backend):
+    """Compares the two kinds of inputs on packed documents and padding, where neither cache nor memory is given."""
+    model, tokens = dataclasses.replace(BASE, attention=backend), jnp.asarray(decoders.tokens_for(6))
+    fields = {"segments": jnp.asarray(cases.SEGMENTS, jnp.int32), "boundaries": boundaries}
+    apply = jax.jit(functools.partial(Decoder(model).apply, {"params": decoders.params(model)}))
+    read, trained = (apply(tokens, kind(**fields)).logits for kind in (ReadInputs, TrainInputs))
+    cases.assert_close([read], [trained], ["logits"])
+    whole = apply(tokens, ReadInputs()).logits
+    assert oracles.relative_error(whole, trained) > cases.FAR
+
+
 def test_blockwise_equals_reference_in_loss_and_every_gradient():
-    reference = dataclasses.replace(BASE, attention=AttentionForm.REFERENCE)
+    reference = dataclasses.replace(BASE, attention=AttentionBackend.REFERENCE)
     assert_same(values_and_gradients(BASE), values_and_gradients(reference))
 
 
@@ -142,18 +156,18 @@ def test_remat_does_not_read_contexts_again(remat, monkeypatch):
     model, tokens = dataclasses.replace(BASE, remat=remat), jnp.asarray(decoders.tokens_for(6))
 
     def readings() -> int:
-        step = jax.grad(lambda params: (Decoder(model).apply({"params": params}, tokens, **hard).logits ** 2).mean())
+        step = jax.grad(lambda params: (Decoder(model).apply({"params": params}, tokens, inputs).logits ** 2).mean())
         jaxpr = jax.make_jaxpr(step)(decoders.params(BASE))
         return sum(equation.primitive.name == "sort" for equation in jaxprs.equations(jaxpr))
 
-    hard = decoders.hard_case()
+    inputs = TrainInputs(**decoders.hard_case())
     assert readings() == 2
-    monkeypatch.setattr(joint_blocks, "checkpoint_name", lambda x, name: x)
+    monkeypatch.setattr(crossbatch, "checkpoint_name", lambda x, name: x)
     assert readings() == 3
 
 
 @pytest.mark.parametrize(("layers", "scan", "held"), [(1, True, True), (3, False, True), (3, True, False)])
-def test_what_runs_again_waits_for_the_gradient_where_no_loop_makes_it_wait(layers, scan, held):
+def test_remat_waits_for_the_gradient_where_no_loop_makes_it(layers, scan, held):
     """XLA unrolls a loop of one layer: without a barrier it runs the layer again before the unembedding's product."""
     model = dataclasses.replace(BASE, num_layers=layers, memory_layers=(0,), remat=Remat.FULL, scan_layers=scan)
     step = jax.jit(jax.value_and_grad(functools.partial(loss, model)))
@@ -183,7 +197,7 @@ def test_prefill_in_chunks_of_any_size_equals_one_shot(model):
 
 
 @pytest.mark.parametrize("smear", [False, True])
-def test_rows_of_different_lengths_extend_one_cache_each_at_its_own_end(smear):
+def test_rows_of_one_cache_are_extended_each_at_its_own_end(smear):
     model, tokens = decoders.config(smear_keys=smear), decoders.tokens_for(3)
     want = decoders.logits(model, tokens)
     counts = [jnp.array([1, 2, 3]), jnp.array([3, 3, 2]), jnp.array([1, 0, 0])]
@@ -236,7 +250,7 @@ def test_bfloat16_is_close_to_float32_with_float32_parameters():
     assert 1e-5 < oracles.relative_error(output.logits, exact) < 0.05
 
 
-def test_masked_documents_of_one_row_equal_documents_in_rows_of_their_own():
+def test_masked_documents_equal_documents_in_rows_of_their_own():
     """Document 2 starts inside row 0 and goes on in row 1: without document 1 nothing of it changes."""
     model = decoders.config()
     tokens = decoders.tokens_for(2)
@@ -252,7 +266,7 @@ def test_masked_documents_of_one_row_equal_documents_in_rows_of_their_own():
         assert error <= cases.TOLERANCE if boundaries is Boundaries.MASKED else error > cases.FAR
 
 
-def test_a_masked_document_reads_the_same_wherever_in_a_row_it_starts():
+def test_a_masked_document_reads_the_same_wherever_it_starts():
     """RoPE is relative: a document packed behind another equals the document alone at position 0."""
     model, tokens = decoders.config(), decoders.tokens_for(1)
     packed = decoders.logits(model, tokens, segments=jnp.array([[1, 1, 2, 2, 2]]))
@@ -261,7 +275,7 @@ def test_a_masked_document_reads_the_same_wherever_in_a_row_it_starts():
 
 
 def test_a_decoder_is_a_pure_function_of_its_arguments():
-    """The same call twice, and inside another jit, gives the same bits."""
+    """Gives the same bits in a second call, and inside another jit."""
     model, tokens = decoders.config(), jnp.asarray(decoders.tokens_for(2))
     run = functools.partial(Decoder(model).apply, {"params": decoders.params(model)})
     once, again = jax.jit(run)(tokens).logits, jax.jit(lambda tokens: run(tokens))(tokens).logits

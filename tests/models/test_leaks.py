@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.config import AttentionForm, Boundaries, ContextGradients, CrossbatchConfig, PlanKind, ScheduleConfig
+from fot_jax.config import AttentionBackend, Boundaries, ContextGradients, CrossbatchConfig, PlanKind, ScheduleConfig
 from fot_jax.models.cache import init_cache
+from fot_jax.models.inputs import TrainInputs
 from fot_jax.models.transformer import Decoder
 from fot_jax.ops import plans
 from fot_jax.types import Plan
@@ -101,21 +102,22 @@ def forbidden(boundaries: Boundaries, segments=SEGMENTS) -> dict[str, np.ndarray
 
 
 @pytest.mark.parametrize(
-    ("form", "boundaries"), [(AttentionForm.BLOCKWISE, b) for b in Boundaries] + [(AttentionForm.REFERENCE, MASKED)]
+    ("backend", "boundaries"),
+    [(AttentionBackend.BLOCKWISE, b) for b in Boundaries] + [(AttentionBackend.REFERENCE, MASKED)],
 )
 @pytest.mark.parametrize("name", PACKED)
-def test_nothing_flows_where_it_must_not_through_two_memory_layers(name, boundaries, form):
+def test_nothing_flows_where_it_must_not_in_two_memory_layers(name, boundaries, backend):
     plan = plans.make_plan(PACKED[name], batch_rows=ROWS, num_contexts=4)
     # Smeared keys hold the key before: of the same document under MASKED, so what is visible stays the same.
-    smear = form is AttentionForm.REFERENCE
-    got = influence(boundaries, plan, model=dataclasses.replace(MODEL, attention=form, smear_keys=smear))
+    smear = backend is AttentionBackend.REFERENCE
+    got = influence(boundaries, plan, model=dataclasses.replace(MODEL, attention=backend, smear_keys=smear))
     for rule, pairs in forbidden(boundaries).items():
         assert not (got & pairs).any(), f"{rule}: (reader, source) {np.argwhere(got & pairs)[:4].tolist()}"
     np.testing.assert_array_equal(got, reachable(boundaries, plan))
     assert (got & (ROW[None] < ROW[:, None])).any(), "no row reads another: the test would see no leak"
 
 
-def test_the_two_pass_form_keeps_streams_previous_chunks_from_reading_anything():
+def test_previous_chunks_of_the_two_pass_form_read_nothing():
     """Rows 0-3 are C_prev, 4-7 C_curr: C_prev reads its own row only, C_curr never another C_curr row."""
     plan = plans.pad_to_power_of_two(plans.two_pass_plan(4, w=1, d=3))
     segments = np.tile(np.arange(1, 5), 2)[:, None] * np.ones((1, LENGTH), int)
@@ -129,8 +131,8 @@ def test_the_two_pass_form_keeps_streams_previous_chunks_from_reading_anything()
     np.testing.assert_array_equal(rows, want)
 
 
-def test_a_document_met_again_in_another_stream_shows_nothing_of_itself():
-    """Stream 1 holds an earlier chunk of the document whose later chunk stands in row 0 (another epoch)."""
+def test_a_document_met_elsewhere_shows_nothing_of_itself():
+    """Stream 1 holds an earlier chunk of the document whose later chunk is row 0 (another epoch)."""
     segments = SEGMENTS.copy()
     segments[0] = 4  # a later part of document 4, read by rows 4.. as a negative
     plan = plans.make_plan(PACKED["packed"], batch_rows=ROWS, num_contexts=6)
@@ -149,9 +151,9 @@ def test_stopped_contexts_are_seen_but_get_no_gradient():
     parameters = decoders.params(MODEL)
 
     def last_row(embedding, gradients):
-        options = {"segments": jnp.asarray(SEGMENTS), "plan": plan, "gradients": gradients}
+        inputs = TrainInputs(segments=jnp.asarray(SEGMENTS), plan=plan, gradients=gradients)
         parts = {**parameters, "embedding": embedding}
-        return Decoder(MODEL).apply({"params": parts}, jnp.asarray(TOKENS), **options).logits[-1, 0]
+        return Decoder(MODEL).apply({"params": parts}, jnp.asarray(TOKENS), inputs).logits[-1, 0]
 
     def run(gradients):
         out, pullback = jax.vjp(lambda e: last_row(e, gradients), parameters["embedding"])
@@ -177,7 +179,7 @@ def test_the_check_sees_the_leak_of_rows_that_read_each_other():
 
 @pytest.mark.parametrize("boundaries", Boundaries)
 def test_values_do_not_change_when_what_must_not_be_seen_changes(boundaries):
-    """The same by values: other tokens in the future, in later rows and in padding leave logits bit for bit."""
+    """Leaves logits bit for bit where tokens of the future, of later rows and of padding change."""
     plan = jax.tree.map(jnp.asarray, plans.make_plan(PACKED["packed"], batch_rows=ROWS, num_contexts=4))
     options = {"segments": jnp.asarray(SEGMENTS), "plan": plan, "boundaries": boundaries}
     before = decoders.logits(MODEL, TOKENS, **options)

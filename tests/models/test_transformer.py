@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.config import AttentionForm, Boundaries, Family, MemoryPositions, RopeConfig, RopeScaling
+from fot_jax.config import AttentionBackend, Boundaries, Family, MemoryPositions, RopeConfig, RopeScaling
 from fot_jax.models.cache import init_cache
+from fot_jax.models.inputs import ReadInputs, TrainInputs
 from fot_jax.models.transformer import Decoder
 from tests import cases, oracles
 from tests.models import decoders
@@ -15,9 +16,10 @@ MODELS = {
     "llama rope0": decoders.config(),
     "llama nope, tied": decoders.config(memory_positions=MemoryPositions.NOPE, tie_embeddings=True),
     "paper": decoders.paper(),
-    "paper rope0, reference form": decoders.config(family=Family.PAPER, attention=AttentionForm.REFERENCE),
+    "paper rope0, reference form": decoders.config(family=Family.PAPER, attention=AttentionBackend.REFERENCE),
     "llama smeared": decoders.config(smear_keys=True),
     "paper smeared": decoders.paper(smear_keys=True),
+    "llama gated": decoders.config(memory_gate=True),
 }
 
 
@@ -37,8 +39,8 @@ def test_crossbatch_decoder_is_the_oracle(name, boundaries):
 def test_crossbatch_decoder_that_grows_with_log_n_is_the_oracle(name):
     """From seven keys on: rows without contexts see five and stay as they are."""
     model, tokens, case = MODELS[name], decoders.tokens_for(6), decoders.hard_case()
-    got = decoders.logits(model, tokens, logn_from=7, **case)
-    want = decoders.oracle_logits(model, decoders.params(model), tokens, logn_from=7, **case)
+    got = decoders.logits(model, tokens, log_length_scaling_from=7, **case)
+    want = decoders.oracle_logits(model, decoders.params(model), tokens, log_length_scaling_from=7, **case)
     cases.assert_close([got], [want], ["logits"])
     plain = decoders.logits(model, tokens, **case)
     reads = (np.asarray(case["plan"].context_ids) >= 0).any(axis=1)
@@ -47,7 +49,7 @@ def test_crossbatch_decoder_that_grows_with_log_n_is_the_oracle(name):
     assert oracles.relative_error(got[reads], plain[reads]) > cases.FAR
 
 
-@pytest.mark.parametrize("name", ["llama rope0", "paper"])
+@pytest.mark.parametrize("name", ["llama rope0", "paper", "llama gated"])
 def test_decoder_with_memory_is_the_oracle(name):
     model, tokens = MODELS[name], decoders.tokens_for(2)
     memory = decoders.memory_for(model, rows=2, entries=7)
@@ -57,8 +59,8 @@ def test_decoder_with_memory_is_the_oracle(name):
     cases.assert_close([got], [want], ["logits"])
 
 
-@pytest.mark.parametrize("name", ["llama rope0", "paper", "paper smeared"])
-def test_gradient_of_every_parameter_is_the_oracle_along_random_directions(name):
+@pytest.mark.parametrize("name", ["llama rope0", "paper", "paper smeared", "llama gated"])
+def test_gradient_of_every_parameter_is_the_oracle(name):
     model, tokens = MODELS[name], decoders.tokens_for(6)
     case, parameters = decoders.hard_case(), decoders.params(MODELS[name])
     (upstream,) = cases.arrays(51, (6, decoders.LENGTH, model.vocab_size))
@@ -84,7 +86,7 @@ def test_gradient_of_every_parameter_is_the_oracle_along_random_directions(name)
 
 
 def test_mutants_of_the_decoder_are_far_from_it():
-    """What the comparison above would catch: each is the oracle with one thing wrong."""
+    """Shows what the comparison above catches: each is the oracle with one thing wrong."""
     model, tokens, case = MODELS["llama rope0"], decoders.tokens_for(6), decoders.hard_case()
     parameters = decoders.params(model)
     got = decoders.logits(model, tokens, **case)
@@ -121,7 +123,7 @@ def test_captured_arrays_are_what_memory_needs():
 
 
 @pytest.mark.parametrize("positions", list(MemoryPositions))
-def test_yarn_scales_far_scores_as_local_ones_and_nothing_without_positions(positions):
+def test_yarn_scales_far_scores_as_local_ones(positions):
     """At position 0 rotation is the identity: local scores carry factor² (queries and keys), so far queries must."""
     yarn = RopeConfig(theta=100.0, scaling=RopeScaling.YARN, factor=8.0, original_context=64)
     plain, scaled = (decoders.config(memory_positions=positions, rope=rope) for rope in (RopeConfig(theta=100.0), yarn))
@@ -133,18 +135,20 @@ def test_yarn_scales_far_scores_as_local_ones_and_nothing_without_positions(posi
     np.testing.assert_allclose(got[0, :, 0], expected * want[0, :, 0], rtol=1e-5)  # layer 0 holds memory
 
 
-def test_a_plan_excludes_memory_and_cache():
-    model, tokens = decoders.config(), jnp.asarray(decoders.tokens_for(6))
-    variables, case = {"params": decoders.params(model)}, decoders.hard_case()
-    for other in ({"memory": decoders.memory_for(model, 6, 3)}, {"cache": init_cache(model, 6)}):
-        with pytest.raises(ValueError, match="plan excludes memory and cache"):
-            Decoder(model).apply(variables, tokens, plan=case["plan"], **other)
+def test_inputs_have_a_plan_or_a_memory_and_a_cache():
+    """Keeps apart by type what excludes each other: a plan is of training, memory and cache are of reading."""
+    model, plan = decoders.config(), decoders.hard_case()["plan"]
+    for name, other in {"memory": decoders.memory_for(model, 6, 3), "cache": init_cache(model, 6)}.items():
+        with pytest.raises(TypeError, match=name):
+            TrainInputs(plan=plan, **{name: other})
+    with pytest.raises(TypeError, match="plan"):
+        ReadInputs(plan=plan)
 
 
 def test_a_plan_needs_segments():
-    model, case = decoders.config(), decoders.hard_case()
+    model, inputs = decoders.config(), TrainInputs(plan=decoders.hard_case()["plan"])
     with pytest.raises(ValueError, match="plan needs segments"):
-        Decoder(model).apply({"params": decoders.params(model)}, decoders.tokens_for(6), plan=case["plan"])
+        Decoder(model).apply({"params": decoders.params(model)}, decoders.tokens_for(6), inputs)
 
 
 def test_gate_of_the_memorizing_transformer_is_trained_and_read():

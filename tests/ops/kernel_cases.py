@@ -1,4 +1,4 @@
-"""What the tests of the kernels for TPUs and for GPUs share: plans, inputs, programs."""
+"""Plans, inputs and programs that the tests of the kernels for TPUs and for GPUs share."""
 
 import contextlib
 import functools
@@ -9,40 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import AttentionForm, Boundaries
-from fot_jax.ops import attention, blockwise, crossbatch, forms, plans
-from fot_jax.ops.pallas_attention import pallas_partial
-from fot_jax.types import Plan
+from fot_jax.config import Boundaries
+from fot_jax.ops import plans, softmax, target
+from fot_jax.ops.backends import Backend
+from fot_jax.ops.backends.pallas import Pallas
+from fot_jax.ops.crossbatch import crossbatch_attention
+from fot_jax.types import Plan, Rows
 from tests import cases, jaxprs
 
-TPU = forms.Target(platform="tpu", kind="TPU v5e")
-GPU = forms.Target(platform="gpu", kind="NVIDIA H100 80GB HBM3")
+TPU = target.Target(platform="tpu", kind="TPU v5e")
+GPU = target.Target(platform="gpu", kind="NVIDIA H100 80GB HBM3")
 
 
 @contextlib.contextmanager
-def on(chip: forms.Target) -> Iterator[None]:
-    """What is traced inside is for this chip."""
-    with mock.patch.object(forms, "target", return_value=chip):
+def on(chip: target.Target) -> Iterator[None]:
+    """Traces for this chip inside."""
+    with mock.patch.object(target, "current", return_value=chip):
         yield
-
-
-def joint(segments, boundaries: Boundaries, *, block: int, query_block: int, interpret=True):
-    """One softmax over local and contexts, of five arrays and a plan."""
-
-    def op(queries_local, queries_context, keys_local, keys_context, values, plan):
-        options = {
-            "query_segments": jnp.asarray(segments), "key_segments": jnp.asarray(segments), "boundaries": boundaries,
-            "block": block, "query_block": query_block, "interpret": interpret,
-        }  # fmt: skip
-        near = pallas_partial(queries_local, keys_local, values, None, **options)
-        far = pallas_partial(queries_context, keys_context, values, plan, **options)
-        return attention.normalise(attention.merge(near, far))
-
-    return op
 
 
 # One compiled program each for all plans and data of the tests below: 8 rows of 10 tokens, 8 slots.
 ROWS, LENGTH, SLOTS, BLOCK, QUERY_BLOCK = 8, 10, 8, 4, 3
+KERNELS = Pallas(boundaries=Boundaries.MASKED, block=BLOCK, query_block=QUERY_BLOCK, interpret=True)
 PLANS = {
     "off": plans.own_past_plan(ROWS, k=1, w=1),
     "two pass": plans.two_pass_plan(4, w=1, d=3),
@@ -54,7 +42,7 @@ PLANS = {
 
 
 def padded(plan: Plan) -> Plan:
-    """The plan with empty columns up to SLOTS."""
+    """Returns the plan with empty columns up to SLOTS."""
     extra = SLOTS - plan.context_ids.shape[1]
     return Plan(
         context_ids=jnp.pad(jnp.asarray(plan.context_ids), ((0, 0), (0, extra)), constant_values=-1),
@@ -63,40 +51,33 @@ def padded(plan: Plan) -> Plan:
 
 
 def inputs(seed: int = 3) -> list[jax.Array]:
-    """(queries, keys, values, upstream) with 3 heads each."""
-    shape = (ROWS, LENGTH, 3, 8)
+    """Returns queries, keys, values and the gradient of the output, with 3 heads each, heads first."""
+    shape = (ROWS, 3, LENGTH, 8)
     return cases.to_float32(*cases.arrays(seed, *[shape] * 4))
 
 
-@functools.partial(jax.jit, static_argnames=("form", "chip"))
-def partial_and_gradients(form: AttentionForm, queries, keys, values, upstream, plan, segments, *, chip=TPU):
-    """peak, total; the softmax and its gradients."""
+def contexts_and_gradients(backend: Backend, queries, keys, values, d_out, plan: Plan, segments, key_segments):
+    """Returns peak, total, the softmax over the contexts alone, and its gradients, heads first."""
+    rows = Rows(keys, values, key_segments)
+    part = backend.contexts(queries, rows, plan, segments=segments)
+    out = softmax.normalise(part)
+    upstream = softmax.normalise_gradients(out, part.peak, part.total, d_out)
+    return part.peak, part.total, out, *backend.context_gradients(queries, rows, plan, upstream, segments=segments)
 
-    def op(queries, keys, values):
-        if form is AttentionForm.PALLAS:
-            part = pallas_partial(
-                queries, keys, values, plan, query_segments=segments, key_segments=segments,
-                boundaries=Boundaries.MASKED, block=BLOCK, query_block=QUERY_BLOCK, interpret=True,
-            )  # fmt: skip
-        else:
-            part = blockwise.online_partial(
-                queries, keys, values, plan, segments=segments, boundaries=Boundaries.MASKED, block=BLOCK
-            )
-        return attention.normalise(part), (part.peak, part.total)
 
+@functools.partial(jax.jit, static_argnames=("backend", "chip"))
+def compiled_contexts(backend: Backend, queries, keys, values, d_out, plan: Plan, segments, *, chip=TPU):
+    """Runs `contexts_and_gradients` for a chip, on rows that read each other."""
     with on(chip):
-        out, pullback, numbers = jax.vjp(op, queries, keys, values, has_aux=True)
-        return (*numbers, out, *pullback(upstream))
+        return contexts_and_gradients(backend, queries, keys, values, d_out, plan, segments, segments)
 
 
 def step_for_a_chip(head_dim: int, dtype, *, slots: int = 4, length: int = 640, rows: int = 4):
-    """(value and gradient of the joint softmax by the forms' own interface, shapes of its arguments)."""
+    """Returns the value and gradient of the joint softmax by the layers' own function, and its arguments' shapes."""
 
     def loss(queries, keys, values, plan, segments):
-        out = crossbatch.crossbatch_attention(
-            queries, queries, keys, keys, values, plan,
-            segments=segments, boundaries=Boundaries.MASKED, form=AttentionForm.PALLAS, block=200,
-        )  # fmt: skip
+        backend = Pallas(boundaries=Boundaries.MASKED, block=200)
+        out = crossbatch_attention(queries, keys, keys, values, plan, segments=segments, backend=backend)
         return (out.astype(jnp.float32) ** 2).sum()
 
     shape = jax.ShapeDtypeStruct
@@ -107,7 +88,7 @@ def step_for_a_chip(head_dim: int, dtype, *, slots: int = 4, length: int = 640, 
 
 
 def program_without_gathered_contexts(*, slots: int, rows: int, length: int):
-    """The jaxpr of that step, of which no array holds the gathered contexts.
+    """Returns the jaxpr of that step, once it is seen that no array holds the gathered contexts.
 
     Sizes tell arrays apart: C·S = slots · length, and B·C·S·G·D is far above everything else.
     """

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.ops import attention, few_queries, memory_attention
+from fot_jax.ops import cache_attention, memory_attention, softmax
+from fot_jax.ops.softmax import heads_first
 from tests import cases, oracles
 
 NAMES = ("output", "d queries", "d keys", "d values")
@@ -27,20 +28,22 @@ def expected(arguments, upstream, visible) -> list[np.ndarray]:
     return [oracles.attend(sources, visible), *oracles.attend_gradients(sources, visible, upstream)["memory"]]
 
 
-def test_logn_scale_grows_from_its_start_on():
+def test_log_length_scale_grows_from_its_start_on():
+    """Is 1 up to the start, then log n / log start."""
     counts = jnp.asarray([[0, 1, 511, 512, 1024, 512**2]])
-    scale = memory_attention.logn_scale(counts, start=512)
+    scale = memory_attention.log_length_scale(counts, start=512)
     np.testing.assert_allclose(scale, [[1, 1, 1, 1, 10 / 9, 2]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("heads", cases.HEADS)
 @pytest.mark.parametrize("block", [1, 3, 1024])
-def test_dense_is_the_oracle_in_values_and_gradients(heads, block):
+def test_dense_is_the_oracle(heads, block):
+    """Agrees in values and gradients."""
     arguments, upstream, valid = memory_problem(heads)
 
     def op(queries, keys, values):
         partial = memory_attention.dense_memory_partial(queries, keys, values, valid=jnp.asarray(valid), block=block)
-        return attention.normalise(partial)
+        return softmax.normalise(partial)
 
     want = expected(arguments, upstream, oracles.memory_visible(valid))
     cases.assert_close(cases.value_and_gradients(op, arguments, upstream), want, NAMES)
@@ -48,13 +51,13 @@ def test_dense_is_the_oracle_in_values_and_gradients(heads, block):
 
 @pytest.mark.parametrize("heads", cases.HEADS)
 @pytest.mark.parametrize("k", [1, 3, ENTRIES, 20])
-def test_topk_is_the_oracle_in_values_and_gradients(heads, k):
-    """k = M and k > M read everything, that is they equal dense."""
+def test_topk_is_the_oracle(heads, k):
+    """Agrees in values and gradients; k = M and k > M read everything, so they equal dense."""
     arguments, upstream, valid = memory_problem(heads)
 
     def op(queries, keys, values):
         partial = memory_attention.topk_memory_partial(queries, keys, values, valid=jnp.asarray(valid), k=k)
-        return attention.normalise(partial)
+        return softmax.normalise(partial)
 
     want = expected(arguments, upstream, oracles.topk_visible(*arguments[:2], valid, k=k))
     if k >= ENTRIES:
@@ -64,12 +67,12 @@ def test_topk_is_the_oracle_in_values_and_gradients(heads, k):
 
 @pytest.mark.parametrize("heads", cases.HEADS)
 @pytest.mark.parametrize("queries_at_once", [1, 3, 100])
-def test_a_search_by_head_is_the_oracle_and_prefers_the_same_of_equals(monkeypatch, heads, queries_at_once):
+def test_search_by_head_prefers_the_same_of_equals(monkeypatch, heads, queries_at_once):
     """CPUs search one row and head at a time, some queries together; a last part is not full (8 or 4 queries)."""
     cases.force_loop(monkeypatch, "cpu")
     monkeypatch.setattr(memory_attention, "CACHE_BYTES", 0)  # these problems are too small to be cut by head otherwise
     monkeypatch.setattr(memory_attention, "SEARCH_BYTES", queries_at_once * 4 * ENTRIES)
-    test_topk_is_the_oracle_in_values_and_gradients(heads, 3)
+    test_topk_is_the_oracle(heads, 3)
     (queries, keys, _), _, valid = memory_problem(heads)
     queries, keys = (jnp.round(jnp.asarray(x, jnp.float32)) for x in (queries, keys))  # many scores are equal
     options = {"valid": jnp.asarray(valid), "k": 5}
@@ -82,28 +85,29 @@ def test_a_search_by_head_is_the_oracle_and_prefers_the_same_of_equals(monkeypat
         np.testing.assert_array_equal(same, want)
 
 
-def test_decoding_copies_neither_keys_nor_values_into_the_order_of_heads(monkeypatch):
-    """An array as large as the memory, made for every token."""
-    monkeypatch.setattr(few_queries, "LEAST_BYTES", 1 << 12)
+def test_decoding_copies_no_memory_into_heads_order(monkeypatch):
+    """Makes no array as large as the memory for a token."""
+    monkeypatch.setattr(cache_attention, "LEAST_FOLDED_BYTES", 1 << 12)
     queries, keys, valid = jnp.ones((1, 1, 4, 4)), jnp.ones((1, 256, 2, 4)), jnp.ones((1, 256), bool)
     nearest = jax.jit(lambda q, k, v: memory_attention.topk_memory_partial(q, k, v, valid=valid, k=3))
     assert "f32[1,2,256,4]" not in nearest.lower(queries, keys, keys).compile().as_text()
 
 
 @pytest.mark.parametrize("heads", ["grouped", "equal"])
-def test_a_search_of_few_queries_is_the_oracle_and_prefers_the_same_of_equals(monkeypatch, heads):
+def test_folded_search_prefers_the_same_of_equals(monkeypatch, heads):
     """CPUs search for all heads at once as if they were one wide head."""
     (queries, keys, _), _, valid = memory_problem(heads)
     queries, keys = (jnp.round(jnp.asarray(x, jnp.float32)) for x in (queries, keys))  # many scores are equal
     options = {"valid": jnp.asarray(valid), "k": 5, "recall": None}
     want = memory_attention.nearest(queries, keys, **options)
-    cases.force_one_wide_head(monkeypatch)
-    assert few_queries.pays(queries, keys)
+    cases.force_folded_heads(monkeypatch)
+    assert cache_attention.should_fold_heads(queries, keys)
     jax.tree.map(np.testing.assert_array_equal, memory_attention.nearest(queries, keys, **options), want)
-    test_topk_is_the_oracle_in_values_and_gradients(heads, 3)
+    test_topk_is_the_oracle(heads, 3)
 
 
-def test_given_neighbours_are_read_by_their_own_query_and_head_only():
+def test_neighbours_are_read_by_their_own_query_and_head():
+    """Gives each query and head its own entries, in values and gradients."""
     rows, length, heads, count, dim = 2, 3, 4, 5, 6
     q, k = (rows, length, heads, dim), (rows, length, heads, count, dim)
     queries, keys, values, upstream = cases.arrays(5, q, k, k, q)
@@ -111,7 +115,7 @@ def test_given_neighbours_are_read_by_their_own_query_and_head_only():
     valid[0, 0] = False
 
     def op(*arguments):
-        return attention.normalise(memory_attention.neighbours_partial(*arguments, valid=jnp.asarray(valid)))
+        return softmax.normalise(memory_attention.neighbours_partial(*arguments, valid=jnp.asarray(valid)))
 
     def flat(a: np.ndarray) -> np.ndarray:  # neighbours of (b, l, h) as memory entries of a row of its own
         return a.reshape(rows * length * heads, count, 1, dim)
@@ -124,7 +128,7 @@ def test_given_neighbours_are_read_by_their_own_query_and_head_only():
     cases.assert_close(got, [w.reshape(g.shape) for w, g in zip(want, got, strict=True)], NAMES)
 
 
-def test_gate_mixes_two_softmaxes_per_head_in_values_and_gradients():
+def test_gate_mixes_two_softmaxes_per_head():
     """v = g·v_M + (1 − g)·v_C; where the memory is empty there is no v_M and v_C is taken whole."""
     (queries, keys, values), upstream, valid = memory_problem()
     local_keys, local_values = cases.arrays(8, (3, 4, 2, 6), (3, 4, 2, 6))
@@ -135,8 +139,10 @@ def test_gate_mixes_two_softmaxes_per_head_in_values_and_gradients():
         memory = memory_attention.dense_memory_partial(
             queries, *cases.to_float32(keys, values), valid=jnp.asarray(valid)
         )
-        local = attention.partial_attention(queries, *cases.to_float32(local_keys, local_values), mask=mask)
-        return memory_attention.gated_merge(memory, local, gate_bias=gate_bias)
+        arrays = queries, *cases.to_float32(local_keys, local_values)
+        local = heads_first(softmax.normalise(softmax.attend(*map(heads_first, arrays), mask=mask)))
+        seen = memory.total > 0
+        return memory_attention.gated_mix(softmax.normalise(memory), local, seen=seen, gate_bias=gate_bias)
 
     from_memory = {"memory": (queries, keys, values)}
     from_local = {"local": (queries, local_keys, local_values)}

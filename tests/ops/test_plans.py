@@ -158,5 +158,5 @@ def test_one_pass_plans_read_earlier_rows_only():
 
 
 def test_two_pass_refuses_more_contexts_than_streams():
-    with pytest.raises(ValueError, match=r"d must lie in 1\.\.4 .*got 5"):
+    with pytest.raises(ValueError, match=r"d must be in 1\.\.4 .*got 5"):
         plans.two_pass_plan(4, w=1, d=5)

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.ops import attention, memory_attention
+from fot_jax.config import Boundaries
+from fot_jax.ops import memory_attention, softmax, visibility
+from fot_jax.ops.softmax import heads_first
 from tests import cases, oracles
 
 K = 3
@@ -41,10 +43,10 @@ def check() -> None:
 def op(queries, keys, values, local_keys, local_values):
     """The project's equation (1)."""
     ones = jnp.ones((2, 4), int)
-    mask = attention.local_mask(ones, ones, boundaries=attention.Boundaries.JOINED)
+    mask = visibility.local_mask(ones, ones, boundaries=Boundaries.JOINED)
     far = memory_attention.topk_memory_partial(queries, keys, values, valid=jnp.asarray(problem()[2]), k=K)
-    near = attention.partial_attention(queries, local_keys, local_values, mask=mask)
-    return attention.normalise(attention.merge(far, near))
+    near = softmax.attend(*(heads_first(x) for x in (queries, local_keys, local_values)), mask=mask)
+    return softmax.normalise(softmax.merge(far, jax.tree.map(heads_first, near)))
 
 
 def test_memory_attention_is_equation_1_in_values_and_gradients():

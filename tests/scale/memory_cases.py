@@ -7,7 +7,8 @@ from jax.sharding import NamedSharding
 
 from fot_jax.aot.hlo import parse_module
 from fot_jax.config import MeshConfig
-from fot_jax.ops import attention, sharded_memory
+from fot_jax.ops import softmax
+from fot_jax.ops.distributed import memory
 from fot_jax.sharding import make_mesh, memory_layout
 from tests import cases
 
@@ -52,11 +53,11 @@ def operator(layout, *, k: int | None, recall: float | None = None):
 
     def op(queries, keys, values, valid):
         if k is None:
-            part = sharded_memory.sharded_dense_partial(queries, keys, values, valid=valid, layout=layout, block=2)
+            part = memory.sharded_dense_partial(queries, keys, values, valid=valid, layout=layout, block=2)
         else:
-            topk = sharded_memory.sharded_topk_partial
+            topk = memory.sharded_topk_partial
             part = topk(queries, keys, values, valid=valid, k=k, layout=layout, recall=recall)
-        return attention.normalise(part)
+        return softmax.normalise(part)
 
     return op
 

@@ -1,24 +1,33 @@
-"""Crossbatch problems on meshes: a plan, its route, and arrays laid over devices."""
+"""Crossbatch problems on meshes: a plan, its ring schedule, and arrays split over devices."""
 
+import contextlib
 import dataclasses
+import functools
 import math
+from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fot_jax.config import AttentionForm, Boundaries, CrossbatchConfig, MeshConfig
+from fot_jax.config import AttentionBackend, Boundaries, CrossbatchConfig, MeshConfig
 from fot_jax.config.build import build
-from fot_jax.ops import attention, crossbatch, pallas_attention, ring, routes
+from fot_jax.ops.backends import Backend, ContextsAlone, choose
+from fot_jax.ops.backends.pallas import Pallas
+from fot_jax.ops.crossbatch import crossbatch_attention
+from fot_jax.ops.distributed import ring_schedule
 from fot_jax.ops.plans import make_plan
-from fot_jax.sharding import MESH_AXES, make_mesh
-from fot_jax.types import Plan, Route
+from fot_jax.sharding import MESH_AXES, make_mesh, spec
+from fot_jax.types import Plan, RingSchedule
 from tests import cases, oracles
 
-BLOCKWISE = AttentionForm.BLOCKWISE
+BLOCKWISE = AttentionBackend.BLOCKWISE
 NAMES = ("output", "d queries", "d keys", "d values")
 AXES = {"axes": ("data", "fsdp"), "heads": "tensor", "length": "context"}
+LAYOUT = spec("batch", "heads", "length", "head_dim")  # as backends take arrays
+ARRAYS = spec("batch", "length", "heads", "head_dim")  # as the model does
 LONGLLAMA = [[0, 0], [1, 1], [2, 1], [3, 0]]
 VARIANTS = {  # every plan kind, twice where a parameter changes the reach: (crossbatch, d)
     "packed": ({"plan": "packed", "packing": 2}, 4),
@@ -34,35 +43,44 @@ VARIANTS = {  # every plan kind, twice where a parameter changes the reach: (cro
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A plan of `rows` rows as it lies on `devices` devices."""
+    """A plan of `rows` rows and its ring schedule on a number of devices; None: the rows do not travel."""
 
     plan: Plan
-    route: Route
+    ring: RingSchedule | None
 
     @property
     def rows(self) -> int:
         return len(self.plan.context_ids)
 
+    @property
+    def traced_plan(self) -> Plan:
+        """The plan as programs take it."""
+        return jax.tree.map(jnp.asarray, self.plan).replace(ring=self.ring)
+
 
 def problem(variant: str, *, rows: int, devices: int, d: int = 0) -> Problem:
-    """Plan and route of a variant; d = 0: the variant's own."""
+    """Plan and schedule of a variant; d = 0: the variant's own."""
     fields, own_d = VARIANTS[variant]
     config = build(CrossbatchConfig, fields)
     plan = make_plan(config, batch_rows=rows, num_contexts=d or own_d)
-    order = routes.row_order(config, batch_rows=rows, shards=devices)
+    order = ring_schedule.row_order(config, batch_rows=rows, shards=devices)
     columns = plan.context_ids.shape[1]
-    route = routes.make_route(config, batch_rows=rows, columns=columns, shards=devices, **AXES)
-    return Problem(plan=routes.arrange(plan, order), route=route)
+    ring = ring_schedule.make_schedule(config, batch_rows=rows, columns=columns, shards=devices, **AXES)
+    return Problem(plan=ring_schedule.arrange(plan, order), ring=ring)
 
 
-def interpret_kernels(monkeypatch, *, query_block: int) -> None:
-    """Until the test ends the Pallas kernels run on any backend, on blocks of so many queries."""
-    real = pallas_attention.make_rule
+@contextlib.contextmanager
+def interpreted_kernels(*, query_block: int) -> Iterator[None]:
+    """Kernels that `choose` names inside run on any device, on blocks of so many queries."""
+    kernels = functools.partial(Pallas, query_block=query_block, interpret=True)
+    with mock.patch.object(choose, "Pallas", kernels):
+        yield
 
-    def make_rule(**fields):
-        return real(**{**fields, "interpret": True, "query_block": query_block})
 
-    monkeypatch.setattr(pallas_attention, "make_rule", make_rule)
+def chosen(name: AttentionBackend, *, query_block: int = 5, **options) -> Backend:
+    """What `choose` gives where it is called, kernels interpreted; options are those of `choose`."""
+    with interpreted_kernels(query_block=query_block):
+        return choose.choose(name, **options)
 
 
 def mesh_of(data: int = 1, fsdp: int = 1, context: int = 1, tensor: int = 1) -> Mesh:
@@ -76,18 +94,15 @@ def abstract_mesh(devices: int) -> AbstractMesh:
     return AbstractMesh((devices, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
-def operator(plan: Plan, segments, *, boundaries: Boundaries, block: int, form: AttentionForm = BLOCKWISE):
-    """crossbatch_partial, normalised, of queries, keys and values; of the kernels interpreted what it calls."""
-    options = {"segments": segments, "boundaries": boundaries, "block": block}
+def operator(
+    plan: Plan, segments, *, boundaries: Boundaries, block: int, backend: AttentionBackend = BLOCKWISE, alone=True
+):
+    """Attention to the plan's contexts alone, or with the own chunk: a function of queries, keys and values."""
 
     def op(queries, keys, values):
-        if form is AttentionForm.PALLAS:
-            partial = ring.ring_partial(
-                queries, keys, values, plan, form=form, query_block=5, interpret=True, **options
-            )
-        else:
-            partial = crossbatch.crossbatch_partial(queries, keys, values, plan, form=form, **options)
-        return attention.normalise(partial)
+        found = chosen(backend, boundaries=boundaries, block=block, layout=LAYOUT, ring=plan.ring)
+        found = ContextsAlone(found) if alone else found
+        return crossbatch_attention(queries, keys, keys, values, plan, segments=segments, backend=found)
 
     return op
 
@@ -130,17 +145,14 @@ def on_devices(problem: Problem, mesh: Mesh, *, block: int = 4, dtype=jnp.float3
     segments = segments_of(problem.rows)
     place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "context"))
     given = [jax.device_put(x.astype(dtype), place) for x in cases.to_float32(*arrays(problem.rows))]
-    given[3] = given[3].astype(jnp.float32)  # the output is
-    plan = jax.tree.map(jnp.asarray, problem.plan).replace(route=problem.route)
-    run = gradient(plan, jnp.asarray(segments), block=block, **options)
+    run = gradient(problem.traced_plan, jnp.asarray(segments), block=block, **options)
     return [np.asarray(x) for x in jax.jit(in_mesh(run, mesh))(*given)]
 
 
 def expected(problem: Problem, *, boundaries: Boundaries, dtype=jnp.float32) -> list[np.ndarray]:
-    """The oracle's values and gradients, of inputs rounded to a dtype shorter than float32."""
-    *inputs, upstream = arrays(problem.rows)
-    rounds = dtype != jnp.float32
-    queries, keys, values = (np.asarray(x.astype(dtype), np.float64) if rounds else x for x in inputs)
+    """The oracle's values and gradients, of inputs rounded to the dtype."""
+    rounded = (np.asarray(x.astype(dtype), np.float64) for x in cases.to_float32(*arrays(problem.rows)))
+    queries, keys, values, upstream = rounded
     sources = {"context": (queries, keys, values)}
     visible = oracles.context_visible(
         segments_of(problem.rows), problem.plan.context_ids, problem.plan.own_document, boundaries=boundaries.value

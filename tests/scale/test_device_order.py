@@ -54,8 +54,8 @@ def moves_of(grid) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("chips", "shape"), SLICES)
-def test_each_row_shard_lies_beside_the_one_before(chips, shape):
-    """From one to the next all devices of a shard move alike, along one axis, by the side of a shard's tile."""
+def test_row_shards_are_beside_the_ones_before(chips, shape):
+    """Moves all devices of a shard alike to the next, along one axis, by the side of a shard's tile."""
     before = mesh_utils.create_device_mesh(shape, slice_of(**chips), allow_split_physical_axes=True)
     grid = neighbouring_rows(before)
     assert sorted(device.id for device in grid.flat) == sorted(device.id for device in before.flat)
@@ -83,7 +83,8 @@ def test_each_row_shard_lies_beside_the_one_before(chips, shape):
         ({"x": 8, "y": 8}, (2, 32, 1, 1), False),  # blocks
     ],
 )
-def test_the_last_lies_beside_the_first(chips, shape, closed):
+def test_row_shards_close_the_ring_where_they_can(chips, shape, closed):
+    """Puts the last beside the first, except on lines, odd numbers and blocks."""
     grid = neighbouring_rows(mesh_utils.create_device_mesh(shape, slice_of(**chips), allow_split_physical_axes=True))
     places = places_of(grid)
     sides = places[0].max(axis=0) - places[0].min(axis=0) + 1
@@ -93,37 +94,37 @@ def test_the_last_lies_beside_the_first(chips, shape, closed):
     moves_of(grid)
 
 
-def test_parameters_are_gathered_within_blocks_of_chips():
-    """2 × 32 shards on 8 × 8 chips: fsdp's groups are the two halves."""
+def test_row_shards_keep_fsdp_within_blocks_of_chips():
+    """Gives 2 × 32 shards on 8 × 8 chips fsdp groups that are the two halves."""
     grid = neighbouring_rows(np.array(slice_of(8, 8), dtype=object).reshape(2, 32, 1, 1))
     halves = [{tuple(device.coords) for device in group.flat} for group in grid]
     assert halves == [{(x, y, 0) for x in range(8) for y in ys} for ys in (range(4), range(4, 8))]
 
 
-def test_a_path_line_by_line_is_none_of_these():
-    """8 × 8 chips line by line: from the end of a line to the next both coordinates change."""
+def test_moves_of_a_path_line_by_line_are_refused():
+    """Fails on 8 × 8 chips line by line: from the end of a line to the next both coordinates change."""
     grid = np.array(slice_of(8, 8), dtype=object).reshape(1, 64, 1, 1)
     with pytest.raises(AssertionError):
         moves_of(grid)
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 1, 1), (8, 32, 1, 1), (2, 64, 1, 2), (16, 1, 4, 4)])
-def test_the_groups_of_data_are_alike(shape):
-    """Gradients are added up over data: no group zigzags across the slice, whichever order that takes."""
+def test_row_shards_keep_groups_of_data_alike(shape):
+    """Adds gradients up over data in groups that do not zigzag across the slice, in any order."""
     grid = neighbouring_rows(mesh_utils.create_device_mesh(shape, slice_of(16, 16), allow_split_physical_axes=True))
     places = places_of(grid)[:, 0].reshape(*shape[:2], -1)
     steps = np.diff(places, axis=0)
     assert (steps == steps[:, :1]).all()
 
 
-def test_blocks_that_would_mirror_each_other_stay_as_they_are():
-    """16 × 16 shards on 16 × 16 chips: a block is a line, the next one would run back."""
+def test_row_shards_that_would_mirror_stay_as_they_are():
+    """Leaves 16 × 16 shards on 16 × 16 chips: a block is a line, the next one would run back."""
     grid = np.array(slice_of(16, 16), dtype=object).reshape(16, 16, 1, 1)
     assert neighbouring_rows(grid) is grid
 
 
-def test_a_mesh_has_its_row_shards_in_that_order(monkeypatch):
-    """In each slice for itself; data runs over slices first."""
+def test_mesh_orders_row_shards_in_each_slice(monkeypatch):
+    """Orders each slice for itself; data runs over slices first."""
     grids = []
     monkeypatch.setattr("fot_jax.sharding.Mesh", lambda grid, *_, **__: grids.append(grid))
     make_mesh(MeshConfig(data=1, fsdp=16), slice_of(4, 4))
@@ -136,13 +137,15 @@ def test_a_mesh_has_its_row_shards_in_that_order(monkeypatch):
         assert len({getattr(device, "slice_index", 0) for device in grid.flat}) == 1
 
 
-def test_what_has_no_place_on_a_network_stays_as_it_is():
+def test_row_shards_without_a_network_stay_as_they_are():
+    """Leaves devices without coordinates."""
     devices = np.array([SimpleNamespace(id=i) for i in range(8)], dtype=object).reshape(2, 2, 1, 2)
     assert neighbouring_rows(devices) is devices
 
 
 @pytest.mark.parametrize("swapped", [(0, 5), (1, 6)], ids=["places within a shard", "shards that are no lattice"])
-def test_shards_that_are_no_equal_tiles_stay_as_they_are(swapped):
+def test_row_shards_of_unequal_tiles_stay_as_they_are(swapped):
+    """Leaves shards whose devices are not the same tile everywhere."""
     devices = np.array(slice_of(4, 4), dtype=object)
     a, b = swapped
     devices[[a, b]] = devices[[b, a]]

@@ -21,14 +21,16 @@ def load(name, **mesh):
     return dataclasses.replace(config, mesh=MeshConfig(**mesh))
 
 
-def test_axes_in_order_and_rows_and_positions_split():
+def test_mesh_splits_rows_and_positions():
+    """Has its axes in order; data = -1 takes the devices that are left."""
     mesh = make_mesh(MeshConfig(data=-1, fsdp=2, context=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 1}
     assert mesh.axis_names == MESH_AXES
     assert batch_sharding(mesh).shard_shape((8, 6)) == (2, 3)
 
 
-def test_xla_is_asked_on_tpus_to_run_permutes_beside_other_work():
+def test_compiler_options_of_tpus_allow_async_permutes():
+    """Asks XLA for permutes beside other work on TPUs, and for nothing on CPUs."""
     tpu = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
     assert compiler_options(tpu) == {"xla_enable_async_collective_permute": True}
     assert compiler_options(make_mesh(MeshConfig())) is None
@@ -42,8 +44,8 @@ def fake_devices(slices: int, each: int, **more):
     ]
 
 
-def test_slices_lie_along_data(monkeypatch):
-    """2 slices of 4: each slice is one half of the data axis; fsdp and tensor stay inside."""
+def test_mesh_puts_slices_along_data(monkeypatch):
+    """Gives each of 2 slices of 4 one half of the data axis; fsdp and tensor stay inside."""
     grids = []
     monkeypatch.setattr("fot_jax.sharding.Mesh", lambda grid, *_, **__: grids.append(grid))
     make_mesh(MeshConfig(data=2, fsdp=2, tensor=2, slices=2), fake_devices(2, 4))
@@ -54,7 +56,8 @@ def test_slices_lie_along_data(monkeypatch):
         assert (where[:half] == 0).all() and (where[half:] == 1).all()
 
 
-def test_slices_that_are_not_there():
+def test_mesh_refuses_slices_that_are_not_there():
+    """Names the field and the number to set."""
     with pytest.raises(ConfigError, match=r"mesh\.slices must be the number of slices .* 2, got 4\. Set mesh\.slices"):
         make_mesh(MeshConfig(data=8, slices=4), fake_devices(2, 4))
     with pytest.raises(ConfigError, match=r"mesh\.data must be a multiple of mesh\.slices=2, got 1"):
@@ -75,7 +78,8 @@ def test_slices_that_are_not_there():
         ("longllama_3b", {"fsdp": 6}, r"'embed' has 3200 entries.* Choose mesh\.fsdp from \[1, 2, 4, 5, 8, 10, 16,"),
     ],
 )
-def test_sizes_that_do_not_divide_name_those_that_do(name, mesh, message):
+def test_parameters_that_do_not_divide_name_sizes_that_do(name, mesh, message):
+    """Lists the sizes of the axis that divide."""
     config = load(name, data=1, **mesh)
     devices = jax.devices()[: config.mesh.fsdp * config.mesh.tensor]
     with pytest.raises(ConfigError, match=message):
@@ -90,8 +94,8 @@ def test_sizes_that_do_not_divide_name_those_that_do(name, mesh, message):
         ("longllama_7b", {"fsdp": 8}),
     ],
 )
-def test_real_models_lie_on_meshes(name, mesh):
-    """26 layers of 3200 = 32 × 100; 9 heads over 3; every parameter of rank 2 or more is split."""
+def test_parameters_of_real_models_are_split(name, mesh):
+    """Splits every parameter of rank 2 or more: 26 layers of 3200 = 32 × 100; 9 heads over 3."""
     config = load(name, data=1, **mesh)
     devices = jax.devices()[: config.mesh.fsdp * config.mesh.tensor]
     for path, sharding in jax.tree_util.tree_leaves_with_path(
@@ -101,7 +105,8 @@ def test_real_models_lie_on_meshes(name, mesh):
             assert not sharding.is_fully_replicated, path
 
 
-def test_positions_that_do_not_divide():
+def test_positions_that_do_not_divide_are_refused():
+    """Names both fields."""
     mesh = make_mesh(MeshConfig(data=1, context=5), jax.devices()[:5])
     with pytest.raises(ConfigError, match=r"model\.local_context=24 must be a multiple of mesh\.context=5"):
         check_length(tiny().model.local_context, mesh)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fot_jax.config import AttentionForm, Boundaries
+from fot_jax.config import AttentionBackend, Boundaries
 from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
 from tests.scale import ring_cases
@@ -25,40 +25,37 @@ QUICK = [  # variant, mesh, boundaries; 8 rows, so that d is larger than the row
 MESHES = [{"data": 2}, {"fsdp": 4}, {"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "context": 2}]
 
 
-def check(variant, mesh, boundaries, *, block=4, form=AttentionForm.BLOCKWISE):
+def check(variant, mesh, boundaries, *, block=4, backend=AttentionBackend.BLOCKWISE):
+    """Compares values and gradients of the contexts with the oracle's; kernels are interpreted."""
     devices = mesh.get("data", 1) * mesh.get("fsdp", 1)
     case = problem(variant, rows=8, devices=devices)
-    got = ring_cases.on_devices(case, mesh_of(**mesh), boundaries=boundaries, block=block, form=form)
+    got = ring_cases.on_devices(case, mesh_of(**mesh), boundaries=boundaries, block=block, backend=backend)
     cases.assert_close(got, ring_cases.expected(case, boundaries=boundaries), ring_cases.NAMES)
 
 
 @pytest.mark.parametrize(("variant", "mesh", "boundaries"), QUICK)
-def test_ring_is_the_oracle_in_values_and_gradients(variant, mesh, boundaries):
-    check(variant, mesh, boundaries)
-
-
-@pytest.mark.parametrize(("variant", "mesh", "boundaries"), QUICK)
-def test_ring_of_kernels_is_the_oracle_in_values_and_gradients(variant, mesh, boundaries):
-    """Pieces of rows that blocks of 4 keys and 5 queries do not divide; interpreted."""
-    check(variant, mesh, boundaries, form=AttentionForm.PALLAS)
+def test_ring_is_the_oracle(variant, mesh, boundaries, backend):
+    """Compares values and gradients; blocks of 4 keys and 5 queries do not divide the pieces of rows."""
+    check(variant, mesh, boundaries, backend=backend)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [AttentionForm.BLOCKWISE, AttentionForm.PALLAS])
+@pytest.mark.parametrize("name", [AttentionBackend.BLOCKWISE, AttentionBackend.PALLAS])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_plan_on_every_mesh_is_the_oracle(variant, mesh, form):
+def test_ring_of_every_plan_on_every_mesh_is_the_oracle(variant, mesh, name):
+    """Compares values and gradients of all published plans."""
     for boundaries in Boundaries:
-        check(variant, mesh, boundaries, block=6, form=form)
+        check(variant, mesh, boundaries, block=6, backend=name)
 
 
-def test_gradients_that_go_home_in_bfloat16_are_rounded_once():
-    """Eight rows over four devices, two hops: as near to float64 as one device's, and within bfloat16's spacing."""
+def test_ring_rounds_bfloat16_gradients_once():
+    """Compares two hops of eight rows over four devices with one device: as near to float64, and within a spacing."""
     errors = {}
     for name, devices in (("ring", 4), ("one device", 1)):
         case = problem("packed", rows=8, devices=devices)
         if devices == 1:
-            case = dataclasses.replace(case, route=None)
+            case = dataclasses.replace(case, ring=None)
         got = ring_cases.on_devices(case, mesh_of(data=devices), boundaries=MASKED, dtype=jnp.bfloat16)
         want = ring_cases.expected(case, boundaries=MASKED, dtype=jnp.bfloat16)
         errors[name] = [oracles.relative_error(g, w) for g, w in zip(got, want, strict=True)]
@@ -67,14 +64,13 @@ def test_gradients_that_go_home_in_bfloat16_are_rounded_once():
 
 
 def traced(variant: str, devices: int, d: int, *, rows=128, length=7, dtype=jnp.float32, remat=False):
-    """The gradient's program on a mesh of any size; nothing is compiled."""
+    """Traces the gradient on a mesh of any size; nothing is compiled."""
     case = problem(variant, rows=rows, devices=devices, d=d)
     given = [jax.ShapeDtypeStruct(x.shape, dtype) for x in ring_cases.arrays(rows, length=length, dim=4)]
-    given[3] = jax.ShapeDtypeStruct(given[3].shape, jnp.float32)  # as the output
     ids, own = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (case.plan.context_ids, case.plan.own_document))
 
     def run(ids, own, segments, *arguments):
-        plan = Plan(context_ids=ids, own_document=own, route=case.route)
+        plan = Plan(context_ids=ids, own_document=own, ring=case.ring)
         return ring_cases.gradient(plan, segments, boundaries=MASKED, block=4, remat=remat)(*arguments)
 
     segments = jax.ShapeDtypeStruct((rows, length), jnp.int32)
@@ -95,8 +91,8 @@ def bytes_sent(jaxpr) -> int:
     return total
 
 
-def test_bytes_grow_with_d_and_not_with_devices_golden(golden):
-    """128 rows: bytes that one device sends, forward and backward, by variant, d and number of devices."""
+def test_ring_bytes_grow_with_d_and_not_with_devices(golden):
+    """Counts the bytes that one device of 128 rows sends, forward and backward, by variant, d and devices."""
     table = {}
     for variant in ("packed", "two pass"):
         for d in (2, 4, 16):
@@ -112,40 +108,40 @@ def test_bytes_grow_with_d_and_not_with_devices_golden(golden):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_nothing_is_kept_per_hop(remat):
-    """The largest array of the whole gradient is as large with 2 hops as with 8."""
+def test_ring_keeps_nothing_per_hop(remat):
+    """Finds the largest array of the whole gradient as large with 2 hops as with 8."""
     largest = {}
     for d in (4, 16):
         jaxpr = traced("packed", 64, d, remat=remat)
         largest[d] = max(ring_cases.size_of(shape) for shape in jaxprs.shapes(jaxpr) if shape[:1] != (128,))
-        assert ring_cases.problem("packed", rows=128, devices=64, d=d).route.hops == d // 2
+        assert ring_cases.problem("packed", rows=128, devices=64, d=d).ring.hops == d // 2
     assert largest[4] == largest[16]
 
 
 @pytest.mark.slow
-def test_temporary_memory_does_not_grow_with_hops():
-    """On 8 devices: seven hops of whole blocks (d = 32) need at most 1.15 times the memory of two hops (d = 8).
+def test_ring_memory_does_not_grow_with_hops():
+    """Gives a layer with seven hops of whole blocks (d = 32) at most 1.15 times the memory of two (d = 8), on 8 devices.
 
-    A leg has buffers of its own, a hop has none: d = 16, three hops of whole blocks and one of three rows, needs more.
+    A stage has buffers of its own, a hop has none: d = 16, three hops of whole blocks and one of three rows, needs
+    more.
     """
     sizes, mesh = {}, mesh_of(data=8)
     place = NamedSharding(mesh, PartitionSpec("data"))
     for d, hops in ((8, 2), (32, 7)):
         case = problem("packed", rows=32, devices=8, d=d)
-        assert case.route.hops == hops
+        assert case.ring.hops == hops
         given = [jax.device_put(x, place) for x in cases.to_float32(*ring_cases.arrays(32, length=64, dim=16))]
-        plan = jax.tree.map(jnp.asarray, case.plan).replace(route=case.route)
         segments = jnp.asarray(ring_cases.segments_of(32, 64))
-        run = ring_cases.gradient(plan, segments, boundaries=MASKED, block=32)
+        run = ring_cases.gradient(case.traced_plan, segments, boundaries=MASKED, block=32, alone=False)
         compiled = jax.jit(ring_cases.in_mesh(run, mesh)).lower(*given).compile()
         sizes[d] = compiled.memory_analysis().temp_size_in_bytes
     assert sizes[32] <= 1.15 * sizes[8], sizes
 
 
-def test_a_plan_beyond_its_route_is_nan_and_never_wrong():
-    """The route of d = 2 with the plan of d = 4: rows whose slots are not reached are NaN, the others right."""
+def test_ring_gives_nan_beyond_its_schedule():
+    """Runs the schedule of d = 2 with the plan of d = 4: rows with slots out of reach are NaN, the others right."""
     near, far = (problem("packed", rows=8, devices=4, d=d) for d in (2, 4))
-    mixed = ring_cases.Problem(plan=far.plan, route=near.route)
+    mixed = ring_cases.Problem(plan=far.plan, ring=near.ring)
     got = ring_cases.on_devices(mixed, mesh_of(data=4), boundaries=MASKED)[0]
     want = ring_cases.expected(far, boundaries=MASKED)[0]
     lost = np.isnan(got).any(axis=(1, 2, 3))

@@ -36,32 +36,34 @@ def check(mesh: str, k: int | None, valid: np.ndarray, *, given=None, recall: fl
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_dense_is_the_oracle(mesh):
+def test_sharded_dense_is_the_oracle(mesh):
+    """Reads the whole memory."""
     check(mesh, None, full())
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_topk_is_the_oracle(mesh):
-    """k = 5 exceeds the 3 entries that each of 8 devices holds."""
+def test_sharded_topk_is_the_oracle(mesh):
+    """Reads more entries, k = 5, than the 3 that each of 8 devices has."""
     check(mesh, 5, full())
 
 
 @pytest.mark.parametrize("k", [1, 7, ENTRIES, 100, None])
 @pytest.mark.parametrize("mesh", [EVEN, ODD])
-def test_devices_with_holes_and_devices_with_nothing(mesh, k):
-    """k beyond the entries of a device, of the row, and of the capacity."""
+def test_sharded_memory_with_holes_is_the_oracle(mesh, k):
+    """Takes k beyond the entries of a device, of the row, and of the capacity; some devices have no entry."""
     check(mesh, k, part_filled())
 
 
 @pytest.mark.parametrize("k", [3, None])
-def test_an_empty_memory_gives_nothing(k):
+def test_sharded_memory_that_is_empty_gives_nothing(k):
+    """Gives zeros."""
     check(EVEN, k, np.zeros((ROWS, ENTRIES), bool))
 
 
 @pytest.mark.parametrize("k", [2, 5, 9])
 @pytest.mark.parametrize("mesh", ["fsdp 8", EVEN, ODD])
-def test_ties_leave_exactly_k_entries(mesh, k):
-    """Equal scores at the threshold, within devices and between them: those of the earlier device count."""
+def test_sharded_topk_breaks_ties_by_device(mesh, k):
+    """Leaves exactly k of equal scores at the threshold, those of the earlier device first."""
     given = whole_numbers()
     for b, l, h in np.ndindex(ROWS, LENGTH, HEADS):
         scores = np.sort(given[1][b, :, h // 2] @ given[0][b, l, h])[::-1]
@@ -72,8 +74,8 @@ def test_ties_leave_exactly_k_entries(mesh, k):
     check(mesh, k, full(), given=given)
 
 
-def test_approximate_search_is_exact_here_and_asks_for_its_recall():
-    """On CPUs and GPUs JAX sorts; the program names each device's k and the target."""
+def test_sharded_approximate_search_asks_for_its_recall():
+    """Sorts on CPUs and GPUs; the program names each device's k and the target."""
     for mesh in (EVEN, ODD):
         check(mesh, 5, part_filled(), recall=0.9)
     layout, placed = memory_cases.laid_out(memory_cases.mesh_of(**MESHES[EVEN]), arrays(), full())
@@ -82,8 +84,8 @@ def test_approximate_search_is_exact_here_and_asks_for_its_recall():
     assert "k=6" in text and "recall_target=0.8" in text
 
 
-def test_what_an_approximate_search_misses_is_missed_and_nothing_else(monkeypatch):
-    """A search that never finds the best of a device: the softmax is over the k best of what is left."""
+def test_sharded_approximate_search_misses_nothing_else(monkeypatch):
+    """Weighs the k best of what is left by a search that never finds the best of a device."""
 
     def miss(scores, k, *, recall_target):
         best, index = jax.lax.top_k(scores, k + 1)
@@ -103,8 +105,8 @@ def test_what_an_approximate_search_misses_is_missed_and_nothing_else(monkeypatc
 
 
 @pytest.mark.parametrize("k", [3, None])
-def test_neither_keys_nor_values_travel(k):
-    """Compiled for entries over 4 devices: only scores are gathered, only values of the queries are summed."""
+def test_sharded_memory_sends_neither_keys_nor_values(k):
+    """Compiles for entries over 4 devices: only scores are gathered, only values of the queries are summed."""
     layout, placed = memory_cases.laid_out(memory_cases.mesh_of(**MESHES[EVEN]), arrays(), full())
     found = memory_cases.collectives(jax.jit(memory_cases.operator(layout, k=k)).lower(*placed).compile().as_text())
     queries = ROWS // 2 * LENGTH * HEADS  # of one device
@@ -113,8 +115,8 @@ def test_neither_keys_nor_values_travel(k):
     assert not found
 
 
-def test_keys_that_would_travel_are_seen():
-    """The same count for a memory that jit splits by itself."""
+def test_collectives_show_keys_that_travel():
+    """Counts them in a memory that jit splits by itself."""
     layout, placed = memory_cases.laid_out(memory_cases.mesh_of(**MESHES["fsdp 8"]), arrays(), full())
 
     def gathering(queries, keys, values, valid):

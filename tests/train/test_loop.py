@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fot_jax.checkpoint import load_params
-from fot_jax.config import AttentionForm, UserError
+from fot_jax.config import AttentionBackend, UserError
 from fot_jax.eval.summary import plot_losses
 from fot_jax.train import loop
 from fot_jax.train.context_schedule import ContextSchedule
@@ -24,23 +24,10 @@ from fot_jax.train.metrics import MetricsWriter, Speed, duration, progress_line,
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.recorder import NonFiniteError
 from fot_jax.train.tensorboard import ScalarEvents
+from tests.train.runs import run
 from tests.train.tiny import tiny
 
 TIMING = ("tokens_per_second", "model_flops_utilisation", *(f"{part}_seconds" for part in Part))
-
-
-def run(config, workdir, **arguments):
-    """One run on one device; returns its lines and outcome."""
-    lines = []
-    say = arguments.pop("say", None)
-
-    def keep(line):
-        lines.append(line)
-        if say:
-            say(line)
-
-    outcome = loop.train(config, workdir=workdir, devices=jax.devices()[:1], say=keep, **arguments)
-    return lines, outcome
 
 
 def rows(workdir):
@@ -294,7 +281,7 @@ def test_changed_documents_are_noticed_on_resume(tmp_path):
     assert outcome.step == 3 and "documents changed: notes" in lines
 
 
-def test_kernels_that_do_not_run_here_are_refused_in_training_and_replaced_in_reading(tmp_path):
+def test_kernels_that_do_not_run_here_are_refused_or_replaced(tmp_path):
     with pytest.raises(UserError, match=r"model\.attention must be one of .* on a cpu, got 'pallas'"):
         run(tiny(model__attention="pallas"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
@@ -303,7 +290,7 @@ def test_kernels_that_do_not_run_here_are_refused_in_training_and_replaced_in_re
     saved = json.loads(path.read_text())
     saved["model"]["attention"] = "pallas"  # as from a TPU
     path.write_text(json.dumps(saved))
-    assert load_params(tmp_path / "run")[0].model.attention is AttentionForm.AUTO
+    assert load_params(tmp_path / "run")[0].model.attention is AttentionBackend.AUTO
     assert json.loads(path.read_text()) == saved
 
 

@@ -9,7 +9,7 @@ from fot_jax.train.lost_time import LostTime, Part
 from fot_jax.train.metrics import read_rows
 from fot_jax.train.profile import ProfileSteps
 from launch import cli, train
-from tests.train.test_loop import run
+from tests.train.runs import run
 from tests.train.tiny import tiny
 
 

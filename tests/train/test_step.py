@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from fot_jax.config import ConfigError, MeshConfig
 from fot_jax.data.streams import make_stream
+from fot_jax.models.inputs import TrainInputs
 from fot_jax.models.transformer import run
 from fot_jax.ops.losses import cross_entropy
 from fot_jax.ops.plans import make_plan
@@ -21,6 +22,7 @@ from fot_jax.types import Batch, Plan
 from tests import oracles
 from tests.train.tiny import tiny
 
+SCALED = {"log_length_scaling_from": 24}
 PACKED = {"plan": "packed", "packing": 2, "schedule": {"num_contexts": [3]}}
 
 
@@ -69,7 +71,7 @@ def unequal(config):
 def test_accumulation_equals_the_full_batch(mean):
     """Micro-batches of two streams that read each other, with unequal numbers of tokens that bear loss."""
     options = {"train__z_loss": 1e-2, "train__loss_mean": mean}
-    config = tiny(crossbatch=PACKED | {"logn_from": 24}, memory__logn_from=24, **options)
+    config = tiny(crossbatch=PACKED | SCALED, memory=SCALED, **options)
     piece_plan, whole_plan = full_batch_plan(config, 2)
     params = create_state(config, mesh_of(config)).params
     batch = unequal(config)
@@ -87,8 +89,8 @@ def test_accumulation_equals_the_full_batch(mean):
 
 def row_mean(config, params, batch, plan):
     """The authors' loss of a batch, from the decoder's logits, in float64."""
-    options = {"segments": batch.segments, "boundaries": config.crossbatch.boundaries}
-    logits = run(config.model, params, batch.tokens, plan=plan, **options).logits
+    inputs = TrainInputs(segments=batch.segments, boundaries=config.crossbatch.boundaries, plan=plan)
+    logits = run(config.model, params, batch.tokens, inputs).logits
     rows = slice(config.train.batch_rows - config.crossbatch.loss_rows(config.train.batch_rows), None)
     arrays = (np.asarray(array)[rows] for array in (logits, batch.targets, batch.loss_mask))
     return oracles.row_mean_loss(*arrays)
@@ -123,15 +125,20 @@ def test_rows_and_tokens_agree_where_rows_are_alike():
 
 
 def test_the_step_trains_with_queries_that_grow_as_log_n():
-    """Its loss is that of the decoder with `logn_from`, another one than without."""
-    config = tiny(crossbatch=PACKED | {"logn_from": 24}, memory__logn_from=24)
+    """Its loss is that of the decoder with `log_length_scaling_from`, another one than without."""
+    config = tiny(crossbatch=PACKED | SCALED, memory=SCALED)
     params = create_state(config, mesh_of(config)).params
     batch = jax.tree.map(jnp.asarray, make_stream(config, "train").batch(3))
     plan = make_plan(config.crossbatch, batch_rows=8, num_contexts=3)
 
-    def loss(logn_from):
-        options = {"segments": batch.segments, "boundaries": config.crossbatch.boundaries}
-        logits = run(config.model, params, batch.tokens, plan=plan, logn_from=logn_from, **options).logits
+    def loss(scaling_from):
+        inputs = TrainInputs(
+            segments=batch.segments,
+            boundaries=config.crossbatch.boundaries,
+            plan=plan,
+            log_length_scaling_from=scaling_from,
+        )
+        logits = run(config.model, params, batch.tokens, inputs).logits
         return float(cross_entropy(logits, batch.targets, batch.loss_mask, z_loss=0.0).cross_entropy)
 
     _, sums = jax.jit(lambda p, b, q: loss_gradient(p, b, q, config=config))(params, batch, plan)

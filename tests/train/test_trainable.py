@@ -6,7 +6,7 @@ import pytest
 
 from fot_jax.config import ConfigError, Trainable
 from fot_jax.data.streams import make_stream
-from fot_jax.models.lower import below
+from fot_jax.models.layer_ranges import below
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import make_mesh
 from fot_jax.train.state import create_state
@@ -49,7 +49,7 @@ def gradient(**changes):
 
 
 @pytest.mark.parametrize("changes", [{}, {"model__scan_layers": False}, {"train__accumulation": 2}])
-def test_gradient_of_the_part_is_the_whole_models_and_zero_elsewhere(changes):
+def test_gradient_of_the_part_is_the_whole_models(changes):
     whole = gradient(**changes)
     assert all(np.abs(leaf).max() > 0 for leaf in whole.values())
     for part, names in PARTS:
@@ -89,7 +89,7 @@ def test_a_memory_layer_below_the_cut_is_refused():
 
 
 @pytest.mark.parametrize("part", [part for part, _ in PARTS])
-def test_layers_below_the_first_memory_layer_take_no_part_in_the_backward_pass(part):
+def test_layers_below_the_first_memory_layer_have_no_backward(part):
     config, _, state, batch, plan = setting(
         model__num_layers=5, model__memory_layers=[3], train__trainable=part.value, model__remat="full"
     )

@@ -1,0 +1,36 @@
+"""Config fields under their former names: saved runs that have them still load."""
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# Former path -> the field's name today, in the same section.
+RENAMED = {
+    "crossbatch.logn_from": "log_length_scaling_from",
+    "memory.logn_from": "log_length_scaling_from",
+}
+
+
+def with_current_names(values: Any) -> Any:
+    """Returns the mapping of a saved experiment with each former name replaced, logged once by name.
+
+    Where a section has both names, the former one stays, and building the config refuses it.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    found = dict(values)
+    for path, name in RENAMED.items():
+        section, former = path.split(".")
+        fields = found.get(section)
+        if isinstance(fields, Mapping) and former in fields and name not in fields:
+            _log_once(path, f"{section}.{name}")
+            found[section] = {name if key == former else key: value for key, value in fields.items()}
+    return found
+
+
+@functools.cache
+def _log_once(former: str, current: str) -> None:
+    logger.warning("%s of the saved config is %s now", former, current)

@@ -1,0 +1,1 @@
+"""Attention whose keys are on other devices: rows that travel, and memories in parts."""
