@@ -24,7 +24,6 @@ from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train import state as train_state
 from fot_jax.train.context_schedule import ContextSchedule
-from fot_jax.train.lost_time import LostTime, Part
 from fot_jax.train.plan_notice import plan_notice, unseen_notice
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.profile import Profile, ProfileSteps
@@ -32,6 +31,7 @@ from fot_jax.train.recorder import Recorder
 from fot_jax.train.saver import Saver, disk_full_in_one_line
 from fot_jax.train.step import check_batch, crossbatch_route, make_eval_step, make_train_step
 from fot_jax.train.stop_signal import StopSignal
+from fot_jax.train.time_accounting import Part, TimeAccount
 from fot_jax.types import Plan
 
 
@@ -97,7 +97,7 @@ def train(
     train_step = make_train_step(config, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk_full_in_one_line(folder))
-        lost = stack.enter_context(LostTime())
+        account = stack.enter_context(TimeAccount())
         stack.enter_context(run_folder.only_writer(folder))
         for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
             say(f"config changed: {line}")
@@ -126,7 +126,7 @@ def train(
                 step=start,
                 switch_step=position["switch_step"],
                 say=say,
-                lost=lost,
+                account=account,
                 flops_per_token=functools.cache(functools.partial(_flops_per_token, config, rows)),
             )
         )
@@ -134,7 +134,7 @@ def train(
         batches = stack.enter_context(Prefetcher(load, stop=config.train.steps))
         trace = stack.enter_context(Profile(folder, profile, say=say))
 
-        saver = Saver(checkpoints, config, step=start, lost=lost, documents=stream.digests)
+        saver = Saver(checkpoints, config, step=start, account=account, documents=stream.digests)
         done = start
         for step in range(start, config.train.steps):
             if stop.reached(step):
@@ -142,7 +142,7 @@ def train(
             checkpoints.check()  # a save that has failed meanwhile ends the run here
             trace.before(step + 1, wait=recorder.finish)
             num_contexts = schedule.num_contexts(step, switch_step=recorder.switch_step)
-            with lost.of(Part.DATA_WAIT):
+            with account.charge(Part.DATA_WAIT):
                 batch = batches.take(step)
             with _guards(), trace.step(step + 1):
                 state, metrics = train_step(state, batch, plans(num_contexts))
@@ -151,7 +151,7 @@ def train(
             done, stop.begun = step + 1, True
             heldout = None
             if evaluate and (saver.due(done) or done % config.train.eval_every == 0):
-                with lost.of(Part.EVALUATION):
+                with account.charge(Part.EVALUATION):
                     heldout = evaluate(state.params, plans(schedule.final))
                 recorder.finish(heldout)
             if saver.due(done):
@@ -161,7 +161,7 @@ def train(
         if done > saver.saved:
             saver.save(done, state, switch_step=recorder.switch_step)
         saver.wait()
-        say(lost.summary())
+        say(account.summary())
     stopped = stop.requested and done < config.train.steps
     if stopped:
         say(f"stopped by {stop.name} after step {done}, nothing is lost: the same command goes on from there")

@@ -19,11 +19,11 @@ from fot_jax.config import AttentionForm, UserError
 from fot_jax.eval.summary import plot_losses
 from fot_jax.train import loop
 from fot_jax.train.context_schedule import ContextSchedule
-from fot_jax.train.lost_time import Part
 from fot_jax.train.metrics import MetricsWriter, Speed, duration, progress_line, read_rows
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.recorder import NonFiniteError
 from fot_jax.train.tensorboard import ScalarEvents
+from fot_jax.train.time_accounting import Part
 from tests.train.tiny import tiny
 
 TIMING = ("tokens_per_second", "model_flops_utilisation", *(f"{part}_seconds" for part in Part))
