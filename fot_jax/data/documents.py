@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 import functools
-import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ from fot_jax.data.cache import SourceCache, fingerprint, open_or_build
 from fot_jax.data.copies import first_copies, first_in
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import load_vocabulary
-
-logger = logging.getLogger(__name__)
+from fot_jax.logging import info_once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,15 +196,10 @@ class DocumentStore:
         """Logs, once for each source, how many of its documents are copies of others."""
         for source, contents, copies in zip(self.data.sources, self._contents, self._copies, strict=True):
             if copies:
-                _log_once(
+                info_once(
                     f"data.sources['{source.name}']: {copies} of {len(contents)} documents are copies of others, token"
                     " by token. Copies are held out together, and count as one document in a batch."
                 )
-
-
-@functools.cache
-def _log_once(line: str) -> None:
-    logger.info("%s", line)
 
 
 def build_store(data: DataConfig, *, seed: int) -> DocumentStore:

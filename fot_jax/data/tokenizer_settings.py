@@ -11,9 +11,7 @@ added_tokens.json counts.
 """
 
 import dataclasses
-import functools
 import json
-import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -28,14 +26,6 @@ ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 LONGEST_NAME = 1024  # characters of a token's name; the libraries' time grows faster than its length
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
-
-logger = logging.getLogger(__name__)
-
-
-@functools.cache
-def log_once(message: str) -> None:
-    """Logs a guess, once a process."""
-    logger.info(message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from fot_jax.config import UserError
 from fot_jax.data import llama_tokenizer
-from fot_jax.data.tokenizer_settings import TokenizerSettings, log_once
+from fot_jax.data.tokenizer_settings import TokenizerSettings
+from fot_jax.logging import info_once
 
 END_OF_TEXT_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 NO_SCORE = -1e9  # of a Unigram model's piece that no text becomes
@@ -65,7 +66,7 @@ class TokenizerVocabulary:
                 " Put a tokenizer_config.json next to it that names its eos_token."
             )
         if named is None:
-            log_once(
+            info_once(
                 f"{self._settings.shown()}: no file names the eos_token;"
                 f" {self._plain.id_to_token(found[0])!r} is taken. Name it in a tokenizer_config.json next to it."
             )
@@ -79,7 +80,8 @@ class TokenizerVocabulary:
         found = None if name is None else self._plain.token_to_id(name)
         if wanted is None and begins and found is not None:
             wanted = True
-            log_once(f"{self._settings.shown()}: no file says add_bos_token; texts begin with {name!r}, as LLaMA's do.")
+            shown = self._settings.shown()
+            info_once(f"{shown}: no file says add_bos_token; texts begin with {name!r}, as LLaMA's do.")
         if wanted and found is None:
             raise no_begin(self.path, name)
         return found if wanted else None

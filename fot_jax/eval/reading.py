@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fot_jax.config import MemoryConfig, MemoryPositions, ModelConfig, UserError
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
 from fot_jax.models.lower import first_layers, up_to_last_memory_layer
@@ -98,7 +98,7 @@ def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore 
     if past.shape[1] == 0:
         return None
     if subject.memory.overlap:
-        notice_once("memory.overlap", "not applied: in this task the windows of the past do not overlap")
+        warn_once("memory.overlap", "not applied: in this task the windows of the past do not overlap")
     store = MemoryStore.for_model(subject.model, streams=past.shape[0])
     source = ViewSource(store, subject.memory)
     length, lower = subject.model.local_context, up_to_last_memory_layer(subject.model)

@@ -26,7 +26,7 @@ from fot_jax.data.documents import COPIES_TOGETHER, DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval.reading import Subject, lend_memory_layers
 from fot_jax.infer.windows import reads_memory
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def say_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
         subjects = [run.subject for run in comparison.all_runs]
         if not any(reads_memory(length, subject.model, subject.memory) for subject in subjects):
             window = max(subject.model.local_context for subject in subjects)
-            notice_once("memory", f"not read by prompts of {length} tokens, which fit one window of {window}")
+            warn_once("memory", f"not read by prompts of {length} tokens, which fit one window of {window}")
 
 
 def load_comparison(

@@ -45,8 +45,8 @@ from jaxtyping import Int
 from fot_jax.config import LastContext, MemoryConfig, ModelConfig, UserError, check
 from fot_jax.infer.shared_past import readers, split
 from fot_jax.infer.steps import absorb, advance, memory_entries, placed
+from fot_jax.logging import warn_once
 from fot_jax.memory.device_copy import power_of_two
-from fot_jax.memory.notices import notice_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource
 from fot_jax.models.cache import init_cache
@@ -240,7 +240,7 @@ def read(
     reading = _start(config, memory, store, len(tokens), keep, mesh)
     cuts = [cuts_of(len(ids), config, memory) for ids in tokens]
     if not config.memory_layers and max(map(len, cuts)) > 1:
-        notice_once("model.memory_layers", "none, so only the last window of a long input counts")
+        warn_once("model.memory_layers", "none, so only the last window of a long input counts")
     started, total = time.monotonic(), sum(map(len, tokens))
 
     def report(done: int) -> None:

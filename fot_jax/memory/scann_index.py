@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fot_jax.config import MemoryConfig, UserError, check
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 
 SMALLEST_TREE = 64  # ScaNN's tree needs at least 16 entries
@@ -213,7 +213,7 @@ class ScannIndex:
                 appended=int(store.appended[stream]),
             )
             if head.tail is not None and not head.segments:
-                notice_once("memory.retrieval=scann", f"exact brute force below {head.seal_at} entries, trees above")
+                warn_once("memory.retrieval=scann", f"exact brute force below {head.seal_at} entries, trees above")
         self._epochs = store.epochs.copy()
 
     def search(self, queries: np.ndarray, *, slot: int, stream: int, kv_head: int, k: int) -> np.ndarray:

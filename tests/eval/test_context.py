@@ -10,7 +10,7 @@ import pytest
 from fot_jax.config import PastReading, RopeConfig, RopeScaling
 from fot_jax.eval import context, perplexity
 from fot_jax.eval.targets import gather
-from fot_jax.memory import notices
+from fot_jax.logging import warn_once
 from fot_jax.models.transformer import Decoder
 from tests.eval.subjects import MODEL, RandomDocuments, subject
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
@@ -53,7 +53,7 @@ def test_memory_is_the_perplexity_task():
 
 
 def test_an_overlap_is_not_applied_and_it_says_so(caplog):
-    notices.notice_once.cache_clear()
+    warn_once.cache_clear()
     plain = subject()
     lapped = dataclasses.replace(plain, memory=dataclasses.replace(plain.memory, overlap=3))
     with caplog.at_level(logging.WARNING):

@@ -10,7 +10,7 @@ from configs import tiny_code
 from fot_jax.config import ExperimentConfig, UserError, VocabularyKind
 from fot_jax.config.build import build
 from fot_jax.eval.runs import Comparison, Run, _check_alike, say_unread
-from fot_jax.memory import notices
+from fot_jax.logging import warn_once
 from tests.convert.checkpoints import bpe_tokenizer
 from tests.eval.subjects import MODEL, subject
 
@@ -36,7 +36,7 @@ def test_copies_of_one_tokenizer_are_one_vocabulary(tmp_path, given):
 
 def test_prompts_that_read_no_memory_are_said_by_length(tmp_path, caplog):
     """Windows of 8 tokens: a prompt of 8 is one window, one of 9 is cut."""
-    notices.notice_once.cache_clear()
+    warn_once.cache_clear()
     one = run(tmp_path / "one")
     subject = one.subject
     comparison = Comparison(runs=(one,), baselines=(), evaluation=one.config.evaluation, memory=subject.memory)

@@ -16,7 +16,7 @@ from fot_jax.infer.generate import FINISHED, generate
 from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.steps import absorb
 from fot_jax.infer.windows import Reading, cut_exactly, cut_windows, push_local, read
-from fot_jax.memory import notices
+from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
 from fot_jax.types import KeyValue
@@ -353,7 +353,7 @@ def test_a_shared_memory_takes_all_rows_and_a_kept_one_is_read_on(params):
 
 
 def test_without_memory_layers_only_the_last_window_counts_and_it_says_so(params, caplog):
-    notices.notice_once.cache_clear()
+    warn_once.cache_clear()
     plain = dataclasses.replace(MODEL, memory_layers=())
     with caplog.at_level(logging.WARNING):
         long, short = (read(params, plain, [text], memory=DENSE) for text in (TEXTS[0], TEXTS[0][-5:]))

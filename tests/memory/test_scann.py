@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
-from fot_jax.memory import notices
+from fot_jax.logging import warn_once
 from fot_jax.memory.scann_index import LONGEST, ScannIndex, build_segment
 from fot_jax.memory.scann_view import MOST_NEIGHBOURS, ScannView
 from fot_jax.memory.store import MemoryStore
@@ -77,7 +77,7 @@ def test_evicted_entries_are_never_found_and_the_rest_still_is():
 
 
 def test_below_the_size_it_is_exact_and_says_so_once(caplog):
-    notices.notice_once.cache_clear()
+    warn_once.cache_clear()
     rng = np.random.default_rng(2)
     keys, queries = rng.standard_normal((900, D)).astype(np.float32), rng.standard_normal((20, D)).astype(np.float32)
     store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)

@@ -10,7 +10,7 @@ from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 
 Found = dict[str, list[tuple[Run, Sweep]]]  # by source
 
@@ -19,7 +19,7 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Reports perplexity against context on each source's documents, of the model and any number of baselines."""
     documents = scored_documents(comparison)
     if max(comparison.evaluation.context_windows) == 1:
-        notice_once("evaluation.context_windows", "nothing is read before the scored window: all contexts are 1")
+        warn_once("evaluation.context_windows", "nothing is read before the scored window: all contexts are 1")
     journal = Journal(directory, "context", measured=comparison.identity)
     found: Found = {
         source: [

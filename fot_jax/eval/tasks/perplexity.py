@@ -8,7 +8,7 @@ from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 from fot_jax.eval.targets import Documents
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 
 DOCUMENT_CONTEXTS = 4  # local contexts that each document puts into a memory of several documents
 
@@ -19,7 +19,7 @@ def perplexity_task(comparison: Comparison, *, directory: pathlib.Path) -> Repor
     """Reports perplexity and bits per byte against memory size, of one document and of several."""
     documents = scored_documents(comparison)
     if not any(comparison.evaluation.memory_contexts):
-        notice_once("evaluation.memory_contexts", "no memory is read in the first table: all sizes are 0")
+        warn_once("evaluation.memory_contexts", "no memory is read in the first table: all sizes are 0")
     contexts = _measure_contexts(comparison, documents=documents)
     shared = _measure_documents(comparison, documents=documents)
     length = comparison.runs[0].config.model.local_context
