@@ -167,7 +167,7 @@ def register_task(source: SourceConfig, *, data: DataConfig, seed: int) -> Sourc
 def register_mixture(name: str, *, data: DataConfig, seed: int) -> seqio.Mixture:
     """Registers every source as a task and the seqio mixture `name` of them by rate.
 
-    For seqio's own tools. Training mixes by `fot_jax/data/draws.py`, which can start at any step.
+    For seqio's own tools. Training mixes by `fot_jax/data/document_order.py`, which can start at any step.
     """
     for source in data.sources:
         register_task(source, data=data, seed=seed)
