@@ -18,7 +18,7 @@ from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
 from fot_jax.eval.journal import Once, digest, unkept
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.reading import EvaluatedModel
 
 # A number takes about as many bytes as sub-words with single digits; a word takes more bytes than sub-words.
 ANSWER_TOKENS = {
@@ -124,7 +124,7 @@ def prompts_of(
 
 
 def measure(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     *,
     vocabulary: Vocabulary,
     prompts: Prompts,
@@ -135,7 +135,7 @@ def measure(
     """Generates the answers.
 
     Args:
-      subject: the model and how its memory is read; without memory layers only the last window counts.
+      evaluated: the model and how its memory is read; without memory layers only the last window counts.
       vocabulary: the model's vocabulary.
       prompts: from `prompts_of`.
       batch: prompts read together.
@@ -150,7 +150,7 @@ def measure(
         found = Found(kind=kind, length=length, trials=())
         for start in range(0, len(asked), batch):
             batched = asked[start : start + batch]
-            ask = functools.partial(_ask, subject, batched, vocabulary=vocabulary)
+            ask = functools.partial(_ask, evaluated, batched, vocabulary=vocabulary)
             texts = once((kind.value, length, start, digest(*(prompt.tokens for prompt in batched))), ask)
             found = dataclasses.replace(found, trials=found.trials + _trials(batched, texts))
             progress(found)
@@ -158,10 +158,10 @@ def measure(
     return results
 
 
-def _ask(subject: Subject, prompts: Sequence[NeedlePrompt], *, vocabulary: Vocabulary) -> list[str]:
+def _ask(evaluated: EvaluatedModel, prompts: Sequence[NeedlePrompt], *, vocabulary: Vocabulary) -> list[str]:
     """Answers prompts of one kind."""
     tokens = [prompt.tokens for prompt in prompts]
-    return answer(subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS[prompts[0].kind])
+    return answer(evaluated, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS[prompts[0].kind])
 
 
 def _trials(prompts: Sequence[NeedlePrompt], texts: Sequence[str]) -> tuple[Trial, ...]:

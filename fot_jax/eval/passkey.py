@@ -17,7 +17,7 @@ from fot_jax.data.synthetic import Passkey, passkey
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
 from fot_jax.eval.journal import Once, digest, unkept
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.reading import EvaluatedModel
 
 ANSWER_TOKENS = 12  # a key has at most five digits; byte vocabularies and a word before it fit too
 
@@ -58,7 +58,7 @@ def trials_of(vocabulary: Vocabulary, *, length: int, trials: int, seed: int) ->
 
 
 def measure(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     *,
     vocabulary: Vocabulary,
     lengths: Mapping[int, int],
@@ -70,7 +70,7 @@ def measure(
     """Generates the answers.
 
     Args:
-      subject: the model and how its memory is read; without memory layers only the last window counts.
+      evaluated: the model and how its memory is read; without memory layers only the last window counts.
       vocabulary: the model's vocabulary.
       lengths: length of the prompts (tokens) -> number of prompts.
       batch: prompts read together.
@@ -91,7 +91,7 @@ def measure(
         for start in range(0, trials, batch):
             asked = prompts[start : start + batch]
             tokens = [prompt.tokens for prompt in asked]
-            ask = functools.partial(answer, subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS)
+            ask = functools.partial(answer, evaluated, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS)
             texts = once((length, start, digest(*tokens)), ask)
             done += [
                 Trial(length=len(prompt.tokens), place=prompt.place, key=prompt.answer.strip(), generated=text)

@@ -26,7 +26,7 @@ from fot_jax.types import KeyValue, MemoryView
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvaluatedModel:
     """A model under measurement.
 
     Attributes:
@@ -89,7 +89,7 @@ def _score(params, tokens, targets, segments, memory: MemoryView | None, *, conf
     return jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore | None:
+def read_past(evaluated: EvaluatedModel, *, past: Int[np.ndarray, "B T"]) -> MemoryStore | None:
     """Reads T tokens per row, `local_context` at a time from an empty memory; None where T = 0.
 
     Each window reads with the memory that the windows before it left. The last one may be shorter. `memory.overlap`
@@ -97,12 +97,12 @@ def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore 
     """
     if past.shape[1] == 0:
         return None
-    if subject.memory.overlap:
+    if evaluated.memory.overlap:
         warn_once("memory.overlap", "not applied: in this task the windows of the past do not overlap")
-    store = MemoryStore.for_model(subject.model, streams=past.shape[0])
-    source = ViewSource(store, subject.memory)
-    length, lower = subject.model.local_context, up_to_last_memory_layer(subject.model)
-    params = first_layers(lower, subject.params)
+    store = MemoryStore.for_model(evaluated.model, streams=past.shape[0])
+    source = ViewSource(store, evaluated.memory)
+    length, lower = evaluated.model.local_context, up_to_last_memory_layer(evaluated.model)
+    params = first_layers(lower, evaluated.params)
     for start in range(0, past.shape[1], length):
         window = past[:, start : start + length]
         count = window.shape[1]
@@ -119,7 +119,7 @@ def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore 
 
 
 def score_window(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     *,
     store: MemoryStore | None,
     tokens: Int[np.ndarray, "B L"],
@@ -129,7 +129,7 @@ def score_window(
     """Scores one window of at most `local_context` tokens with its local context and a memory.
 
     Args:
-      subject: the model.
+      evaluated: the model.
       store: one stream per row, or one stream for all; None: no memory.
       tokens: the window.
       targets: the token that follows at each position.
@@ -139,27 +139,27 @@ def score_window(
       UserError: a loss is NaN or infinite.
     """
     segments = np.ones_like(tokens) if padding is None else (~padding).astype(tokens.dtype)
-    view = None if store is None else make_view(store, subject.memory)
-    nats, predicted = _score(subject.params, tokens, targets, segments, view, config=subject.model)
+    view = None if store is None else make_view(store, evaluated.memory)
+    nats, predicted = _score(evaluated.params, tokens, targets, segments, view, config=evaluated.model)
     nats = np.asarray(nats)
-    check_losses(subject, np.where(segments > 0, nats, 0))
+    check_losses(evaluated, np.where(segments > 0, nats, 0))
     return TokenScores(nats=nats, predicted=np.asarray(predicted))
 
 
-def check_losses(subject: Subject, nats: Float[np.ndarray, "B L"]) -> None:
+def check_losses(evaluated: EvaluatedModel, nats: Float[np.ndarray, "B L"]) -> None:
     """Raises UserError if a loss is NaN or infinite, as a mean over it says nothing."""
     bad = np.argwhere(~np.isfinite(nats))
     if len(bad):
         row, place = bad[0]
         raise UserError(
-            f"losses of {subject.label} must be finite, got {nats[row, place]} at token {place} of row {row}."
+            f"losses of {evaluated.label} must be finite, got {nats[row, place]} at token {place} of row {row}."
             " Check the model's parameters."
         )
 
 
-def join_rows(subject: Subject, *, store: MemoryStore, shifts: Iterable[int]) -> MemoryStore | None:
+def join_rows(evaluated: EvaluatedModel, *, store: MemoryStore, shifts: Iterable[int]) -> MemoryStore | None:
     """Returns a memory whose row i holds the entries of rows i + shift (mod rows) in turn; None if it is empty."""
-    joined = MemoryStore.for_model(subject.model, streams=store.streams)
+    joined = MemoryStore.for_model(evaluated.model, streams=store.streams)
     for shift in shifts:
         for stream in range(store.streams):
             entries = store.live((stream + shift) % store.streams)

@@ -1,4 +1,4 @@
-"""Inputs of the measurements, loaded from workdirs: subjects, documents, token bytes."""
+"""Inputs of the measurements, loaded from workdirs: models, documents, token bytes."""
 
 import dataclasses
 import logging
@@ -24,7 +24,7 @@ from fot_jax.config.build import to_dict
 from fot_jax.data.cache import vocabulary_identity
 from fot_jax.data.documents import COPIES_TOGETHER, DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
-from fot_jax.eval.reading import Subject, lend_memory_layers
+from fot_jax.eval.reading import EvaluatedModel, lend_memory_layers
 from fot_jax.infer.windows import reads_memory
 from fot_jax.logging import warn_once
 
@@ -40,14 +40,14 @@ class Run:
       config: the experiment's config.
       step: optimizer steps for which its parameters were trained.
       saved: when its checkpoint was saved (st_mtime_ns); 0 if the checkpoint is gone.
-      subject: the model as it is measured.
+      evaluated: the model as it is measured.
     """
 
     workdir: pathlib.Path
     config: ExperimentConfig
     step: int
     saved: int
-    subject: Subject
+    evaluated: EvaluatedModel
 
     @property
     def identity(self) -> dict[str, object]:
@@ -58,7 +58,7 @@ class Run:
             "saved": self.saved,
             "seed": self.config.seed,
             "vocabulary": vocabulary_identity(self.config.data.vocabulary),
-            "model": to_dict(self.subject.model),
+            "model": to_dict(self.evaluated.model),
             "reading": self.config.evaluation.reading.value,
         }
 
@@ -95,7 +95,7 @@ class Comparison:
     @property
     def windows(self) -> str:
         """Phrase for reports: 'in windows of 512 tokens, the newest 64 of each read again in the next but the last'."""
-        sizes, again = sorted({run.subject.model.local_context for run in self.all_runs}), self.memory.overlap
+        sizes, again = sorted({run.evaluated.model.local_context for run in self.all_runs}), self.memory.overlap
         lapped = f", the newest {again} of each read again in the next but the last" if again else ""
         return f"in windows of {' or '.join(map(str, sizes))} tokens{lapped}"
 
@@ -115,23 +115,23 @@ class Comparison:
         }
 
     @property
-    def ways(self) -> dict[str, Subject]:
-        """Subjects by label: the model and the baselines, each with memory, and without it ('last window')."""
+    def ways(self) -> dict[str, EvaluatedModel]:
+        """Models by label: the model and the baselines, each with memory, and without it ('last window')."""
         ways = {}
         for run in self.all_runs:
-            subject = run.subject
-            ways[f"{subject.label}, memory"] = subject
-            window = dataclasses.replace(subject.model, memory_layers=())
-            ways[f"{subject.label}, last window"] = dataclasses.replace(subject, model=window)
+            evaluated = run.evaluated
+            ways[f"{evaluated.label}, memory"] = evaluated
+            window = dataclasses.replace(evaluated.model, memory_layers=())
+            ways[f"{evaluated.label}, last window"] = dataclasses.replace(evaluated, model=window)
         return ways
 
 
 def say_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
     """Logs once per prompt length that no model reads a memory, because the prompt fits one window."""
     for length in lengths:
-        subjects = [run.subject for run in comparison.all_runs]
-        if not any(reads_memory(length, subject.model, subject.memory) for subject in subjects):
-            window = max(subject.model.local_context for subject in subjects)
+        models = [run.evaluated for run in comparison.all_runs]
+        if not any(reads_memory(length, evaluated.model, evaluated.memory) for evaluated in models):
+            window = max(evaluated.model.local_context for evaluated in models)
             warn_once("memory", f"not read by prompts of {length} tokens, which fit one window of {window}")
 
 
@@ -177,9 +177,9 @@ def load_comparison(
         if evaluation.window:
             model = dataclasses.replace(model, local_context=evaluation.window)
         memory.validate_window("memory", model.local_context)
-        subject = Subject(label=label, params=params, model=model, memory=memory)
+        evaluated = EvaluatedModel(label=label, params=params, model=model, memory=memory)
         runs.append(
-            Run(workdir=pathlib.Path(folder), config=config, step=at, saved=_saved(folder, at), subject=subject)
+            Run(workdir=pathlib.Path(folder), config=config, step=at, saved=_saved(folder, at), evaluated=evaluated)
         )
     return Comparison(
         runs=tuple(runs[:count]),
@@ -249,7 +249,7 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
             vocabulary=first.data.vocabulary,  # compared by its file's content: every imported run has its own copy
         )
         shared: dict[str, tuple[object, object]] = {
-            "model.local_context": (runs[0].subject.model.local_context, run.subject.model.local_context),
+            "model.local_context": (runs[0].evaluated.model.local_context, run.evaluated.model.local_context),
             "data.vocabulary": (
                 vocabulary_identity(first.data.vocabulary),
                 vocabulary_identity(run.config.data.vocabulary),

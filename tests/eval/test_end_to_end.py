@@ -13,7 +13,7 @@ from fot_jax.config.build import build
 from fot_jax.data.cache import fingerprint, open_or_build
 from fot_jax.workdir import write_config
 from launch import cli, demo_report, evaluate
-from tests.eval.subjects import random_params
+from tests.eval.tiny_models import random_params
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 LENGTH = 16

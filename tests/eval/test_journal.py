@@ -100,11 +100,11 @@ def test_interrupted_prompts_go_on(runs, monkeypatch, task, module, flags, piece
     asked = []
 
     def answers(most: int):
-        def answer(subject, prompts, **options):
+        def answer(evaluated, prompts, **options):
             if len(asked) == most:
                 raise KeyboardInterrupt
-            asked.append(subject)
-            return [f"{bool(subject.model.memory_layers)} {digest(prompt)}" for prompt in prompts]
+            asked.append(evaluated)
+            return [f"{bool(evaluated.model.memory_layers)} {digest(prompt)}" for prompt in prompts]
 
         return answer
 

@@ -9,7 +9,7 @@ from fot_jax.config import MemoryConfig, NeedleKind, Retrieval, UserError
 from fot_jax.data.vocabulary import ByteVocabulary
 from fot_jax.eval import answering, needle
 from fot_jax.eval.plots import Curve, Panel, plot_panels
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.reading import EvaluatedModel
 from fot_jax.eval.statistics import bounded_mean, wilson
 from launch import cli, evaluate
 from tests.eval.test_end_to_end import experiment, write_run
@@ -95,10 +95,10 @@ def test_a_model_that_knows_a_share_of_the_answers(monkeypatch, share):
 
     monkeypatch.setattr(answering, "read", read)
     monkeypatch.setattr(answering, "generate", generate)
-    subject = Subject(label="x", params=None, model=None, memory=MemoryConfig(retrieval=Retrieval.DENSE))  # pyright: ignore[reportArgumentType]
+    evaluated = EvaluatedModel(label="x", params=None, model=None, memory=MemoryConfig(retrieval=Retrieval.DENSE))  # pyright: ignore[reportArgumentType]
     seen = []
     results = needle.measure(
-        subject, vocabulary=VOCABULARY, prompts=asked, batch=2,
+        evaluated, vocabulary=VOCABULARY, prompts=asked, batch=2,
         progress=lambda found: seen.append((found.kind, found.length, len(found.trials))),
     )  # fmt: skip
     assert rows == [2, 1] * 6

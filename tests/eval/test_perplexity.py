@@ -12,7 +12,7 @@ from fot_jax.eval import perplexity
 from fot_jax.eval.reading import join_rows, lend_memory_layers, read_past
 from fot_jax.eval.targets import Target, choose_targets, gather
 from fot_jax.models.transformer import Decoder
-from tests.eval.subjects import MODEL, POSITIONLESS, RandomDocuments, subject
+from tests.eval.tiny_models import MODEL, POSITIONLESS, RandomDocuments, tiny_model
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 LENGTH = MODEL.local_context
@@ -27,7 +27,7 @@ def contexts(tiny, sizes=(0, 4), **changes):
 
 
 def test_a_uniform_model_has_perplexity_v():
-    sweep = contexts(subject(POSITIONLESS, zeros=True))
+    sweep = contexts(tiny_model(POSITIONLESS, zeros=True))
     for index in range(2):
         score = sweep.score(index)
         assert score.perplexity == pytest.approx(MODEL.vocab_size, rel=1e-5)
@@ -60,7 +60,7 @@ def test_a_curve_has_the_ends_of_the_tables_interval():
 
 def test_losses_that_are_not_finite_are_refused():
     """A mean over them would be NaN in the table and in JSON."""
-    broken = subject(POSITIONLESS)
+    broken = tiny_model(POSITIONLESS)
     params = jax.tree.map(np.array, broken.params)
     params["final_norm"]["scale"][:] = np.nan
     with pytest.raises(UserError, match=r"losses of tiny must be finite, got nan at token 0 of row 0\. Check"):
@@ -84,7 +84,7 @@ def test_targets_are_shared_spread_and_have_their_history():
 )
 def test_memory_of_a_model_without_positions_is_causal_attention_over_all_windows(memory):
     """m windows in memory and one local equal one causal pass over the m + 1 windows (all layers read memory)."""
-    tiny = subject(POSITIONLESS, memory=memory)
+    tiny = tiny_model(POSITIONLESS, memory=memory)
     sizes = (0, 1, 3)
     sweep = contexts(tiny, sizes=sizes)
     past, window = gather(DOCUMENTS, targets=list(sweep.targets), length=LENGTH, history=3)
@@ -99,7 +99,7 @@ def test_memory_of_a_model_without_positions_is_causal_attention_over_all_window
 
 def test_shared_memory_starts_as_the_documents_own():
     """x = 0 is no memory, x = 1 the target's own contexts; other documents change the loss."""
-    tiny = subject(POSITIONLESS)
+    tiny = tiny_model(POSITIONLESS)
     shared = perplexity.measure_documents(
         tiny, documents=DOCUMENTS, token_bytes=BYTES, contexts_per_document=4, most_documents=4, seed=0
     )
@@ -111,7 +111,7 @@ def test_shared_memory_starts_as_the_documents_own():
 
 
 def test_joined_rows_hold_the_next_rows_entries():
-    tiny = subject(POSITIONLESS)
+    tiny = tiny_model(POSITIONLESS)
     store = read_past(tiny, past=np.arange(3, 33).reshape(3, 10).astype(np.int32))
     joined = join_rows(tiny, store=store, shifts=range(2))
     assert joined.lengths.tolist() == [20, 20, 20]

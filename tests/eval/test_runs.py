@@ -12,7 +12,7 @@ from fot_jax.config.build import build
 from fot_jax.eval.runs import Comparison, Run, _check_alike, say_unread
 from fot_jax.logging import warn_once
 from tests.convert.checkpoints import bpe_tokenizer
-from tests.eval.subjects import MODEL, subject
+from tests.eval.tiny_models import MODEL, tiny_model
 
 
 def run(folder: pathlib.Path, *, pieces: int = 300, **data) -> Run:
@@ -24,7 +24,7 @@ def run(folder: pathlib.Path, *, pieces: int = 300, **data) -> Run:
         config.data.vocabulary, kind=VocabularyKind.HF_TOKENIZER, path=str(folder / "tokenizer.json")
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=vocabulary, **data))
-    return Run(workdir=folder, config=config, step=0, saved=0, subject=subject(MODEL))
+    return Run(workdir=folder, config=config, step=0, saved=0, evaluated=tiny_model(MODEL))
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -38,8 +38,8 @@ def test_prompts_that_read_no_memory_are_said_by_length(tmp_path, caplog):
     """Windows of 8 tokens: a prompt of 8 is one window, one of 9 is cut."""
     warn_once.cache_clear()
     one = run(tmp_path / "one")
-    subject = one.subject
-    comparison = Comparison(runs=(one,), baselines=(), evaluation=one.config.evaluation, memory=subject.memory)
+    evaluated = one.evaluated
+    comparison = Comparison(runs=(one,), baselines=(), evaluation=one.config.evaluation, memory=evaluated.memory)
     with caplog.at_level(logging.WARNING):
         say_unread(comparison, (4, 8, 9))
         say_unread(comparison, (8,))

@@ -36,7 +36,7 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
         method=_method(comparison, found),
         tables=tuple(_table(source, sweeps) for source, sweeps in found.items()),
         results={
-            "window": comparison.runs[0].subject.model.local_context,
+            "window": comparison.runs[0].evaluated.model.local_context,
             "retrieval": comparison.retrieval,
             "sources": {source: [_results(run, sweep) for run, sweep in sweeps] for source, sweeps in found.items()},
         },
@@ -55,11 +55,11 @@ def _measure(comparison: Comparison, run: Run, *, source: str, documents: Docume
     evaluation = comparison.evaluation
 
     def progress(windows: int, done: int) -> None:
-        line = f"{source}, {run.subject.label}: context of {windows} windows, {done} targets scored"
+        line = f"{source}, {run.evaluated.label}: context of {windows} windows, {done} targets scored"
         print(line, file=sys.stderr, flush=True)
 
     return context.measure(
-        run.subject,
+        run.evaluated,
         reading=run.config.evaluation.reading,
         documents=documents.of_source(source),
         token_bytes=token_bytes(run.config),
@@ -74,7 +74,7 @@ def _measure(comparison: Comparison, run: Run, *, source: str, documents: Docume
 
 
 def _method(comparison: Comparison, found: Found) -> str:
-    W = comparison.runs[0].subject.model.local_context
+    W = comparison.runs[0].evaluated.model.local_context
     counts = ", ".join(
         f"{source} {len(sweeps[0][1].targets)} windows of {len({t.document for t in sweeps[0][1].targets})} documents"
         for source, sweeps in found.items()
@@ -95,7 +95,7 @@ def _table(source: str, sweeps: list[tuple[Run, Sweep]]) -> Table:
             change = sweep.change(index)
             interval = f" ({change.percent(1)})" if index else ""
             cells.append(f"{sweep.score(index).perplexity:.2f}{interval}")
-        rows.append((run.subject.label, run.config.evaluation.reading.value, *cells))
+        rows.append((run.evaluated.label, run.config.evaluation.reading.value, *cells))
     header = ("model", "reading", *(f"{n}×" for n in sweeps[0][1].sizes))
     return Table(title=f"Perplexity against context: {source}", columns=header, rows=tuple(rows))
 
@@ -103,7 +103,7 @@ def _table(source: str, sweeps: list[tuple[Run, Sweep]]) -> Table:
 def _results(run: Run, sweep: Sweep) -> dict[str, object]:
     points = [{"windows": size, **sweep.figures(index)} for index, size in enumerate(sweep.sizes)]
     reading = run.config.evaluation.reading.value
-    label, count = run.subject.label, len(sweep.targets)
+    label, count = run.evaluated.label, len(sweep.targets)
     return {"model": label, "reading": reading, "step": run.step, "targets": count, "points": points}
 
 
@@ -111,7 +111,7 @@ def _examples(run: Run, sweep: Sweep, *, documents: DocumentSet) -> list[dict[st
     names = {target.document: documents.name(target.document) for target in sweep.targets}
     return [
         {
-            "model": run.subject.label,
+            "model": run.evaluated.label,
             "windows": size,
             "document": names[target.document],
             "chunk": target.chunk,
@@ -123,10 +123,10 @@ def _examples(run: Run, sweep: Sweep, *, documents: DocumentSet) -> list[dict[st
 
 
 def _plot(path: pathlib.Path, *, source: str, sweeps: list[tuple[Run, Sweep]]) -> None:
-    W = sweeps[0][0].subject.model.local_context
+    W = sweeps[0][0].evaluated.model.local_context
     curves = [
         Curve(
-            label=f"{run.subject.label} ({run.config.evaluation.reading.value})",
+            label=f"{run.evaluated.label} ({run.config.evaluation.reading.value})",
             x=[size * W for size in sweep.sizes],
             **sweep.curve(lambda score: score.perplexity),
         )

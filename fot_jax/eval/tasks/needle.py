@@ -32,7 +32,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     say_unread(comparison, evaluation.needle_tokens)
     found: Found = {}
     journal = Journal(directory, "needle", measured=comparison.identity)
-    for label, subject in comparison.ways.items():
+    for label, evaluated in comparison.ways.items():
 
         def progress(so_far: needle.Found, label: str = label) -> None:
             done = len(so_far.trials)
@@ -40,7 +40,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
             print(f"{line} of {done} prompts (of {evaluation.needle_trials})", file=sys.stderr, flush=True)
 
         found[label] = needle.measure(
-            subject,
+            evaluated,
             vocabulary=vocabulary,
             prompts=prompts,
             batch=evaluation.needle_batch,
@@ -52,7 +52,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
 
 
 def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
-    evaluation, window = comparison.evaluation, comparison.runs[0].subject.model.local_context
+    evaluation, window = comparison.evaluation, comparison.runs[0].evaluated.model.local_context
     panels = []
     for label, results in found.items():
         curves = [_curve(kind, [one for one in results if one.kind is kind]) for kind in evaluation.needle_kinds]

@@ -24,14 +24,14 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     say_unread(comparison, evaluation.passkey_tokens)
     found: Found = {}
     journal = Journal(directory, "passkey", measured=comparison.identity)
-    for label, subject in comparison.ways.items():
+    for label, evaluated in comparison.ways.items():
 
         def progress(length: int, done: int, right: int, label: str = label) -> None:
             line = f"{label}: {length:,} tokens, {right} of {done} keys right (of {evaluation.passkey_lengths[length]})"
             print(line, file=sys.stderr, flush=True)
 
         found[label] = passkey.measure(
-            subject,
+            evaluated,
             vocabulary=vocabulary,
             lengths=evaluation.passkey_lengths,
             batch=evaluation.passkey_batch,
@@ -54,7 +54,7 @@ def _share(trials: list[passkey.Trial]) -> Interval:
 
 
 def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
-    evaluation, window = comparison.evaluation, comparison.runs[0].subject.model.local_context
+    evaluation, window = comparison.evaluation, comparison.runs[0].evaluated.model.local_context
     curves = []
     for label, lengths in found.items():
         shares = [_share(trials) for trials in lengths]
