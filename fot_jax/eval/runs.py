@@ -115,15 +115,15 @@ class Comparison:
         }
 
     @property
-    def ways(self) -> dict[str, EvaluatedModel]:
+    def variants(self) -> dict[str, EvaluatedModel]:
         """Models by label: the model and the baselines, each with memory, and without it ('last window')."""
-        ways = {}
+        variants = {}
         for run in self.all_runs:
             evaluated = run.evaluated
-            ways[f"{evaluated.label}, memory"] = evaluated
+            variants[f"{evaluated.label}, memory"] = evaluated
             window = dataclasses.replace(evaluated.model, memory_layers=())
-            ways[f"{evaluated.label}, last window"] = dataclasses.replace(evaluated, model=window)
-        return ways
+            variants[f"{evaluated.label}, last window"] = dataclasses.replace(evaluated, model=window)
+        return variants
 
 
 def say_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
@@ -170,7 +170,7 @@ def load_comparison(
             " Evaluate a model without them as --baseline-workdir."
         )
     count = len(workdirs)
-    labels = _labels(folders, [config.name for config, _, _ in loaded], beside=[0, *range(count, len(folders))])
+    labels = _labels(folders, [config.name for config, _, _ in loaded], compared=[0, *range(count, len(folders))])
     runs = []
     for folder, label, (config, params, at) in zip(folders, labels, loaded, strict=True):
         model = lend_memory_layers(config.model, of=first.model)
@@ -190,10 +190,10 @@ def load_comparison(
     )
 
 
-def _labels(folders: Sequence[pathlib.Path], names: list[str], *, beside: list[int]) -> list[str]:
+def _labels(folders: Sequence[pathlib.Path], names: list[str], *, compared: list[int]) -> list[str]:
     """Returns the configs' names; folders' names or paths where compared runs would otherwise share a label."""
     for labels in (names, [pathlib.Path(folder).name for folder in folders]):
-        if len({labels[number] for number in beside}) == len(beside):
+        if len({labels[number] for number in compared}) == len(compared):
             return labels
     return [str(folder) for folder in folders]
 

@@ -17,11 +17,11 @@ PLOT = "dictionary.png"
 
 def dictionary_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Reports accuracy against dictionary size, with memory and without, and its range over seeds."""
-    ways: list[tuple[str, tuple[Run, ...], Callable[[EvaluatedModel], lookup.Predictor]]] = []
+    variants: list[tuple[str, tuple[Run, ...], Callable[[EvaluatedModel], lookup.Predictor]]] = []
     for runs in filter(None, (comparison.runs, comparison.baselines)):
         label = runs[0].evaluated.label
-        ways.append((f"{label}, memory", runs, lookup.with_memory))
-        ways.append((f"{label}, no memory", runs, lookup.without_memory))
+        variants.append((f"{label}, memory", runs, lookup.with_memory))
+        variants.append((f"{label}, no memory", runs, lookup.without_memory))
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     found = {
         label: [
@@ -34,7 +34,7 @@ def dictionary_task(comparison: Comparison, *, directory: pathlib.Path) -> Repor
             )
             for run in runs
         ]
-        for label, runs, make in ways
+        for label, runs, make in variants
     }
     _plot(directory / PLOT, found=found, comparison=comparison)
     return _report(found, comparison=comparison)

@@ -32,7 +32,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     say_unread(comparison, evaluation.needle_tokens)
     found: Found = {}
     journal = Journal(directory, "needle", measured=comparison.identity)
-    for label, evaluated in comparison.ways.items():
+    for label, evaluated in comparison.variants.items():
 
         def progress(so_far: needle.Found, label: str = label) -> None:
             done = len(so_far.trials)

@@ -24,7 +24,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     say_unread(comparison, evaluation.passkey_tokens)
     found: Found = {}
     journal = Journal(directory, "passkey", measured=comparison.identity)
-    for label, evaluated in comparison.ways.items():
+    for label, evaluated in comparison.variants.items():
 
         def progress(length: int, done: int, right: int, label: str = label) -> None:
             line = f"{label}: {length:,} tokens, {right} of {done} keys right (of {evaluation.passkey_lengths[length]})"
