@@ -36,25 +36,27 @@ def main(flags: argparse.Namespace) -> None:
     given = supervisor.membership()
     if given is not None:
         _train_as_member(flags, config, *given)
-    elif (seat := _seat(flags)) is not None:
+    elif (process_id := _process_id(flags)) is not None:
         command = [sys.executable, "-m", "launch.train", *sys.argv[1:]]
         workdir = cli.workdir_of(flags, config)
         seconds = flags.preflight_seconds
-        sys.exit(supervisor.run(command, seat=seat, config=config, workdir=workdir, seconds=seconds, say=_say))
+        sys.exit(
+            supervisor.run(command, process_id=process_id, config=config, workdir=workdir, seconds=seconds, say=_say)
+        )
     else:
         code = _train(flags, config)
         if code:
             sys.exit(code)
 
 
-def _seat(flags: argparse.Namespace):
-    """Returns the Seat of this process among several, None for a run of one."""
-    from launch.multihost import seats
+def _process_id(flags: argparse.Namespace):
+    """Returns the ProcessId of this process among several, None for a run of one."""
+    from launch.multihost import process_ids
 
-    named = seats.from_flags(flags.coordinator, flags.num_processes, flags.process_id)
+    named = process_ids.from_flags(flags.coordinator, flags.num_processes, flags.process_id)
     if named is not None or flags.hosts == "one":
         return named
-    return seats.from_environment(attribute=seats.metadata_attribute())
+    return process_ids.from_environment(attribute=process_ids.metadata_attribute())
 
 
 def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import to_dict
-from launch.multihost.roll_call import DEAD, Hello, Stop, Watch, assemble
-from launch.multihost.seats import Seat
+from launch.multihost.preflight import DEAD, Hello, Stop, Watch, assemble
+from launch.multihost.process_ids import ProcessId
 
 MEMBER = "FOT_JAX_MEMBER"  # environment variable of the child: JSON of coordinator, process, processes, descriptor
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -68,7 +68,7 @@ def _version(package: str) -> str:
 def run(
     command: Sequence[str],
     *,
-    seat: Seat,
+    process_id: ProcessId,
     config: ExperimentConfig,
     workdir: Path,
     seconds: float,
@@ -78,7 +78,7 @@ def run(
 
     Args:
       command: the child's, as an argument list.
-      seat: which process this is.
+      process_id: which process this is.
       config: the resolved experiment.
       workdir: the run's folder, shared by all hosts.
       seconds: time limit of the preflight.
@@ -88,31 +88,31 @@ def run(
       UserError: the preflight failed, or another process did; the message says which.
     """
     start = time.monotonic()
-    me = Hello(process=seat.process, processes=seat.processes, host=socket.gethostname(), same=digests(config))
-    with assemble(seat, me, seconds=seconds, token=secrets.token_hex(8)) as watch:
+    me = Hello(process=process_id.index, processes=process_id.count, host=socket.gethostname(), same=digests(config))
+    with assemble(process_id, me, seconds=seconds, token=secrets.token_hex(8)) as watch:
         try:
-            _check_shared(workdir, seat, watch)
+            _check_shared(workdir, process_id, watch)
         except UserError as error:
             _fail(watch, str(error), code=2)
             raise
         if not watch.stops.empty():
             return _say_stop(watch.stops.get())
-        if seat.process == 0:
+        if process_id.index == 0:
             hosts = ", ".join(watch.hosts[:4]) + (f", ... {len(watch.hosts)}" if len(watch.hosts) > 4 else "")
             say(
-                f"preflight: {seat.processes} processes ({hosts}), config {me.same['config']}, code {me.same['code']},"
-                f" the same everywhere; {workdir} is shared; {time.monotonic() - start:.1f} s"
+                f"preflight: {process_id.count} processes ({hosts}), config {me.same['config']},"
+                f" code {me.same['code']}, the same everywhere; {workdir} is shared; {time.monotonic() - start:.1f} s"
             )
-        return _supervise(command, seat, watch)
+        return _supervise(command, process_id, watch)
 
 
-def _check_shared(workdir: Path, seat: Seat, watch: Watch) -> None:
+def _check_shared(workdir: Path, process_id: ProcessId, watch: Watch) -> None:
     """Raises UserError unless all processes see one folder: process 0 writes a token, the others read it.
 
     It ends early when another process does.
     """
-    path = workdir / ".roll_call"
-    if seat.process == 0:
+    path = workdir / ".preflight"
+    if process_id.index == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(watch.token, encoding="utf-8")
         return
@@ -127,13 +127,13 @@ def _check_shared(workdir: Path, seat: Seat, watch: Watch) -> None:
         time.sleep(0.1)
 
 
-def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
+def _supervise(command: Sequence[str], process_id: ProcessId, watch: Watch) -> int:
     """Runs the child until it or another process ends."""
     ours, theirs = socket.socketpair()
     member = {
-        "coordinator": f"{seat.host}:{seat.port + 1}",
-        "process": seat.process,
-        "processes": seat.processes,
+        "coordinator": f"{process_id.host}:{process_id.port + 1}",
+        "process": process_id.index,
+        "processes": process_id.count,
         "descriptor": theirs.fileno(),
     }
     environment = os.environ | {MEMBER: json.dumps(member)}

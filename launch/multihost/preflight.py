@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fot_jax.config import UserError
-from launch.multihost.seats import Seat
+from launch.multihost.process_ids import ProcessId
 
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0
@@ -170,11 +170,11 @@ class Watch:
                 line.send(kind="beat")
 
 
-def assemble(seat: Seat, me: Hello, *, seconds: float, token: str) -> Watch:
+def assemble(process_id: ProcessId, me: Hello, *, seconds: float, token: str) -> Watch:
     """Waits for every process and checks that all run the same.
 
     Args:
-      seat: this process' seat.
+      process_id: this process' number, and where process 0 listens.
       me: its description of itself.
       seconds: how long to wait.
       token: process 0 sends its own to all; the others' are not used.
@@ -183,25 +183,29 @@ def assemble(seat: Seat, me: Hello, *, seconds: float, token: str) -> Watch:
       UserError: processes are missing after `seconds`, or run something else; the message names them.
     """
     deadline = time.monotonic() + seconds
-    return _hold(seat, me, deadline, seconds, token) if seat.process == 0 else _answer(seat, me, deadline, seconds)
+    return (
+        _hold(process_id, me, deadline, seconds, token)
+        if process_id.index == 0
+        else _answer(process_id, me, deadline, seconds)
+    )
 
 
-def _hold(seat: Seat, me: Hello, deadline: float, seconds: float, token: str) -> Watch:
+def _hold(process_id: ProcessId, me: Hello, deadline: float, seconds: float, token: str) -> Watch:
     """Runs the preflight in process 0: waits for the others' hellos, checks them and answers."""
     try:
         v6 = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if v6 else socket.AF_INET
-        server = socket.create_server(("", seat.port), family=family, dualstack_ipv6=v6, backlog=seat.processes)
+        server = socket.create_server(("", process_id.port), family=family, dualstack_ipv6=v6, backlog=process_id.count)
     except OSError as error:
         raise UserError(
-            f"port {seat.port} of --coordinator must be free on process 0's host, got: {error.strerror}."
+            f"port {process_id.port} of --coordinator must be free on process 0's host, got: {error.strerror}."
             " Wait for the run that holds it, or name another port."
         ) from error
     lines: dict[int, Line] = {}
     hellos = {0: me}
     problem = None
     with server:
-        while len(hellos) < seat.processes and problem is None and time.monotonic() < deadline:
+        while len(hellos) < process_id.count and problem is None and time.monotonic() < deadline:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 connection, _ = server.accept()
@@ -209,30 +213,30 @@ def _hold(seat: Seat, me: Hello, deadline: float, seconds: float, token: str) ->
                 break
             line = Line(connection)
             hello = _parsed(line.receive(seconds=min(BEAT_SECONDS, deadline - time.monotonic())))
-            problem = _misfit(hello, hellos, seat) if hello else None
+            problem = _misfit(hello, hellos, process_id) if hello else None
             if hello is None or problem:  # not a process of this run
                 line.send(kind="stop", message=problem or "not one of this run")
                 line.close()
             else:
                 lines[hello.process], hellos[hello.process] = line, hello
-    problem = problem or _missing(hellos, seat, seconds) or _difference(hellos)
+    problem = problem or _missing(hellos, process_id, seconds) or _difference(hellos)
     if problem:
         for line in lines.values():
             line.send(kind="stop", message=problem)
             line.close()
         raise UserError(problem)
-    hosts = [hellos[process].host for process in range(seat.processes)]
+    hosts = [hellos[process].host for process in range(process_id.count)]
     for line in lines.values():
         line.send(kind="go", hosts=hosts, token=token)
     return Watch(me, lines, hosts=hosts, token=token)
 
 
-def _answer(seat: Seat, me: Hello, deadline: float, seconds: float) -> Watch:
+def _answer(process_id: ProcessId, me: Hello, deadline: float, seconds: float) -> Watch:
     """Runs the preflight in another process: says hello to process 0 and waits for its answer."""
     reason = "no answer"
     while time.monotonic() < deadline:
         try:
-            connection = socket.create_connection((seat.host, seat.port), timeout=BEAT_SECONDS)
+            connection = socket.create_connection((process_id.host, process_id.port), timeout=BEAT_SECONDS)
         except OSError as error:
             reason = error.strerror or str(error)
             time.sleep(0.2)
@@ -248,8 +252,8 @@ def _answer(seat: Seat, me: Hello, deadline: float, seconds: float) -> Watch:
         reason = "it closed the connection"
         time.sleep(0.2)
     raise UserError(
-        f"preflight: process 0 must answer at {seat.host}:{seat.port} within {seconds:.0f} s, got: {reason}."
-        f" It has not started, or the network keeps ports {seat.port} and {seat.port + 1} closed."
+        f"preflight: process 0 must answer at {process_id.host}:{process_id.port} within {seconds:.0f} s, got:"
+        f" {reason}. It has not started, or the network keeps ports {process_id.port} and {process_id.port + 1} closed."
     )
 
 
@@ -263,27 +267,27 @@ def _parsed(message: dict[str, Any] | None) -> Hello | None:
     return hello if isinstance(hello.process, int) and isinstance(hello.same, dict) else None
 
 
-def _misfit(hello: Hello, hellos: dict[int, Hello], seat: Seat) -> str | None:
+def _misfit(hello: Hello, hellos: dict[int, Hello], process_id: ProcessId) -> str | None:
     """Says why a hello cannot be of this run; None where it can."""
-    if hello.processes != seat.processes:
+    if hello.processes != process_id.count:
         return (
             f"preflight: --num-processes must be the same everywhere, got {hello.processes} in {hello} and"
-            f" {seat.processes} in {hellos[0]}."
+            f" {process_id.count} in {hellos[0]}."
         )
     if hello.process in hellos:
         return f"preflight: {hello} and {hellos[hello.process]} have the same number. Give each its own --process-id."
     return None
 
 
-def _missing(hellos: dict[int, Hello], seat: Seat, seconds: float) -> str | None:
+def _missing(hellos: dict[int, Hello], process_id: ProcessId, seconds: float) -> str | None:
     """Names the processes that have not come; None where all have."""
-    missing = [process for process in range(seat.processes) if process not in hellos]
+    missing = [process for process in range(process_id.count) if process not in hellos]
     if not missing:
         return None
-    known = dict(enumerate(seat.names))
+    known = dict(enumerate(process_id.names))
     listed = ", ".join(f"{process} ({known[process]})" if process in known else str(process) for process in missing)
     return (
-        f"preflight: all {seat.processes} processes must come within {seconds:.0f} s; {len(hellos)} came, missing:"
+        f"preflight: all {process_id.count} processes must come within {seconds:.0f} s; {len(hellos)} came, missing:"
         f" {listed}. Look at the output of these hosts, or give --preflight-seconds more."
     )
 
