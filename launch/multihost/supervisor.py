@@ -35,7 +35,7 @@ INTERRUPTED = 130  # exit code after SIGINT, as the child's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ended:
+class ChildExit:
     """End of the child: its exit code, and its own error line, if it gave one."""
 
     code: int
@@ -96,7 +96,7 @@ def run(
             _fail(watch, str(error), code=2)
             raise
         if not watch.stops.empty():
-            return _say_stop(watch.stops.get())
+            return _print_stop(watch.stops.get())
         if process_id.index == 0:
             hosts = ", ".join(watch.hosts[:4]) + (f", ... {len(watch.hosts)}" if len(watch.hosts) > 4 else "")
             say(
@@ -137,7 +137,7 @@ def _supervise(command: Sequence[str], process_id: ProcessId, watch: Watch) -> i
         "descriptor": theirs.fileno(),
     }
     environment = os.environ | {MEMBER: json.dumps(member)}
-    child = subprocess.Popen(_tied(command), env=environment, pass_fds=[theirs.fileno()])
+    child = subprocess.Popen(_killed_with_parent(command), env=environment, pass_fds=[theirs.fileno()])
     theirs.close()
     interrupts = _Interrupts(child)
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda n, _: _send(child, n))}
@@ -146,7 +146,7 @@ def _supervise(command: Sequence[str], process_id: ProcessId, watch: Watch) -> i
         threading.Thread(target=_wait, args=(child, ours, watch.stops), daemon=True).start()
         event = watch.stops.get()
         if isinstance(event, Stop):
-            return _stopped(event, child, watch)
+            return _end_child(event, child, watch)
         if event.message is None and event.code in (0, INTERRUPTED):  # done, or saved by all at the same step
             watch.done(seconds=_DONE_SECONDS)
             return INTERRUPTED if interrupts.count else event.code
@@ -154,7 +154,7 @@ def _supervise(command: Sequence[str], process_id: ProcessId, watch: Watch) -> i
             print("interrupted", file=sys.stderr, flush=True)
             _fail(watch, "was interrupted", code=DEAD)
             return INTERRUPTED
-        return _lost(event, watch)
+        return _report_failure(event, watch)
     finally:
         if child.poll() is None:
             child.kill()
@@ -163,7 +163,7 @@ def _supervise(command: Sequence[str], process_id: ProcessId, watch: Watch) -> i
             signal.signal(number, handler)
 
 
-_TIE = """
+_KILLED_WITH_PARENT = """
 import os, signal, sys
 try:
     import ctypes
@@ -178,25 +178,27 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def _tied(command: Sequence[str]) -> list[str]:
+def _killed_with_parent(command: Sequence[str]) -> list[str]:
     """Wraps the command so that Linux kills it when this process dies, even by SIGKILL; else it keeps the devices."""
     tied = sys.platform == "linux"
-    return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command] if tied else list(command)
+    return (
+        [sys.executable, "-I", "-S", "-c", _KILLED_WITH_PARENT, str(os.getpid()), *command] if tied else list(command)
+    )
 
 
 def _wait(child: subprocess.Popen, link: socket.socket, events: queue.Queue) -> None:
-    """Waits for the child and puts its Ended into the queue."""
+    """Waits for the child and puts its ChildExit into the queue."""
     said = b""
     while part := link.recv(4096):
         said += part
-    events.put(Ended(code=child.wait(), message=said.decode(errors="replace") or None))
+    events.put(ChildExit(code=child.wait(), message=said.decode(errors="replace") or None))
 
 
-def _lost(event: Ended, watch: Watch) -> int:
+def _report_failure(event: ChildExit, watch: Watch) -> int:
     """Tells the others that this process' training failed, unless they were the reason. Returns the exit code."""
     if event.message is None or event.code not in (1, 2):
         try:  # a lost peer ends the child too (JAX aborts, a collective fails): its name is the better message
-            return _say_stop(watch.stops.get(timeout=2.0))
+            return _print_stop(watch.stops.get(timeout=2.0))
         except queue.Empty:
             pass
     signalled = f"was killed by signal {-event.code}" if event.code < 0 else f"ended with exit code {event.code}"
@@ -212,7 +214,7 @@ def _fail(watch: Watch, message: str, *, code: int) -> None:
     time.sleep(0.5)  # let it arrive before the connections close
 
 
-def _stopped(stop: Stop, child: subprocess.Popen, watch: Watch) -> int:
+def _end_child(stop: Stop, child: subprocess.Popen, watch: Watch) -> int:
     """Ends the child because another process failed or died. Returns the exit code."""
     if stop.code != DEAD:
         try:  # all may be failing for the same reason (a metric became NaN): the child's own line is enough
@@ -226,10 +228,10 @@ def _stopped(stop: Stop, child: subprocess.Popen, watch: Watch) -> int:
     if child.poll() is None:
         child.kill()
         child.wait()
-    return _say_stop(stop)
+    return _print_stop(stop)
 
 
-def _say_stop(stop: Stop) -> int:
+def _print_stop(stop: Stop) -> int:
     then = " The same command on every host goes on from the last checkpoint." if stop.code == DEAD else ""
     print(f"error: stopped, as {stop.message.rstrip('.')}.{then}", file=sys.stderr, flush=True)
     return stop.code
