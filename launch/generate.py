@@ -217,7 +217,7 @@ def main(flags: argparse.Namespace) -> None:
         store = MemoryStore.for_model(config.model, streams=len(prompts), budget=memory.budget)
     before = 0 if store is None else int(store.appended.sum())
     if (flags.memory or flags.top_k_memory) and not before:
-        say_if_unread(config.model, memory, prompts)
+        warn_if_memory_unread(config.model, memory, prompts)
     params, mesh = over_devices(params, config, flags)
     stop, shown = interrupts.Stop(), [0.0]
 
@@ -245,7 +245,7 @@ def main(flags: argparse.Namespace) -> None:
             save_memory(store, flags, fingerprint=identity, logn_from=memory.logn_from, before=before, stop=stop)
 
 
-def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
+def warn_if_memory_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
     """Says that the memory flags change nothing: no memory layer, nothing in memory, or top-k takes all of it."""
     from fot_jax.infer.windows import reads_memory
 

@@ -41,7 +41,7 @@ def main(flags: argparse.Namespace) -> None:
         workdir = cli.workdir_of(flags, config)
         seconds = flags.preflight_seconds
         sys.exit(
-            supervisor.run(command, process_id=process_id, config=config, workdir=workdir, seconds=seconds, say=_say)
+            supervisor.run(command, process_id=process_id, config=config, workdir=workdir, seconds=seconds, log=_log)
         )
     else:
         code = _train(flags, config)
@@ -73,7 +73,7 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     allowed = [path for listed in flags.allow_change for path in listed.split(",") if path]
     workdir = cli.workdir_of(flags, config)
     try:
-        outcome = train(config, workdir=workdir, allow_changes=allowed, say=_say, profile=profile)
+        outcome = train(config, workdir=workdir, allow_changes=allowed, log=_log, profile=profile)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return NON_FINITE
@@ -103,7 +103,7 @@ def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member
         sys.exit(code)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)
 
 
@@ -120,7 +120,7 @@ def _keep_compiled(folder: str | None) -> None:
     path = chosen if "://" in chosen else str(Path(chosen).expanduser())
     jax.config.update("jax_compilation_cache_dir", path)
     if is_first():
-        _say(f"compilation cache: {path} (--compilation-cache=DIR or off)")
+        _log(f"compilation cache: {path} (--compilation-cache=DIR or off)")
 
 
 def _profile_steps(text: str | None):

@@ -126,7 +126,7 @@ class Comparison:
         return variants
 
 
-def say_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
+def warn_if_memory_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
     """Logs once per prompt length that no model reads a memory, because the prompt fits one window."""
     for length in lengths:
         models = [run.evaluated for run in comparison.all_runs]

@@ -56,7 +56,7 @@ def train(
     workdir: str | os.PathLike[str],
     allow_changes: Collection[str] = (),
     devices: list[jax.Device] | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     profile: ProfileSteps | None = None,
 ) -> Outcome:
     """Trains to `train.steps`, continuing from the newest checkpoint in the folder if there is one.
@@ -72,7 +72,7 @@ def train(
       workdir: the run's folder: config.json, checkpoints/, metrics.jsonl, tensorboard/.
       allow_changes: config paths that may differ from the run already there.
       devices: the devices of the mesh; None: all.
-      say: prints one line of progress.
+      log: prints one line of progress.
       profile: the steps to trace; None: no trace.
 
     Raises:
@@ -82,7 +82,7 @@ def train(
       NonFiniteError: a metric became NaN or infinite; the last good checkpoint stays.
     """
     folder = Path(workdir)
-    say = say if distributed.is_first() else _say_nothing
+    log = log if distributed.is_first() else _log_nothing
     mesh = make_mesh(config.mesh, devices)
     rows = config.train.batch_rows // config.train.accumulation
     check_batch(config, mesh)
@@ -100,7 +100,7 @@ def train(
         account = stack.enter_context(TimeAccount())
         stack.enter_context(run_folder.only_writer(folder))
         for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
-            say(f"config changed: {line}")
+            log(f"config changed: {line}")
         stop = stack.enter_context(StopSignal())
         checkpoints = stack.enter_context(checkpoint.Checkpointer(folder, config))
         start = checkpoints.latest_step() or 0
@@ -109,15 +109,15 @@ def train(
             raise UserError(f"train.steps must be at least the {start} done in {folder}, got {config.train.steps}.")
         state, position = _restore(checkpoints, start, abstract) if start else _begin(config, mesh)
         for line in _changed_documents(position, stream.digests, folder, allow_changes):
-            say(line)
+            log(line)
         if distributed.is_first():
             run_folder.write_config(folder, config)  # only now: all that the config asks for is there
             if config.train.init_from:
                 run_folder.inherit_source(folder, config.train.init_from)
-        say(train_state.parameter_table(config))
-        say(f"resumed after step {start}" if start else f"new run in {folder}")
+        log(train_state.parameter_table(config))
+        log(f"resumed after step {start}" if start else f"new run in {folder}")
         for line in _notices(config, mesh, stream, start=start, final=schedule.final, plans=plans):
-            say(line)
+            log(line)
         recorder = stack.enter_context(
             Recorder(
                 folder,
@@ -125,14 +125,14 @@ def train(
                 schedule=schedule,
                 step=start,
                 switch_step=position["switch_step"],
-                say=say,
+                log=log,
                 account=account,
                 flops_per_token=functools.cache(functools.partial(_flops_per_token, config, rows)),
             )
         )
         load = functools.partial(_load, stream, mesh, config.train.batch_rows)
         batches = stack.enter_context(Prefetcher(load, stop=config.train.steps))
-        trace = stack.enter_context(Profile(folder, profile, say=say))
+        trace = stack.enter_context(Profile(folder, profile, log=log))
 
         saver = Saver(checkpoints, config, step=start, account=account, documents=stream.digests)
         done = start
@@ -161,10 +161,10 @@ def train(
         if done > saver.saved:
             saver.save(done, state, switch_step=recorder.switch_step)
         saver.wait()
-        say(account.summary())
+        log(account.summary())
     stopped = stop.requested and done < config.train.steps
     if stopped:
-        say(f"stopped by {stop.name} after step {done}, nothing is lost: the same command goes on from there")
+        log(f"stopped by {stop.name} after step {done}, nothing is lost: the same command goes on from there")
     return Outcome(step=done, stopped=stopped, interrupted=stopped and stop.interrupted)
 
 
@@ -210,7 +210,7 @@ def _load(stream: Stream, mesh: Mesh, rows: int, step: int) -> Any:
     return distributed.put_rows(parts, sharding, rows=rows)
 
 
-def _say_nothing(line: str) -> None:
+def _log_nothing(line: str) -> None:
     del line  # the first process prints it
 
 

@@ -42,7 +42,7 @@ class Recorder:
         schedule: ContextSchedule,
         step: int,
         switch_step: int | None,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         account: TimeAccount,
         flops_per_token: Callable[[int], float],
     ) -> None:
@@ -54,7 +54,7 @@ class Recorder:
           schedule: the schedule of d; observes the accuracies.
           step: optimizer steps done.
           switch_step: the switch step in the checkpoint.
-          say: prints a progress line.
+          log: prints a progress line.
           account: the time accounting, written with the metrics.
           flops_per_token: FLOPs of a training step per token, as a function of d.
         """
@@ -62,7 +62,7 @@ class Recorder:
         self._train = config.train
         self._schedule = schedule
         self._writer = MetricsWriter(workdir, step=step) if distributed.is_first() else None
-        self._say = say
+        self._log = log
         self._account = account
         self._flops_per_token = flops_per_token
         self._speed = Speed(
@@ -122,4 +122,4 @@ class Recorder:
                 scalars["model_flops_utilisation"] = flops / (self._train.peak_tflops * 1e12)
         if self._writer:
             self._writer.write(step, scalars | self._account.scalars())
-        self._say(progress_line(step, scalars, steps=self._train.steps, seconds_left=seconds_left))
+        self._log(progress_line(step, scalars, steps=self._train.steps, seconds_left=seconds_left))

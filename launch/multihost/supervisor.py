@@ -72,7 +72,7 @@ def run(
     config: ExperimentConfig,
     workdir: Path,
     seconds: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> int:
     """Runs the preflight and this process' part of the training; returns the exit code.
 
@@ -82,7 +82,7 @@ def run(
       config: the resolved experiment.
       workdir: the run's folder, shared by all hosts.
       seconds: time limit of the preflight.
-      say: prints a line; used by process 0.
+      log: prints a line; used by process 0.
 
     Raises:
       UserError: the preflight failed, or another process did; the message says which.
@@ -99,7 +99,7 @@ def run(
             return _print_stop(watch.stops.get())
         if process_id.index == 0:
             hosts = ", ".join(watch.hosts[:4]) + (f", ... {len(watch.hosts)}" if len(watch.hosts) > 4 else "")
-            say(
+            log(
                 f"preflight: {process_id.count} processes ({hosts}), config {me.same['config']},"
                 f" code {me.same['code']}, the same everywhere; {workdir} is shared; {time.monotonic() - start:.1f} s"
             )

@@ -9,7 +9,7 @@ import pytest
 from configs import tiny_code
 from fot_jax.config import ExperimentConfig, UserError, VocabularyKind
 from fot_jax.config.build import build
-from fot_jax.eval.runs import Comparison, Run, _check_alike, say_unread
+from fot_jax.eval.runs import Comparison, Run, _check_alike, warn_if_memory_unread
 from fot_jax.logging import warn_once
 from tests.convert.checkpoints import bpe_tokenizer
 from tests.eval.tiny_models import MODEL, tiny_model
@@ -41,8 +41,8 @@ def test_prompts_that_read_no_memory_are_said_by_length(tmp_path, caplog):
     evaluated = one.evaluated
     comparison = Comparison(runs=(one,), baselines=(), evaluation=one.config.evaluation, memory=evaluated.memory)
     with caplog.at_level(logging.WARNING):
-        say_unread(comparison, (4, 8, 9))
-        say_unread(comparison, (8,))
+        warn_if_memory_unread(comparison, (4, 8, 9))
+        warn_if_memory_unread(comparison, (8,))
     assert [record.message for record in caplog.records] == [
         f"memory: not read by prompts of {length} tokens, which fit one window of 8" for length in (4, 8)
     ]

@@ -145,7 +145,7 @@ def test_a_memory_that_is_not_read_is_said_by_name(capsys):
     model, memory = build(ExperimentConfig, RUN).model, MemoryConfig(top_k=99)
     plain = dataclasses.replace(model, memory_layers=())
     for case, length in ((plain, 40), (model, 16), (model, 40), (model, 200)):
-        generate.say_if_unread(case, memory, [np.zeros(length, np.int32)])
+        generate.warn_if_memory_unread(case, memory, [np.zeros(length, np.int32)])
     assert capsys.readouterr().err.splitlines() == [
         "memory: not read, as model.memory_layers names no layer",
         "memory: not read before the local context of 16 overflows, as the prompts (16 tokens) fit it",

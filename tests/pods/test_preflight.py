@@ -140,7 +140,7 @@ child = [sys.executable, "-c", given["child"]]
 supervisor.SHARED_SECONDS = 1.0
 try:
     workdir = Path(given["workdir"])
-    code = supervisor.run(child, process_id=process_id, config=tiny(), workdir=workdir, seconds=60.0, say=print)
+    code = supervisor.run(child, process_id=process_id, config=tiny(), workdir=workdir, seconds=60.0, log=print)
 except UserError as error:
     print("error:", error, file=sys.stderr)
     code = 2

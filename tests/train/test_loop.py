@@ -32,14 +32,14 @@ TIMING = ("tokens_per_second", "model_flops_utilisation", *(f"{part}_seconds" fo
 def run(config, workdir, **arguments):
     """One run on one device; returns its lines and outcome."""
     lines = []
-    say = arguments.pop("say", None)
+    log = arguments.pop("log", None)
 
     def keep(line):
         lines.append(line)
-        if say:
-            say(line)
+        if log:
+            log(line)
 
-    outcome = loop.train(config, workdir=workdir, devices=jax.devices()[:1], say=keep, **arguments)
+    outcome = loop.train(config, workdir=workdir, devices=jax.devices()[:1], log=keep, **arguments)
     return lines, outcome
 
 
@@ -95,7 +95,7 @@ def test_stopped_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, stop_
             os.kill(os.getpid(), signal.SIGTERM)
 
     handler = signal.getsignal(signal.SIGTERM)
-    lines, outcome = run(config, tmp_path, say=terminate)
+    lines, outcome = run(config, tmp_path, log=terminate)
     assert outcome.stopped and stop_at <= outcome.step <= stop_at + 1
     assert f"stopped by SIGTERM after step {outcome.step}, nothing is lost" in lines[-1]
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -11,7 +11,7 @@ from fot_jax.eval import needle
 from fot_jax.eval.journal import Journal
 from fot_jax.eval.plots import Curve, Panel, plot_panels
 from fot_jax.eval.report import Cell, Report, Table
-from fot_jax.eval.runs import Comparison, say_unread
+from fot_jax.eval.runs import Comparison, warn_if_memory_unread
 from fot_jax.eval.statistics import bounded_mean, wilson
 
 PLOT = "needle.png"
@@ -29,7 +29,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
         trials=evaluation.needle_trials,
         seed=first.seed,
     )
-    say_unread(comparison, evaluation.needle_tokens)
+    warn_if_memory_unread(comparison, evaluation.needle_tokens)
     found: Found = {}
     journal = Journal(directory, "needle", measured=comparison.identity)
     for label, evaluated in comparison.variants.items():

@@ -10,7 +10,7 @@ from fot_jax.eval import passkey
 from fot_jax.eval.journal import Journal
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
-from fot_jax.eval.runs import Comparison, say_unread
+from fot_jax.eval.runs import Comparison, warn_if_memory_unread
 from fot_jax.eval.statistics import Interval, wilson
 
 PLOT = "passkey.png"
@@ -21,7 +21,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Reports the share of keys repeated exactly against prompt length, with memory and without."""
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
-    say_unread(comparison, evaluation.passkey_tokens)
+    warn_if_memory_unread(comparison, evaluation.passkey_tokens)
     found: Found = {}
     journal = Journal(directory, "passkey", measured=comparison.identity)
     for label, evaluated in comparison.variants.items():
