@@ -144,14 +144,14 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, *, source: str) -> s
     else:
         raise UserError(f"{source}: {PREFIX}model must be 'gpt2' or 'llama', got {kind!r}. Give --tokenizer=FILE.")
     begin = special["bos"]
-    begins = begin is not None and _adds_bos(metadata, pre)
-    if begin is not None and begins:
+    add_bos = begin is not None and _adds_bos(metadata, pre)
+    if begin is not None and add_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[tokens[begin], "$A"], special_tokens=[(tokens[begin], begin)]
         )
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     named = {role: tokens[index] for role, index in special.items() if index is not None}
-    _write_settings(metadata, named, folder, begins=begins)
+    _write_settings(metadata, named, folder, add_bos=add_bos)
     ends = list(dict.fromkeys(special[role] for role in END_ROLES if special[role] is not None))
     if ends:
         generation = {"eos_token_id": ends[0] if len(ends) == 1 else ends}
@@ -206,12 +206,12 @@ def _sentencepiece(
     return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
-def _write_settings(metadata: dict[str, Any], named: dict[str, str], folder: Path, *, begins: bool) -> None:
+def _write_settings(metadata: dict[str, Any], named: dict[str, str], folder: Path, *, add_bos: bool) -> None:
     """Writes tokenizer_config.json: the names of special tokens, the chat template, the trained context."""
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     settings |= {f"{ours}_token": named[theirs] for theirs, ours in roles.items() if theirs in named}
-    settings["add_bos_token"] = begins
+    settings["add_bos_token"] = add_bos
     if PREFIX + "add_eos_token" in metadata:
         settings["add_eos_token"] = bool(metadata[PREFIX + "add_eos_token"])
     if "tokenizer.chat_template" in metadata:

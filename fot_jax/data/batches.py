@@ -61,7 +61,7 @@ def check_rows(rows: int, crossbatch: CrossbatchConfig) -> int:
     return rows // crossbatch.rows_per_stream
 
 
-def _copied(documents: DocumentSet) -> str:
+def _copies_note(documents: DocumentSet) -> str:
     """Counts, for an error, the documents that are copies of others; empty where none is."""
     copies = documents.num_documents - documents.num_contents
     return f" and {copies} copies of them" if copies else ""
@@ -99,7 +99,7 @@ class BatchStream:
             raise ConfigError(
                 f"data must give the {split} split at least {self.num_streams} documents, one a stream"
                 f" (train.batch_rows={rows}, {crossbatch.rows_per_stream} rows a stream), got {found}"
-                f"{_copied(documents)}. Lower train.batch_rows, raise crossbatch.packing, or give more documents"
+                f"{_copies_note(documents)}. Lower train.batch_rows, raise crossbatch.packing, or give more documents"
                 + ("." if split == "train" else ", or raise data.heldout_fraction, or set train.eval_every=0.")
             )
         self.digests = documents.digests

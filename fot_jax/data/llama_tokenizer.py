@@ -174,7 +174,7 @@ def as_llama(definition: dict[str, Any], settings: TokenizerSettings) -> dict[st
     scheme = scheme_of(settings)
     if cut is None or cut.get("prepend_scheme") != scheme:
         info_once(
-            f"{settings.shown()}: as LlamaTokenizer in transformers 5, '{SPACE}' is put before text by `legacy` and"
+            f"{settings.log_name()}: as LlamaTokenizer in transformers 5, '{SPACE}' is put before text by `legacy` and"
             f" `add_prefix_space` ({scheme}), not by tokenizer.json."
         )
     model = definition["model"]

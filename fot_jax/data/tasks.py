@@ -109,12 +109,12 @@ class _Records:
         return dataset.take(limit) if limit else dataset
 
 
-def _not_empty(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def _drop_empty(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Drops documents without text (a text preprocessor)."""
     return dataset.filter(lambda example: tf.strings.length(example[FEATURE]) > 0)
 
 
-def _begin(dataset: tf.data.Dataset, *, bos_id: int | None) -> tf.data.Dataset:
+def _prepend_bos(dataset: tf.data.Dataset, *, bos_id: int | None) -> tf.data.Dataset:
     """Puts the vocabulary's BOS, where it has one, before each document (a token preprocessor)."""
     if bos_id is None:
         return dataset
@@ -152,11 +152,11 @@ def register_task(source: SourceConfig, *, data: DataConfig, seed: int) -> Sourc
         source.name,
         source=seqio.FunctionDataSource(dataset_fn=records.dataset, splits=["train"]),  # pyright: ignore[reportArgumentType]
         preprocessors=[
-            _not_empty,
+            _drop_empty,
             lambda dataset, output_features: seqio.preprocessors.tokenize(
                 dataset, output_features, copy_pretokenized=False
             ),
-            functools.partial(_begin, bos_id=vocabulary.bos_id),
+            functools.partial(_prepend_bos, bos_id=vocabulary.bos_id),
             seqio.preprocessors.append_eos,
         ],
         output_features={FEATURE: seqio.Feature(vocabulary=seqio_vocabulary(data.vocabulary), add_eos=True)},

@@ -77,7 +77,7 @@ class TokenizerSettings:
         found |= {key: value for key, value in others.items() if isinstance(value, str)}
         return {key: name for key, name in found.items() if name is not None}
 
-    def more_special(self) -> list[str]:
+    def special_tokens_without_role(self) -> list[str]:
         """Lists special tokens without a role, in order. Raises UserError where they are no tokens."""
         found: list[str] = []
         for key in LISTS:
@@ -107,7 +107,7 @@ class TokenizerSettings:
         """Returns `tokenizer_class` without "Fast", empty where none is stated."""
         return str(self.values.get("tokenizer_class") or "").removesuffix("Fast")
 
-    def shown(self) -> str:
+    def log_name(self) -> str:
         """Names the main file for the log, without the folders above its own."""
         return f"{self.path.parent.name}/{self.path.name}"
 
@@ -159,7 +159,7 @@ def read_settings(tokenizer: str | pathlib.Path) -> TokenizerSettings:
     if "added_tokens_decoder" in newer:
         added = _read_decoder(newer["added_tokens_decoder"], path=path.with_name(FILE))
     else:
-        special = {*settings.names().values(), *settings.more_special()}
+        special = {*settings.names().values(), *settings.special_tokens_without_role()}
         added = _read_added(legacy, special=special, path=path.with_name(ADDED_FILE))
     end_ids, end_file = _read_end_ids(path)
     in_order = tuple(sorted(added, key=lambda token: token.id or 0))

@@ -44,7 +44,7 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
             row
             for source, sweeps in found.items()
             for run, sweep in sweeps
-            for row in _examples(run, sweep, documents=documents.of_source(source))
+            for row in _examples(run, sweep, documents=documents.only_source(source))
         ],
         plots=tuple(plots.values()),
         journal=journal,
@@ -61,7 +61,7 @@ def _measure(comparison: Comparison, run: Run, *, source: str, documents: Docume
     return context.measure(
         run.evaluated,
         reading=run.config.evaluation.reading,
-        documents=documents.of_source(source),
+        documents=documents.only_source(source),
         token_bytes=token_bytes(run.config),
         windows=evaluation.context_windows,
         most_documents=evaluation.documents,
