@@ -188,7 +188,7 @@ def main(flags: argparse.Namespace) -> None:
     from fot_jax import checkpoint
     from fot_jax.data.vocabulary import check_ids, check_vocabulary, load_vocabulary
     from fot_jax.infer.generate import generate
-    from fot_jax.infer.windows import push_local, read
+    from fot_jax.infer.windows import flush_local_cache, read
     from fot_jax.memory import files
     from fot_jax.memory.fingerprint import fingerprint
     from fot_jax.memory.store import MemoryStore
@@ -238,7 +238,7 @@ def main(flags: argparse.Namespace) -> None:
             )
             write_texts(stop.until(steps), vocabulary, names)
             if flags.save_memory:
-                push_local(config.model, reading)
+                flush_local_cache(config.model, reading)
         except interrupts.Stopped:
             pass  # between two windows: the store holds those before
         if flags.save_memory and store is not None:

@@ -24,7 +24,7 @@ from fot_jax.eval.journal import Once, digest, unkept
 from fot_jax.eval.perplexity import Sweep, bytes_of, chunk_nats
 from fot_jax.eval.reading import EvaluatedModel, check_losses, read_past, score_window
 from fot_jax.eval.targets import Documents, choose_targets, gather
-from fot_jax.infer.steps import absorb
+from fot_jax.infer.steps import extend_cache
 from fot_jax.models.cache import init_cache
 from fot_jax.models.transformer import run
 from fot_jax.types import LocalCache
@@ -121,7 +121,7 @@ def _full(evaluated: EvaluatedModel, past: Tokens, window: Tokens) -> Nats:
     cache = init_cache(model, len(window))
     counts = np.full(len(window), W, np.int32)
     for start in range(0, past.shape[1], W):
-        cache = absorb(evaluated.params, model, past[:, start : start + W], counts, cache, None)
+        cache = extend_cache(evaluated.params, model, past[:, start : start + W], counts, cache, None)
     nats = np.asarray(_score_after(evaluated.params, window[:, :-1], window[:, 1:], cache, config=model))
     check_losses(evaluated, nats)
     return nats.astype(np.float64).sum(axis=1)
