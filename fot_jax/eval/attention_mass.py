@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from fot_jax.config import Boundaries, ModelConfig, UserError
 from fot_jax.eval.reading import EvaluatedModel
-from fot_jax.eval.targets import Documents, Target, choose_targets, gather
+from fot_jax.eval.targets import Documents, Target, choose_targets, gather_tokens
 from fot_jax.models.transformer import run
 from fot_jax.ops.crossbatch import context_log_masses
 from fot_jax.types import Plan
@@ -145,7 +145,7 @@ def measure(
     """
     length = evaluated.model.local_context
     targets = choose_rows(documents, length=length, contexts=contexts, rows=rows, seed=seed)
-    previous, current = gather(documents, targets=targets, length=length, history=1)
+    previous, current = gather_tokens(documents, targets=targets, length=length, history=1)
     tokens = np.concatenate([previous, current[:, :length]])
     owners = np.asarray([target.document for target in targets])
     segments = np.broadcast_to(np.tile(owners + 1, 2)[:, None], tokens.shape).astype(np.int32)

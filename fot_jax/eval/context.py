@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fot_jax.config import ModelConfig, PastReading
-from fot_jax.eval.journal import Once, digest, unkept
-from fot_jax.eval.perplexity import Sweep, bytes_of, chunk_nats
+from fot_jax.eval.journal import Memoize, digest, no_memo
+from fot_jax.eval.perplexity import Sweep, chunk_nats, target_bytes
 from fot_jax.eval.reading import EvaluatedModel, check_losses, read_past, score_window
-from fot_jax.eval.targets import Documents, choose_targets, gather
+from fot_jax.eval.targets import Documents, choose_targets, gather_tokens
 from fot_jax.infer.steps import extend_cache
 from fot_jax.models.cache import init_cache
 from fot_jax.models.transformer import run
@@ -46,7 +46,7 @@ def measure(
     seed: int,
     batch: int,
     progress: Callable[[int, int], None] = lambda windows, done: None,
-    once: Once = unkept,
+    memoize: Memoize = no_memo,
 ) -> Sweep:
     """Measures the loss of the same targets at each context.
 
@@ -61,7 +61,7 @@ def measure(
       seed: seeds the choice of documents.
       batch: targets read together.
       progress: called with (n, targets scored) after each batch.
-      once: keeps the losses of each batch, see `fot_jax/eval/journal.py`.
+      memoize: keeps the losses of each batch, see `fot_jax/eval/journal.py`.
 
     Raises:
       UserError: no document is long enough.
@@ -70,19 +70,19 @@ def measure(
     targets = choose_targets(
         documents, length=W, history=history, most=most_documents, per_document=per_document, seed=seed
     )
-    past, window = gather(documents, targets=targets, length=W, history=history)
+    past, window = gather_tokens(documents, targets=targets, length=W, history=history)
     nats = np.zeros((len(windows), len(targets)))
     for index, n in enumerate(windows):
         for start in range(0, len(targets), batch):
             rows = slice(start, start + batch)
             text = past[rows, (history - n + 1) * W :], window[rows]
             score = functools.partial(_losses, evaluated, *text, reading=reading)
-            nats[index, rows] = once((n, start, digest(*text)), score)
+            nats[index, rows] = memoize((n, start, digest(*text)), score)
             progress(n, min(start + batch, len(targets)))
     return Sweep(
         sizes=windows,
         nats=nats,
-        num_bytes=bytes_of(window[:, 1:], token_bytes=token_bytes),
+        num_bytes=target_bytes(window[:, 1:], token_bytes=token_bytes),
         tokens=W,
         targets=tuple(targets),
     )

@@ -17,7 +17,7 @@ from fot_jax.data.needles import NeedlePrompt, needle_prompt
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
-from fot_jax.eval.journal import Once, digest, unkept
+from fot_jax.eval.journal import Memoize, digest, no_memo
 from fot_jax.eval.reading import EvaluatedModel
 
 # A number takes about as many bytes as sub-words with single digits; a word takes more bytes than sub-words.
@@ -62,7 +62,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class NeedleResult:
     """The trials of one kind and length.
 
     Attributes:
@@ -89,7 +89,7 @@ class Found:
 Prompts = Mapping[tuple[NeedleKind, int], Sequence[NeedlePrompt]]  # by kind and length
 
 
-def prompts_of(
+def make_prompts(
     vocabulary: Vocabulary, *, kinds: Sequence[NeedleKind], lengths: Sequence[int], trials: int, seed: int
 ) -> Prompts:
     """Returns the prompts of every kind and length; trial i is the same whatever else is measured.
@@ -129,29 +129,29 @@ def measure(
     vocabulary: Vocabulary,
     prompts: Prompts,
     batch: int,
-    progress: Callable[[Found], None] = lambda found: None,
-    once: Once = unkept,
-) -> list[Found]:
+    progress: Callable[[NeedleResult], None] = lambda found: None,
+    memoize: Memoize = no_memo,
+) -> list[NeedleResult]:
     """Generates the answers.
 
     Args:
       evaluated: the model and how its memory is read; without memory layers only the last window counts.
       vocabulary: the model's vocabulary.
-      prompts: from `prompts_of`.
+      prompts: from `make_prompts`.
       batch: prompts read together.
       progress: called after each batch with the trials of its kind and length so far.
-      once: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
+      memoize: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
 
     Returns:
       The trials of each kind and length, in the order of `prompts`.
     """
     results = []
     for (kind, length), asked in prompts.items():
-        found = Found(kind=kind, length=length, trials=())
+        found = NeedleResult(kind=kind, length=length, trials=())
         for start in range(0, len(asked), batch):
             batched = asked[start : start + batch]
             ask = functools.partial(_ask, evaluated, batched, vocabulary=vocabulary)
-            texts = once((kind.value, length, start, digest(*(prompt.tokens for prompt in batched))), ask)
+            texts = memoize((kind.value, length, start, digest(*(prompt.tokens for prompt in batched))), ask)
             found = dataclasses.replace(found, trials=found.trials + _trials(batched, texts))
             progress(found)
         results.append(found)

@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 
 from fot_jax.eval.reading import EvaluatedModel, TokenScores, join_rows, read_past, score_window
 from fot_jax.eval.statistics import Interval, Score, paired_bootstrap
-from fot_jax.eval.targets import Documents, Target, choose_targets, gather
+from fot_jax.eval.targets import Documents, Target, choose_targets, gather_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Sweep:
         return paired_bootstrap(self.nats[index], control=self.nats[against], groups=documents)
 
 
-def bytes_of(targets: Int[np.ndarray, "T L"], *, token_bytes: Int[np.ndarray, " V"]) -> Int[np.ndarray, " T"]:
+def target_bytes(targets: Int[np.ndarray, "T L"], *, token_bytes: Int[np.ndarray, " V"]) -> Int[np.ndarray, " T"]:
     """Returns the UTF-8 bytes of the scored tokens of each target."""
     return token_bytes[targets].sum(axis=1)
 
@@ -124,7 +124,7 @@ def measure_contexts(
     targets = choose_targets(
         documents, length=length, history=history, most=most_documents, per_document=per_document, seed=seed
     )
-    past, window = gather(documents, targets=targets, length=length, history=history)
+    past, window = gather_tokens(documents, targets=targets, length=length, history=history)
     nats = np.zeros((len(sizes), len(targets)))
     for start in range(0, len(targets), batch):
         rows = _padded_rows(start, count=len(targets), batch=batch)
@@ -136,7 +136,7 @@ def measure_contexts(
     return Sweep(
         sizes=sizes,
         nats=nats,
-        num_bytes=bytes_of(window[:, 1:], token_bytes=token_bytes),
+        num_bytes=target_bytes(window[:, 1:], token_bytes=token_bytes),
         tokens=length,
         targets=tuple(targets),
     )
@@ -160,7 +160,7 @@ def measure_documents(
     targets = choose_targets(
         documents, length=length, history=contexts_per_document, most=most_documents, per_document=1, seed=seed
     )
-    past, window = gather(documents, targets=targets, length=length, history=contexts_per_document)
+    past, window = gather_tokens(documents, targets=targets, length=length, history=contexts_per_document)
     own = read_past(evaluated, past=past)
     sizes = (0, *(2**power for power in range(len(targets).bit_length())))
     nats = []
@@ -171,7 +171,7 @@ def measure_documents(
     return Sweep(
         sizes=sizes,
         nats=np.stack(nats),
-        num_bytes=bytes_of(window[:, 1:], token_bytes=token_bytes),
+        num_bytes=target_bytes(window[:, 1:], token_bytes=token_bytes),
         tokens=length,
         targets=tuple(targets),
     )

@@ -56,7 +56,7 @@ class TokenScores:
     predicted: np.ndarray
 
 
-def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
+def borrow_memory_layers(model: ModelConfig, *, lender: ModelConfig) -> ModelConfig:
     """Returns the config that measures a model without memory layers with memory, in another model's layers.
 
     Such a model was trained with positions everywhere, so its memory is read at position 0 (`rope0`);
@@ -64,16 +64,16 @@ def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
     """
     if model.memory_layers:
         return model
-    if max(of.memory_layers, default=-1) >= model.num_layers:
+    if max(lender.memory_layers, default=-1) >= model.num_layers:
         raise UserError(
             f"the baseline has {model.num_layers} layers and none of its own reads memory; it cannot borrow"
-            f" memory_layers={of.memory_layers}. Set model.memory_layers in its config."
+            f" memory_layers={lender.memory_layers}. Set model.memory_layers in its config."
         )
-    return dataclasses.replace(model, memory_layers=of.memory_layers, memory_positions=MemoryPositions.ROPE0)
+    return dataclasses.replace(model, memory_layers=lender.memory_layers, memory_positions=MemoryPositions.ROPE0)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _remember(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
+def _window_entries(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
     """Returns keys and values of one window in the memory layers."""
     output = run(config, params, tokens, segments=segments, memory=memory, capture=True)
     assert output.keys is not None and output.values is not None
@@ -107,7 +107,7 @@ def read_past(evaluated: EvaluatedModel, *, past: Int[np.ndarray, "B T"]) -> Mem
         window = past[:, start : start + length]
         count = window.shape[1]
         padding = ((0, 0), (0, length - count))
-        entries = _remember(
+        entries = _window_entries(
             params,
             np.pad(window, padding),
             np.pad(np.ones_like(window), padding),

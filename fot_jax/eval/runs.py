@@ -24,7 +24,7 @@ from fot_jax.config.build import to_dict
 from fot_jax.data.cache import vocabulary_identity
 from fot_jax.data.documents import COPIES_TOGETHER, DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
-from fot_jax.eval.reading import EvaluatedModel, lend_memory_layers
+from fot_jax.eval.reading import EvaluatedModel, borrow_memory_layers
 from fot_jax.infer.windows import reads_memory
 from fot_jax.logging import warn_once
 
@@ -173,13 +173,15 @@ def load_comparison(
     labels = _labels(folders, [config.name for config, _, _ in loaded], compared=[0, *range(count, len(folders))])
     runs = []
     for folder, label, (config, params, at) in zip(folders, labels, loaded, strict=True):
-        model = lend_memory_layers(config.model, of=first.model)
+        model = borrow_memory_layers(config.model, lender=first.model)
         if evaluation.window:
             model = dataclasses.replace(model, local_context=evaluation.window)
         memory.validate_window("memory", model.local_context)
         evaluated = EvaluatedModel(label=label, params=params, model=model, memory=memory)
         runs.append(
-            Run(workdir=pathlib.Path(folder), config=config, step=at, saved=_saved(folder, at), evaluated=evaluated)
+            Run(
+                workdir=pathlib.Path(folder), config=config, step=at, saved=_saved_time(folder, at), evaluated=evaluated
+            )
         )
     return Comparison(
         runs=tuple(runs[:count]),
@@ -198,7 +200,7 @@ def _labels(folders: Sequence[pathlib.Path], names: list[str], *, compared: list
     return [str(folder) for folder in folders]
 
 
-def _saved(workdir: pathlib.Path, step: int) -> int:
+def _saved_time(workdir: pathlib.Path, step: int) -> int:
     """Returns when a checkpoint was saved (st_mtime_ns); 0 if a concurrent training has removed it."""
     try:
         return (pathlib.Path(workdir) / "checkpoints" / str(step)).stat().st_mtime_ns
@@ -214,14 +216,14 @@ def scored_documents(comparison: Comparison) -> DocumentSet:
     """
     first, runs = comparison.runs[0].config, comparison.all_runs
     _check_text(first, given=bool(comparison.sources))
-    _check_alike(runs, given=bool(comparison.sources))
+    _check_comparable(runs, given=bool(comparison.sources))
     if comparison.sources:
         data = dataclasses.replace(first.data, sources=comparison.sources, heldout_fraction=0.0, max_documents=0)
         documents = build_store(data, seed=first.seed).split("train")  # nothing is held out of them: all
     else:
         documents = build_store(first.data, seed=first.seed).split("heldout")
     for run in runs:
-        _warn_of_trained(documents, run, given=bool(comparison.sources))
+        _warn_if_trained_on(documents, run, given=bool(comparison.sources))
     return documents
 
 
@@ -238,7 +240,7 @@ def _check_text(config: ExperimentConfig, *, given: bool) -> None:
         )
 
 
-def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
+def _check_comparable(runs: Sequence[Run], *, given: bool) -> None:
     """Raises UserError unless all runs can be scored on the same chunks: of the data's documents, or of given ones."""
     first = runs[0].config
     for run in runs[1:]:
@@ -266,7 +268,7 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
                 )
 
 
-def _warn_of_trained(documents: DocumentSet, run: Run, *, given: bool) -> None:
+def _warn_if_trained_on(documents: DocumentSet, run: Run, *, given: bool) -> None:
     """Warns of given sources that equal a source of the run token by token, and of held-out ones that differ now."""
     trained = trained_documents(run.workdir, step=run.step)
     tokens = {digest.removesuffix(COPIES_TOGETHER) for digest in trained.values()}

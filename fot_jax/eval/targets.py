@@ -79,7 +79,9 @@ def choose_targets(
     ]
 
 
-def gather(documents: Documents, *, targets: list[Target], length: int, history: int) -> tuple[np.ndarray, np.ndarray]:
+def gather_tokens(
+    documents: Documents, *, targets: list[Target], length: int, history: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Gathers the targets and the tokens before them.
 
     Returns:

@@ -9,7 +9,7 @@ import pytest
 
 from fot_jax.config import PastReading, RopeConfig, RopeScaling
 from fot_jax.eval import context, perplexity
-from fot_jax.eval.targets import gather
+from fot_jax.eval.targets import gather_tokens
 from fot_jax.logging import warn_once
 from fot_jax.models.transformer import Decoder
 from tests.eval.tiny_models import MODEL, RandomDocuments, tiny_model
@@ -38,7 +38,7 @@ def losses(model, params, tokens, targets):
 
 def texts(sweep, n):
     """The targets after n − 1 windows, and the token beyond: int [T, n·W + 1]."""
-    past, window = gather(DOCUMENTS, targets=list(sweep.targets), length=W, history=3)
+    past, window = gather_tokens(DOCUMENTS, targets=list(sweep.targets), length=W, history=3)
     return np.concatenate([past[:, (4 - n) * W :], window], axis=1)
 
 
@@ -91,7 +91,7 @@ def test_sliding_takes_pieces_of_any_length():
     tiny = tiny_model(model)
     options = {"most_documents": 1, "per_document": 1, "seed": 0, "token_bytes": BYTES, "batch": 1}
     sweep = context.measure(tiny, reading=PastReading.SLIDING, documents=DOCUMENTS, windows=(2,), **options)
-    past, window = gather(DOCUMENTS, targets=list(sweep.targets), length=12, history=1)
+    past, window = gather_tokens(DOCUMENTS, targets=list(sweep.targets), length=12, history=1)
     text, want = np.concatenate([past, window], axis=1), 0.0
     for first in range(2, 13, 2):
         want += losses(model, tiny.params, text[:, first : first + 12], text[:, first + 1 : first + 13])[:, -2:].sum()

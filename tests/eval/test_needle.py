@@ -55,7 +55,7 @@ def test_the_interval_of_a_mean_recall():
 
 
 def prompts(*, kinds=tuple(NeedleKind), lengths=(2500,), trials=3, seed=3):
-    return needle.prompts_of(VOCABULARY, kinds=kinds, lengths=lengths, trials=trials, seed=seed)
+    return needle.make_prompts(VOCABULARY, kinds=kinds, lengths=lengths, trials=trials, seed=seed)
 
 
 def test_a_trial_is_the_same_whatever_else_is_measured():

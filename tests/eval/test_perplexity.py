@@ -9,8 +9,8 @@ import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
 from fot_jax.eval import perplexity
-from fot_jax.eval.reading import join_rows, lend_memory_layers, read_past
-from fot_jax.eval.targets import Target, choose_targets, gather
+from fot_jax.eval.reading import borrow_memory_layers, join_rows, read_past
+from fot_jax.eval.targets import Target, choose_targets, gather_tokens
 from fot_jax.models.transformer import Decoder
 from tests.eval.tiny_models import MODEL, POSITIONLESS, RandomDocuments, tiny_model
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
@@ -70,7 +70,7 @@ def test_losses_that_are_not_finite_are_refused():
 def test_targets_are_shared_spread_and_have_their_history():
     targets = choose_targets(DOCUMENTS, length=LENGTH, history=4, most=4, per_document=2, seed=0)
     assert [(t.document, t.chunk) for t in targets] == [(0, 5), (1, 4), (3, 4), (0, 9), (3, 6)]
-    past, window = gather(DOCUMENTS, targets=targets, length=LENGTH, history=4)
+    past, window = gather_tokens(DOCUMENTS, targets=targets, length=LENGTH, history=4)
     assert past.shape == (5, 32)
     assert np.array_equal(np.r_[past[3], window[3]], DOCUMENTS.tokens(0)[5 * LENGTH : 10 * LENGTH + 1])
     single = choose_targets(DOCUMENTS, length=LENGTH, history=4, most=4, per_document=1, seed=0)
@@ -87,7 +87,7 @@ def test_memory_of_a_model_without_positions_is_causal_attention_over_all_window
     tiny = tiny_model(POSITIONLESS, memory=memory)
     sizes = (0, 1, 3)
     sweep = contexts(tiny, sizes=sizes)
-    past, window = gather(DOCUMENTS, targets=list(sweep.targets), length=LENGTH, history=3)
+    past, window = gather_tokens(DOCUMENTS, targets=list(sweep.targets), length=LENGTH, history=3)
     for index, size in enumerate(sizes):
         tokens = np.concatenate([past[:, (3 - size) * LENGTH :], window[:, :-1]], axis=1)
         logits = jax.jit(Decoder(POSITIONLESS).apply)({"params": tiny.params}, tokens).logits[:, -LENGTH:]
@@ -124,7 +124,7 @@ def test_joined_rows_hold_the_next_rows_entries():
 
 def test_a_baseline_without_memory_layers_borrows_them():
     bare = dataclasses.replace(MODEL, memory_layers=())
-    assert lend_memory_layers(bare, of=MODEL).memory_layers == MODEL.memory_layers
-    assert lend_memory_layers(POSITIONLESS, of=MODEL) is POSITIONLESS
+    assert borrow_memory_layers(bare, lender=MODEL).memory_layers == MODEL.memory_layers
+    assert borrow_memory_layers(POSITIONLESS, lender=MODEL) is POSITIONLESS
     with pytest.raises(UserError, match="cannot borrow"):
-        lend_memory_layers(dataclasses.replace(bare, num_layers=1), of=MODEL)
+        borrow_memory_layers(dataclasses.replace(bare, num_layers=1), lender=MODEL)

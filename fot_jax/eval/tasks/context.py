@@ -5,14 +5,14 @@ import sys
 
 from fot_jax.data.documents import DocumentSet
 from fot_jax.eval import context
-from fot_jax.eval.journal import Journal, Once
+from fot_jax.eval.journal import Journal, Memoize
 from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 from fot_jax.logging import warn_once
 
-Found = dict[str, list[tuple[Run, Sweep]]]  # by source
+Results = dict[str, list[tuple[Run, Sweep]]]  # by source
 
 
 def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
@@ -21,9 +21,12 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     if max(comparison.evaluation.context_windows) == 1:
         warn_once("evaluation.context_windows", "nothing is read before the scored window: all contexts are 1")
     journal = Journal(directory, "context", measured=comparison.identity)
-    found: Found = {
+    found: Results = {
         source: [
-            (run, _measure(comparison, run, source=source, documents=documents, once=journal.once(source, number)))
+            (
+                run,
+                _measure(comparison, run, source=source, documents=documents, memoize=journal.memoize(source, number)),
+            )
             for number, run in enumerate(comparison.all_runs)
         ]
         for source in documents.sources
@@ -51,7 +54,7 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     )
 
 
-def _measure(comparison: Comparison, run: Run, *, source: str, documents: DocumentSet, once: Once) -> Sweep:
+def _measure(comparison: Comparison, run: Run, *, source: str, documents: DocumentSet, memoize: Memoize) -> Sweep:
     evaluation = comparison.evaluation
 
     def progress(windows: int, done: int) -> None:
@@ -69,11 +72,11 @@ def _measure(comparison: Comparison, run: Run, *, source: str, documents: Docume
         seed=comparison.runs[0].config.seed,
         batch=evaluation.documents,
         progress=progress,
-        once=once,
+        memoize=memoize,
     )
 
 
-def _method(comparison: Comparison, found: Found) -> str:
+def _method(comparison: Comparison, found: Results) -> str:
     W = comparison.runs[0].evaluated.model.local_context
     counts = ", ".join(
         f"{source} {len(sweeps[0][1].targets)} windows of {len({t.document for t in sweeps[0][1].targets})} documents"

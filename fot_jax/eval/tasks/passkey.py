@@ -14,7 +14,7 @@ from fot_jax.eval.runs import Comparison, warn_if_memory_unread
 from fot_jax.eval.statistics import Interval, wilson
 
 PLOT = "passkey.png"
-Found = dict[str, list[list[passkey.Trial]]]
+Results = dict[str, list[list[passkey.Trial]]]
 
 
 def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
@@ -22,7 +22,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
     warn_if_memory_unread(comparison, evaluation.passkey_tokens)
-    found: Found = {}
+    found: Results = {}
     journal = Journal(directory, "passkey", measured=comparison.identity)
     for label, evaluated in comparison.variants.items():
 
@@ -37,7 +37,7 @@ def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
             batch=evaluation.passkey_batch,
             seed=first.seed,
             progress=progress,
-            once=journal.once(label),
+            memoize=journal.memoize(label),
         )
     _plot(directory / PLOT, found=found, comparison=comparison)
     return dataclasses.replace(_report(found, comparison=comparison), journal=journal)
@@ -53,7 +53,7 @@ def _share(trials: list[passkey.Trial]) -> Interval:
     return wilson(sum(trial.right for trial in trials), trials=len(trials))
 
 
-def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
+def _plot(path: pathlib.Path, *, found: Results, comparison: Comparison) -> None:
     evaluation, window = comparison.evaluation, comparison.runs[0].evaluated.model.local_context
     curves = []
     for label, lengths in found.items():
@@ -71,7 +71,7 @@ def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
     plot_curves(path, curves=curves, panel=panel)
 
 
-def _report(found: Found, *, comparison: Comparison) -> Report:
+def _report(found: Results, *, comparison: Comparison) -> Report:
     evaluation = comparison.evaluation
     rows: list[tuple[Cell, ...]] = []
     models = []
