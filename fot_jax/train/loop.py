@@ -97,7 +97,7 @@ def train(
     train_step = make_train_step(config, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk_full_in_one_line(folder))
-        account = stack.enter_context(TimeAccount())
+        time_account = stack.enter_context(TimeAccount())
         stack.enter_context(run_folder.only_writer(folder))
         for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
             log(f"config changed: {line}")
@@ -107,7 +107,7 @@ def train(
         distributed.check_agreement("the newest checkpoints", str(start))
         if start > config.train.steps:
             raise UserError(f"train.steps must be at least the {start} done in {folder}, got {config.train.steps}.")
-        state, position = _restore(checkpoints, start, abstract) if start else _begin(config, mesh)
+        state, position = _restore(checkpoints, start, abstract) if start else _initial_state(config, mesh)
         for line in _changed_documents(position, stream.digests, folder, allow_changes):
             log(line)
         if distributed.is_first():
@@ -126,7 +126,7 @@ def train(
                 step=start,
                 switch_step=position["switch_step"],
                 log=log,
-                account=account,
+                time_account=time_account,
                 flops_per_token=functools.cache(functools.partial(_flops_per_token, config, rows)),
             )
         )
@@ -134,7 +134,7 @@ def train(
         batches = stack.enter_context(Prefetcher(load, stop=config.train.steps))
         trace = stack.enter_context(Profile(folder, profile, log=log))
 
-        saver = Saver(checkpoints, config, step=start, account=account, documents=stream.digests)
+        saver = Saver(checkpoints, config, step=start, time_account=time_account, documents=stream.digests)
         done = start
         for step in range(start, config.train.steps):
             if stop.reached(step):
@@ -142,16 +142,16 @@ def train(
             checkpoints.check()  # a save that has failed meanwhile ends the run here
             trace.before(step + 1, wait=recorder.finish)
             num_contexts = schedule.num_contexts(step, switch_step=recorder.switch_step)
-            with account.charge(Part.DATA_WAIT):
+            with time_account.charge(Part.DATA_WAIT):
                 batch = batches.take(step)
-            with _guards(), trace.step(step + 1):
+            with _jax_guards(), trace.step(step + 1):
                 state, metrics = train_step(state, batch, plans(num_contexts))
             recorder.finish()  # the step before, while this one computes
             recorder.begin(step + 1, metrics, num_contexts=num_contexts)
             done, stop.begun = step + 1, True
             heldout = None
             if evaluate and (saver.due(done) or done % config.train.eval_every == 0):
-                with account.charge(Part.EVALUATION):
+                with time_account.charge(Part.EVALUATION):
                     heldout = evaluate(state.params, plans(schedule.final))
                 recorder.finish(heldout)
             if saver.due(done):
@@ -161,14 +161,14 @@ def train(
         if done > saver.saved:
             saver.save(done, state, switch_step=recorder.switch_step)
         saver.wait()
-        log(account.summary())
+        log(time_account.summary())
     stopped = stop.requested and done < config.train.steps
     if stopped:
         log(f"stopped by {stop.name} after step {done}, nothing is lost: the same command goes on from there")
     return Outcome(step=done, stopped=stopped, interrupted=stopped and stop.interrupted)
 
 
-def _begin(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainState, dict]:
+def _initial_state(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainState, dict]:
     """Returns the state before the first step, and the data position of a new run."""
     first = checkpoint.load_params(config.train.init_from)[1] if config.train.init_from else None
     return train_state.create_state(config, mesh, params=first), {"switch_step": None}
@@ -197,7 +197,7 @@ def _changed_documents(
 
 
 @contextlib.contextmanager
-def _guards() -> Iterator[None]:
+def _jax_guards() -> Iterator[None]:
     """Holds JAX's guards: no implicit transfer between host and device, no implicit rank promotion."""
     with jax.transfer_guard("disallow"), jax.numpy_rank_promotion("raise"):
         yield
@@ -226,14 +226,14 @@ def _notices(
     config: ExperimentConfig, mesh: Mesh, stream: Stream, *, start: int, final: int, plans: Callable[[int], Plan | None]
 ) -> list[str]:
     """Returns lines about crossbatch, printed before the first step: how rows travel, and what the plan lacks."""
-    lines = _ring_of(config, mesh, plans(final))
+    lines = _ring_lines(config, mesh, plans(final))
     notice = plan_notice(config)
     if notice is None and distributed.is_first() and config.crossbatch.plan is not PlanKind.OFF:
         notice = unseen_notice(config, stream.batch(start), num_contexts=final)
     return lines if notice is None else [*lines, f"note: {notice}"]
 
 
-def _ring_of(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:
+def _ring_lines(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:
     """Returns a line on how the plan's rows travel between devices; no line where they do not."""
     route = None if plan is None else crossbatch_route(config, mesh, columns=plan.context_ids.shape[1])
     if route is None:
@@ -258,7 +258,7 @@ def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan 
         totals = np.zeros(3)
         for index in range(config.train.eval_batches):
             batch = _load(stream, mesh, config.train.batch_rows, index)
-            with _guards():
+            with _jax_guards():
                 sums = eval_step(params, batch, plan)
             # One batch in flight: a mesh of CPU devices may hang with many.
             totals += jax.device_get((sums.cross_entropy, sums.correct, sums.weight))

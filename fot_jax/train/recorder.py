@@ -43,7 +43,7 @@ class Recorder:
         step: int,
         switch_step: int | None,
         log: Callable[[str], None],
-        account: TimeAccount,
+        time_account: TimeAccount,
         flops_per_token: Callable[[int], float],
     ) -> None:
         """Continues after `step` optimizer steps.
@@ -55,7 +55,7 @@ class Recorder:
           step: optimizer steps done.
           switch_step: the switch step in the checkpoint.
           log: prints a progress line.
-          account: the time accounting, written with the metrics.
+          time_account: the time accounting, written with the metrics.
           flops_per_token: FLOPs of a training step per token, as a function of d.
         """
         self.switch_step = switch_step
@@ -63,7 +63,7 @@ class Recorder:
         self._schedule = schedule
         self._writer = MetricsWriter(workdir, step=step) if distributed.is_first() else None
         self._log = log
-        self._account = account
+        self._account = time_account
         self._flops_per_token = flops_per_token
         self._speed = Speed(
             tokens_per_step=config.train.batch_rows * config.model.local_context, steps=config.train.steps

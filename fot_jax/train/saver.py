@@ -25,14 +25,14 @@ class Saver:
         config: ExperimentConfig,
         *,
         step: int,
-        account: TimeAccount,
+        time_account: TimeAccount,
         documents: dict[str, str],
     ) -> None:
         """Continues after `step` optimizer steps; every checkpoint holds the seed and `documents`."""
         self.saved = step
         self._train = config.train
         self._checkpoints = checkpoints
-        self._account = account
+        self._account = time_account
         self._position = {"seed": config.seed, "documents": documents}
 
     def due(self, step: int) -> bool:

@@ -193,7 +193,7 @@ def test_a_non_finite_metric_stops_and_names_itself(tmp_path, monkeypatch):
 
     poisoned.calls = 0
     monkeypatch.setattr(loop, "make_train_step", poisoned)
-    monkeypatch.setattr(loop, "_guards", contextlib.nullcontext)
+    monkeypatch.setattr(loop, "_jax_guards", contextlib.nullcontext)
     with pytest.raises(NonFiniteError, match=r"step 4: loss is nan"):
         run(tiny(), tmp_path)
     assert load_params(tmp_path)[2] == 2
