@@ -155,10 +155,10 @@ class HeadIndex:
         kept = [s for s in self.segments if s.first + s.size > oldest]
         if kept and 2 * (oldest - kept[0].first) > kept[0].size:
             stop = kept[0].first + kept[0].size
-            kept[0] = self._tree(keys_of(oldest, stop), oldest, kept[0].rank)
+            kept[0] = self._build_tree(keys_of(oldest, stop), oldest, kept[0].rank)
         self.segments = kept
 
-    def _tree(self, keys: np.ndarray, first: int, rank: int) -> Segment:
+    def _build_tree(self, keys: np.ndarray, first: int, rank: int) -> Segment:
         leaves = self.config.scann_leaves_fraction if len(keys) >= SMALLEST_TREE else None
         return build_segment(keys, first=first, top_k=self.config.top_k, tree_leaves=leaves, rank=rank)
 
@@ -168,7 +168,7 @@ class HeadIndex:
         while self.segments and self.segments[-1].rank == rank:
             first = max(self.segments.pop().first, oldest)
             rank += 1
-        self.segments.append(self._tree(keys_of(first, stop), first, rank))
+        self.segments.append(self._build_tree(keys_of(first, stop), first, rank))
 
     def search(self, queries: np.ndarray, k: int, *, oldest: int) -> np.ndarray:
         """Returns int64 [n, k]: the entries of largest inner product, best first, -1 where there are fewer.

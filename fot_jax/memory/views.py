@@ -153,7 +153,7 @@ class ViewSource:
         if self.config.retrieval is Retrieval.SCANN:
             self._index = self._index or ScannIndex(self.store, self.config)
             self._index.refresh()
-            return ScannView.of(self._index, top_k=self.config.top_k, logn_from=self.config.logn_from)
+            return ScannView.from_index(self._index, top_k=self.config.top_k, logn_from=self.config.logn_from)
         copy = self._copy = self._copy or DeviceCopy(self.store, self.mesh)
         copy.refresh()
         keys, values, lengths = copy.keys, copy.values, self.store.lengths.astype(np.int32)
