@@ -255,7 +255,7 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
         ),
         ((work, f"--prompt-file={good}", "--overlap=9"), "memory.overlap must be at most half .*, 8, got 9"),
         ((work, f"--prompt-file={good}", "--top-k-memory=0"), "memory.top_k must be >= 1, got 0"),
-        ((work, f"--prompt-file={good}", "--top-p=0"), r"sampling.top_p must lie in \(0, 1\], got 0.0"),
+        ((work, f"--prompt-file={good}", "--top-p=0"), r"sampling.top_p must be in \(0, 1\], got 0.0"),
         ((work, f"--prompt-file={good}", "--max-new-tokens=0"), "--max-new-tokens must be >= 1, got 0"),
         ((work, f"--prompt-file={good}", f"--save-memory={tmp_path}"), "memory folder must be new, empty or"),
         ((work, f"--prompt-file={good}"), "holds no checkpoint yet"),
