@@ -123,7 +123,7 @@ def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namesp
     return [np.asarray(row, np.int32) for row in rows]
 
 
-def over_devices(params: Any, config: ExperimentConfig, flags: argparse.Namespace) -> tuple[Any, Any]:
+def shard_params(params: Any, config: ExperimentConfig, flags: argparse.Namespace) -> tuple[Any, Any]:
     """Spreads the parameters over the mesh that the flags name; returns both, or them as they are and None."""
     sizes = cli.mesh_of(flags)
     if sizes is None:
@@ -218,14 +218,14 @@ def main(flags: argparse.Namespace) -> None:
     before = 0 if store is None else int(store.appended.sum())
     if (flags.memory or flags.top_k_memory) and not before:
         warn_if_memory_unread(config.model, memory, prompts)
-    params, mesh = over_devices(params, config, flags)
-    stop, shown = interrupts.Stop(), [0.0]
+    params, mesh = shard_params(params, config, flags)
+    stop, shown = interrupts.SignalStop(), [0.0]
 
     def progress(so_far: Any) -> None:
         show_progress(so_far, shown=shown)
         stop.check()
 
-    with stop.caught() if flags.save_memory else contextlib.nullcontext():
+    with stop.catch_signals() if flags.save_memory else contextlib.nullcontext():
         try:
             reading = read(params, config.model, prompts, memory=memory, store=store, mesh=mesh, progress=progress)
             steps = generate(
@@ -261,21 +261,23 @@ def warn_if_memory_unread(model: ModelConfig, memory: MemoryConfig, prompts: lis
 
 
 def save_memory(
-    store: Any, flags: argparse.Namespace, *, fingerprint: str, logn_from: int, before: int, stop: interrupts.Stop
+    store: Any, flags: argparse.Namespace, *, fingerprint: str, logn_from: int, before: int, stop: interrupts.SignalStop
 ) -> None:
     """Writes the memory, which held `before` entries at the start; after a signal it says so and ends the process."""
     from fot_jax.memory import files
 
     new = int(store.appended.sum()) - before
     if stop.number and not new:
-        interrupts.leave(stop.number, "nothing was read, no memory is saved.")
+        interrupts.exit_interrupted(stop.number, "nothing was read, no memory is saved.")
     place = flags.save_memory
     if stop.number and files.is_memory(place):
         place += ".interrupted"
     files.save(store, place, fingerprint=fingerprint, logn_from=logn_from)
     saved = f"memory of {store.bytes() / 2**20:,.1f} MiB saved to {place}"
     if stop.number:
-        interrupts.leave(stop.number, f"{saved}, {new:,} tokens read or written; --load-memory={place} reads on.")
+        interrupts.exit_interrupted(
+            stop.number, f"{saved}, {new:,} tokens read or written; --load-memory={place} reads on."
+        )
     print(saved, file=sys.stderr)
 
 

@@ -69,7 +69,7 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     from fot_jax.train.loop import train  # imports JAX only once the flags are valid
     from fot_jax.train.recorder import NonFiniteError
 
-    _keep_compiled(flags.compilation_cache)
+    _use_compilation_cache(flags.compilation_cache)
     allowed = [path for listed in flags.allow_change for path in listed.split(",") if path]
     workdir = cli.workdir_of(flags, config)
     try:
@@ -107,7 +107,7 @@ def _log(line: str) -> None:
     print(line, flush=True)
 
 
-def _keep_compiled(folder: str | None) -> None:
+def _use_compilation_cache(folder: str | None) -> None:
     """Keeps compiled programs on disk between runs, and says where."""
     import jax
 

@@ -104,16 +104,16 @@ def settings(monkeypatch):
 
 def test_what_is_compiled_is_kept_and_where_is_said(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    train._keep_compiled(None)
+    train._use_compilation_cache(None)
     assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/.cache/fot_jax/xla"
     assert capsys.readouterr().out == (
         f"compilation cache: {tmp_path}/.cache/fot_jax/xla (--compilation-cache=DIR or off)\n"
     )
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/xla")
-    train._keep_compiled(None)
+    train._use_compilation_cache(None)
     assert jax.config.jax_compilation_cache_dir == "gs://bucket/xla"
-    train._keep_compiled("/elsewhere")
+    train._use_compilation_cache("/elsewhere")
     assert jax.config.jax_compilation_cache_dir == "/elsewhere"
     capsys.readouterr()
-    train._keep_compiled("off")
+    train._use_compilation_cache("off")
     assert not jax.config.jax_enable_compilation_cache and not capsys.readouterr().out
