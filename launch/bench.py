@@ -42,7 +42,7 @@ def _names(text: str, flag: str, allowed: tuple[str, ...]) -> list[str]:
     return parts
 
 
-def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str, list[Any]]:
+def make_programs(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str, list[Any]]:
     """Compiles the programs of each measure; 'machine' is always there."""
     contexts, lengths = _integers(flags.contexts, "--contexts"), _integers(flags.lengths, "--lengths")
     entries = _integers(flags.entries, "--entries")
@@ -82,7 +82,7 @@ def programs_of(config: ExperimentConfig, flags: argparse.Namespace) -> dict[str
     return found
 
 
-def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def make_records(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """Makes a record of each program: median seconds, spread, tokens/s, ratios to its group's first, shares, memory."""
     product, memory = groups["machine"]
     peak, bandwidth = product.flops / product.median, memory.bytes / memory.median
@@ -90,7 +90,7 @@ def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
     for measure, programs in groups.items():
         for program in programs:
             seconds = program.median
-            times_flops, added = _beside_flops(program, programs[0])
+            times_flops, added = _relative_to_flops(program, programs[0])
             records.append(
                 {
                     "measure": measure,
@@ -114,7 +114,7 @@ def records_of(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return records
 
 
-def _beside_flops(program: Any, first: Any) -> tuple[float | None, float | None]:
+def _relative_to_flops(program: Any, first: Any) -> tuple[float | None, float | None]:
     """Returns "x FLOPs" and "added" of the module's docstring, relative to `first`; None where one has no value."""
     if program is first or not (program.flops and first.flops and program.tokens and first.tokens):
         return None, None
@@ -191,15 +191,15 @@ def main(flags: argparse.Namespace) -> None:
     repeats = _integers(flags.repeats, "--repeats")[0]
     if flags.out and Path(flags.out).exists() and not Path(flags.out).is_dir():
         raise ConfigError(f"--out must be a folder, got the file {flags.out!r}. Name another.")
-    groups = programs_of(config, flags)
+    groups = make_programs(config, flags)
 
-    from fot_jax.bench.timing import take_turns
+    from fot_jax.bench.timing import time_interleaved
 
     def progress(done: int, total: int, name: str) -> None:
         print(f"\r{done}/{total} {name:<26}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
-    take_turns([program for group in groups.values() for program in group], repeats=repeats, progress=progress)
-    records = records_of(groups)
+    time_interleaved([program for group in groups.values() for program in group], repeats=repeats, progress=progress)
+    records = make_records(groups)
     print_table(records)
     if flags.out:
         _write(Path(flags.out), config, records, repeats=repeats)

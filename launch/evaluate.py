@@ -94,7 +94,7 @@ def _check_lines(path: Path) -> None:
         )
 
 
-def kept_of(task: str, directory: Path) -> str:
+def resume_note(task: str, directory: Path) -> str:
     """Says what is left of a task after an interrupt between two pieces, and what the same command does then."""
     journals = sorted(str(path) for path in directory.glob(f"{task}.*.partial.jsonl"))
     if not journals:
@@ -122,13 +122,13 @@ def main(flags: argparse.Namespace) -> None:
     )
     directory = Path(flags.out or Path(flags.workdir[0], "eval", "-".join(source.name for source in documents)))
     try:
-        with interrupts.raised():
+        with interrupts.raise_on_signal():
             report = TASKS[flags.task](comparison, directory=directory)
             write_report(report, directory=directory)
     except KeyboardInterrupt as interrupt:
         noted = " ".join(getattr(interrupt, "__notes__", []))
-        kept = f"{noted}. {GOES_ON}" if noted else kept_of(flags.task, directory)
-        interrupts.leave(getattr(interrupt, "number", signal.SIGINT), kept)
+        kept = f"{noted}. {GOES_ON}" if noted else resume_note(flags.task, directory)
+        interrupts.exit_interrupted(getattr(interrupt, "number", signal.SIGINT), kept)
     print("\n\n".join(render_terminal(table) for table in report.tables))
     print(f"\nwritten to {directory}: {report.task}.md, .json, .png and examples")
 

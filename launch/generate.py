@@ -123,7 +123,7 @@ def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namesp
     return [np.asarray(row, np.int32) for row in rows]
 
 
-def over_devices(params: Any, config: ExperimentConfig, flags: argparse.Namespace) -> tuple[Any, Any]:
+def shard_params(params: Any, config: ExperimentConfig, flags: argparse.Namespace) -> tuple[Any, Any]:
     """Spreads the parameters over the mesh that the flags name; returns both, or them as they are and None."""
     sizes = cli.mesh_of(flags)
     if sizes is None:
@@ -188,7 +188,7 @@ def main(flags: argparse.Namespace) -> None:
     from fot_jax import checkpoint
     from fot_jax.data.vocabulary import check_ids, check_vocabulary, load_vocabulary
     from fot_jax.infer.generate import generate
-    from fot_jax.infer.windows import push_local, read
+    from fot_jax.infer.windows import flush_local_cache, read
     from fot_jax.memory import files
     from fot_jax.memory.fingerprint import fingerprint
     from fot_jax.memory.store import MemoryStore
@@ -219,15 +219,15 @@ def main(flags: argparse.Namespace) -> None:
         store = MemoryStore.for_model(config.model, streams=len(prompts), budget=memory.budget)
     before = 0 if store is None else int(store.appended.sum())
     if (flags.memory or flags.top_k_memory) and not before:
-        say_if_unread(config.model, memory, prompts)
-    params, mesh = over_devices(params, config, flags)
-    stop, shown = interrupts.Stop(), [0.0]
+        warn_if_memory_unread(config.model, memory, prompts)
+    params, mesh = shard_params(params, config, flags)
+    stop, shown = interrupts.SignalStop(), [0.0]
 
     def progress(so_far: Any) -> None:
         show_progress(so_far, shown=shown)
         stop.check()
 
-    with stop.caught() if flags.save_memory else contextlib.nullcontext():
+    with stop.catch_signals() if flags.save_memory else contextlib.nullcontext():
         try:
             reading = read(params, config.model, prompts, memory=memory, store=store, mesh=mesh, progress=progress)
             steps = generate(
@@ -240,7 +240,7 @@ def main(flags: argparse.Namespace) -> None:
             )
             write_texts(stop.until(steps), vocabulary, names)
             if flags.save_memory:
-                push_local(config.model, reading)
+                flush_local_cache(config.model, reading)
         except interrupts.Stopped:
             pass  # between two windows: the store holds those before
         if flags.save_memory and store is not None:
@@ -254,7 +254,7 @@ def main(flags: argparse.Namespace) -> None:
             )
 
 
-def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
+def warn_if_memory_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
     """Says that the memory flags change nothing: no memory layer, nothing in memory, or top-k takes all of it."""
     from fot_jax.infer.windows import reads_memory
 
@@ -270,21 +270,29 @@ def say_if_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) 
 
 
 def save_memory(
-    store: Any, flags: argparse.Namespace, *, fingerprint: str, scaling_from: int, before: int, stop: interrupts.Stop
+    store: Any,
+    flags: argparse.Namespace,
+    *,
+    fingerprint: str,
+    scaling_from: int,
+    before: int,
+    stop: interrupts.SignalStop,
 ) -> None:
     """Writes the memory, which held `before` entries at the start; after a signal it says so and ends the process."""
     from fot_jax.memory import files
 
     new = int(store.appended.sum()) - before
     if stop.number and not new:
-        interrupts.leave(stop.number, "nothing was read, no memory is saved.")
+        interrupts.exit_interrupted(stop.number, "nothing was read, no memory is saved.")
     place = flags.save_memory
     if stop.number and files.is_memory(place):
         place += ".interrupted"
     files.save(store, place, fingerprint=fingerprint, scaling_from=scaling_from)
     saved = f"memory of {store.bytes() / 2**20:,.1f} MiB saved to {place}"
     if stop.number:
-        interrupts.leave(stop.number, f"{saved}, {new:,} tokens read or written; --load-memory={place} reads on.")
+        interrupts.exit_interrupted(
+            stop.number, f"{saved}, {new:,} tokens read or written; --load-memory={place} reads on."
+        )
     print(saved, file=sys.stderr)
 
 

@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def _handled(handle: Any) -> Iterator[None]:
+def _signal_handlers(handle: Any) -> Iterator[None]:
     """Holds `handle(number)` as handler of both signals; of none outside the main thread, where Python allows none."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -44,12 +44,12 @@ def _raise(number: int) -> NoReturn:
     raise Interrupted(number)
 
 
-def raised() -> contextlib.AbstractContextManager[None]:
+def raise_on_signal() -> contextlib.AbstractContextManager[None]:
     """Holds handlers that raise Interrupted as soon as a signal comes."""
-    return _handled(_raise)
+    return _signal_handlers(_raise)
 
 
-class Stop:
+class SignalStop:
     """Catcher of the first signal, which work checks between two of its pieces; the next one raises Interrupted.
 
     Attributes:
@@ -64,9 +64,9 @@ class Stop:
             raise Interrupted(number)
         self.number = number
 
-    def caught(self) -> contextlib.AbstractContextManager[None]:
+    def catch_signals(self) -> contextlib.AbstractContextManager[None]:
         """Holds handlers that catch signals."""
-        return _handled(self._handle)
+        return _signal_handlers(self._handle)
 
     def check(self) -> None:
         """Raises Stopped if a signal came."""
@@ -81,7 +81,7 @@ class Stop:
                 return
 
 
-def leave(number: int, line: str) -> NoReturn:
+def exit_interrupted(number: int, line: str) -> NoReturn:
     """Says what was kept and ends the process with the signal's exit code."""
     print(f"interrupted: {line}", file=sys.stderr, flush=True)
     sys.exit(128 + number)

@@ -36,25 +36,27 @@ def main(flags: argparse.Namespace) -> None:
     given = supervisor.membership()
     if given is not None:
         _train_as_member(flags, config, *given)
-    elif (seat := _seat(flags)) is not None:
+    elif (process_id := _process_id(flags)) is not None:
         command = [sys.executable, "-m", "launch.train", *sys.argv[1:]]
         workdir = cli.workdir_of(flags, config)
         seconds = flags.preflight_seconds
-        sys.exit(supervisor.run(command, seat=seat, config=config, workdir=workdir, seconds=seconds, say=_say))
+        sys.exit(
+            supervisor.run(command, process_id=process_id, config=config, workdir=workdir, seconds=seconds, log=_log)
+        )
     else:
         code = _train(flags, config)
         if code:
             sys.exit(code)
 
 
-def _seat(flags: argparse.Namespace):
-    """Returns the Seat of this process among several, None for a run of one."""
-    from launch.multihost import seats
+def _process_id(flags: argparse.Namespace):
+    """Returns the ProcessId of this process among several, None for a run of one."""
+    from launch.multihost import process_ids
 
-    named = seats.from_flags(flags.coordinator, flags.num_processes, flags.process_id)
+    named = process_ids.from_flags(flags.coordinator, flags.num_processes, flags.process_id)
     if named is not None or flags.hosts == "one":
         return named
-    return seats.from_environment(attribute=seats.metadata_attribute())
+    return process_ids.from_environment(attribute=process_ids.metadata_attribute())
 
 
 def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
@@ -67,11 +69,11 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     from fot_jax.train.loop import train  # imports JAX only once the flags are valid
     from fot_jax.train.recorder import NonFiniteError
 
-    _keep_compiled(flags.compilation_cache)
+    _use_compilation_cache(flags.compilation_cache)
     allowed = [path for listed in flags.allow_change for path in listed.split(",") if path]
     workdir = cli.workdir_of(flags, config)
     try:
-        outcome = train(config, workdir=workdir, allow_changes=allowed, say=_say, profile=profile)
+        outcome = train(config, workdir=workdir, allow_changes=allowed, log=_log, profile=profile)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return NON_FINITE
@@ -101,11 +103,11 @@ def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member
         sys.exit(code)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)
 
 
-def _keep_compiled(folder: str | None) -> None:
+def _use_compilation_cache(folder: str | None) -> None:
     """Keeps compiled programs on disk between runs, and says where."""
     import jax
 
@@ -118,7 +120,7 @@ def _keep_compiled(folder: str | None) -> None:
     path = chosen if "://" in chosen else str(Path(chosen).expanduser())
     jax.config.update("jax_compilation_cache_dir", path)
     if is_first():
-        _say(f"compilation cache: {path} (--compilation-cache=DIR or off)")
+        _log(f"compilation cache: {path} (--compilation-cache=DIR or off)")
 
 
 def _profile_steps(text: str | None):

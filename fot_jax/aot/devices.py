@@ -45,7 +45,7 @@ def prepare_environment(pod: Pod) -> None:
 
 
 @contextlib.contextmanager
-def only_libtpu(pod: Pod, *, say: Callable[[str], None] = print, folder: str | None = None) -> Iterator[None]:
+def only_libtpu(pod: Pod, *, log: Callable[[str], None] = print, folder: str | None = None) -> Iterator[None]:
     """Holds this machine's lock on libtpu, which serves one process at a time; waits for other processes of ours."""
     if pod.chip is CPU:
         yield
@@ -55,7 +55,7 @@ def only_libtpu(pod: Pod, *, say: Callable[[str], None] = print, folder: str | N
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that compiles ({path})")
+            log(f"waiting for another process that compiles ({path})")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

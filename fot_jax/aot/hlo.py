@@ -9,7 +9,7 @@ BITS = {
     "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64, "u64": 64,
     "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0,
 }  # fmt: skip
-HANDED_ON = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}  # make no array
+PASS_THROUGH = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}  # make no array
 ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
 CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
@@ -96,16 +96,20 @@ class Computation:
     @functools.cached_property
     def root(self) -> Instruction:
         """The instruction that makes the result."""
-        return next(one for one in self.instructions.values() if one.is_root)
+        return next(instruction for instruction in self.instructions.values() if instruction.is_root)
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
         """Parameters by number."""
-        return {int(one.literal): one for one in self.instructions.values() if one.opcode == "parameter"}
+        return {
+            int(instruction.literal): instruction
+            for instruction in self.instructions.values()
+            if instruction.opcode == "parameter"
+        }
 
     def users(self, name: str) -> list[Instruction]:
         """Returns the instructions that read `name`."""
-        return [one for one in self.instructions.values() if name in one.operands]
+        return [instruction for instruction in self.instructions.values() if name in instruction.operands]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +130,7 @@ def parse_shape(text: str) -> tuple[Array, ...]:
     )
 
 
-def _closing(text: str, start: int) -> int:
+def _closing_parenthesis(text: str, start: int) -> int:
     """Returns the index of the parenthesis that closes the one at `start`; skips text in double quotes."""
     depth, quoted = 0, False
     for index in range(start, len(text)):
@@ -147,10 +151,10 @@ def parse_instruction(line: str) -> Instruction | None:
     if not head:
         return None
     rest = re.sub(r"/\*index=\d+\*/", "", line[head.end() :])
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    end = _closing_parenthesis(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, rest = rest[:end], rest[end:].lstrip()
     opening = rest.index("(")
-    closing = _closing(rest, opening)
+    closing = _closing_parenthesis(rest, opening)
     inner = rest[opening + 1 : closing]
     opcode = rest[:opening]
     operands = () if opcode in ("parameter", "constant") else tuple(re.findall(r"%([\w.\-]+)", inner))
@@ -191,17 +195,17 @@ def parse_module(text: str) -> Module:
 def largest_arrays(module: Module, *, most: int) -> list[tuple[str, int, str]]:
     """Returns (shape, bytes, op_name) of the largest arrays outside of fusions, each shape once, largest first."""
     fused = {
-        one.called["calls"]
+        instruction.called["calls"]
         for computation in module.computations.values()
-        for one in computation.instructions.values()
-        if one.opcode == "fusion"
+        for instruction in computation.instructions.values()
+        if instruction.opcode == "fusion"
     }
     found: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}
     for computation in module.computations.values():
-        for one in computation.instructions.values() if computation.name not in fused else ():
-            if one.opcode not in HANDED_ON:
-                for array in one.shape:
-                    found.setdefault((array.dtype, array.dims), (array.bytes, one.op_name))
+        for instruction in computation.instructions.values() if computation.name not in fused else ():
+            if instruction.opcode not in PASS_THROUGH:
+                for array in instruction.shape:
+                    found.setdefault((array.dtype, array.dims), (array.bytes, instruction.op_name))
     ranked = sorted(found.items(), key=lambda item: -item[1][0])[:most]
     return [(f"{dtype}[{','.join(map(str, dims))}]", size, name) for (dtype, dims), (size, name) in ranked]
 
@@ -223,11 +227,11 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
     place = re.search(r"\bindex=(\d+)", counter.attributes)
     if limit.opcode != "constant" or counter.opcode != "get-tuple-element" or place is None:
         return None
-    step = _step(body, int(place[1]))
+    step = _loop_increment(body, int(place[1]))
     return None if step is None else -(-int(limit.literal) // step)
 
 
-def _step(body: Computation, place: int) -> int | None:
+def _loop_increment(body: Computation, place: int) -> int | None:
     """Returns the constant that one run of a loop's body adds to its carried value at `place`; None if not found."""
     if body.root.opcode != "tuple":
         return None

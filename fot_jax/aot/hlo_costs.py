@@ -46,7 +46,7 @@ class Costs:
       hbm_bytes: HBM bytes read and written.
       received: interconnect bytes by kind of collective.
       collectives: number of collectives run, by kind.
-      beside: number of them that start before other work and end after it; chains of fusions are not included.
+      overlapped: number of them that start before other work and end after it; chains of fusions are not included.
       kernels: number of custom calls run, by target.
       unknown_loops: loops whose trip count is not in the text; they count once.
     """
@@ -55,7 +55,7 @@ class Costs:
     hbm_bytes: float = 0.0
     received: Mapping[str, float] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    beside: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    overlapped: Mapping[str, float] = dataclasses.field(default_factory=dict)
     kernels: Mapping[str, float] = dataclasses.field(default_factory=dict)
     unknown_loops: float = 0.0
 
@@ -63,11 +63,11 @@ class Costs:
         """Returns the sum of this and `times` the other."""
         sums = {}
         for field in dataclasses.fields(self):
-            mine, its = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(mine, Mapping):
-                sums[field.name] = {k: mine.get(k, 0.0) + times * its.get(k, 0.0) for k in {**mine, **its}}
+            own, others = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(own, Mapping):
+                sums[field.name] = {k: own.get(k, 0.0) + times * others.get(k, 0.0) for k in {**own, **others}}
             else:
-                sums[field.name] = mine + times * its
+                sums[field.name] = own + times * others
         return Costs(**sums)
 
 
@@ -80,11 +80,11 @@ def count(module: Module, *, devices: int, branch_shares: Mapping[str, float] | 
       branch_shares: a pattern for the `op_name` of a conditional, and the share of its runs in which the costliest
         branch is taken; conditionals that no pattern matches always take it.
     """
-    return _Walk(module, devices, dict(branch_shares or {})).computation(module.entry)
+    return _CostCounter(module, devices, dict(branch_shares or {})).computation(module.entry)
 
 
 @dataclasses.dataclass
-class _Walk:
+class _CostCounter:
     module: Module
     devices: int
     branch_shares: dict[str, float]
@@ -93,99 +93,107 @@ class _Walk:
         self.computation = functools.cache(self._computation)
 
     def _computation(self, name: str) -> Costs:
-        here = self.module.computations[name]
+        computation = self.module.computations[name]
         total = Costs()
-        for one in here.instructions.values():
-            total = total.plus(self._instruction(here, one))
+        for instruction in computation.instructions.values():
+            total = total.plus(self._instruction(computation, instruction))
         return total
 
-    def _instruction(self, here: Computation, one: Instruction) -> Costs:
-        if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
+    def _instruction(self, computation: Computation, instruction: Instruction) -> Costs:
+        if instruction.opcode in FREE or instruction.opcode.endswith(("-done", "-update")):
             return Costs()
-        if one.opcode == "while":
-            trips = trip_count(self.module, one)
-            body = self.computation(one.called["body"])
+        if instruction.opcode == "while":
+            trips = trip_count(self.module, instruction)
+            body = self.computation(instruction.called["body"])
             return Costs(unknown_loops=float(trips is None)).plus(body, times=1 if trips is None else trips)
-        if one.opcode == "conditional":
-            costliest = max((self.computation(name) for name in one.branches), key=lambda c: (c.flops, c.hbm_bytes))
-            return Costs().plus(costliest, times=self._share(one))
-        if one.opcode in ("call", "async-start"):
-            role = "calls" if "calls" in one.called else "to_apply"
-            return self.computation(one.called[role])
-        if one.opcode == "fusion":
-            return dataclasses.replace(self.computation(one.called["calls"]), hbm_bytes=self._fusion_bytes(here, one))
-        kind = one.opcode.removesuffix("-start")
+        if instruction.opcode == "conditional":
+            costliest = max(
+                (self.computation(name) for name in instruction.branches), key=lambda c: (c.flops, c.hbm_bytes)
+            )
+            return Costs().plus(costliest, times=self._share(instruction))
+        if instruction.opcode in ("call", "async-start"):
+            role = "calls" if "calls" in instruction.called else "to_apply"
+            return self.computation(instruction.called[role])
+        if instruction.opcode == "fusion":
+            return dataclasses.replace(
+                self.computation(instruction.called["calls"]), hbm_bytes=self._fusion_bytes(computation, instruction)
+            )
+        kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            if _under_way(here, one):
+            if _continues_collective(computation, instruction):
                 return Costs()
-            kind = "all-reduce-scatter" if _keeps_a_part(here, one) else kind
-            received = self._received(kind, one)
-            moved = sum(array.bytes for array in self._result(one) if not array.on_chip)
+            kind = "all-reduce-scatter" if _is_reduce_scatter(computation, instruction) else kind
+            received = self._received(kind, instruction)
+            moved = sum(array.bytes for array in self._result(instruction) if not array.on_chip)
             kind = "reduce-scatter" if kind == "all-reduce-scatter" else kind
-            beside = {kind: float(_beside_work(here, one))}
-            return Costs(hbm_bytes=2.0 * moved, received={kind: received}, collectives={kind: 1.0}, beside=beside)
-        if one.opcode == "custom-call":
-            return Costs() if '"AllocateBuffer"' in one.attributes else self._custom_call(here, one)
-        return Costs(flops=flops(here, one), hbm_bytes=self._plain_bytes(here, one))
+            overlapped = {kind: float(_is_overlapped(computation, instruction))}
+            return Costs(
+                hbm_bytes=2.0 * moved, received={kind: received}, collectives={kind: 1.0}, overlapped=overlapped
+            )
+        if instruction.opcode == "custom-call":
+            return (
+                Costs() if '"AllocateBuffer"' in instruction.attributes else self._custom_call(computation, instruction)
+            )
+        return Costs(flops=flops(computation, instruction), hbm_bytes=self._plain_bytes(computation, instruction))
 
-    def _share(self, one: Instruction) -> float:
-        shares = [share for pattern, share in self.branch_shares.items() if re.search(pattern, one.op_name)]
+    def _share(self, instruction: Instruction) -> float:
+        shares = [share for pattern, share in self.branch_shares.items() if re.search(pattern, instruction.op_name)]
         return shares[0] if shares else 1.0
 
-    def _result(self, one: Instruction):
+    def _result(self, instruction: Instruction):
         """Returns the arrays that a collective hands on; a `-start` carries its operands and counters too."""
-        if not one.opcode.endswith("-start") or one.opcode == "all-reduce-start":
-            return one.shape
-        number = len(one.operands)
-        return one.shape[number : 2 * number] or one.shape
+        if not instruction.opcode.endswith("-start") or instruction.opcode == "all-reduce-start":
+            return instruction.shape
+        number = len(instruction.operands)
+        return instruction.shape[number : 2 * number] or instruction.shape
 
-    def _received(self, kind: str, one: Instruction) -> float:
-        result = float(sum(array.bytes for array in self._result(one)))
+    def _received(self, kind: str, instruction: Instruction) -> float:
+        result = float(sum(array.bytes for array in self._result(instruction)))
         if kind == "collective-permute":
             return result
-        size = group_size(one, self.devices)
+        size = group_size(instruction, self.devices)
         whole = result * size if kind == "reduce-scatter" else result
         return whole * (size - 1) / size * (2 if kind == "all-reduce" else 1)
 
-    def _custom_call(self, here: Computation, one: Instruction) -> Costs:
-        target = re.search(r'custom_call_target="([^"]*)"', one.attributes)
-        declared = re.search(r'"flops":"?(\d+)', one.attributes)
+    def _custom_call(self, computation: Computation, instruction: Instruction) -> Costs:
+        target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+        declared = re.search(r'"flops":"?(\d+)', instruction.attributes)
         name = target[1] if target else "unnamed"
         return Costs(
             flops=float(declared[1]) if declared else 0.0,
-            hbm_bytes=0.0 if name in (CHAIN_START, CHAIN_END) else self._plain_bytes(here, one),
+            hbm_bytes=0.0 if name in (CHAIN_START, CHAIN_END) else self._plain_bytes(computation, instruction),
             kernels={name: 1.0},
         )
 
-    def _plain_bytes(self, here: Computation, one: Instruction) -> float:
+    def _plain_bytes(self, computation: Computation, instruction: Instruction) -> float:
         """Returns the HBM bytes of operands and result of an instruction that is no fusion."""
-        operands = [here.instructions[name] for name in one.operands]
-        if one.opcode in SLICES:
-            return float(_hbm(one) + min(one.bytes, _hbm(operands[0])))
-        if one.opcode == "dynamic-update-slice":
-            return 2.0 * min(_hbm(one), operands[1].bytes)
-        if one.opcode == "copy-start":  # (destination, source, counter)
-            return float(_hbm(operands[0]) + (0 if one.shape[0].on_chip else one.shape[0].bytes))
-        return float(_hbm(one) + sum(map(_hbm, operands)))
+        operands = [computation.instructions[name] for name in instruction.operands]
+        if instruction.opcode in SLICES:
+            return float(_hbm(instruction) + min(instruction.bytes, _hbm(operands[0])))
+        if instruction.opcode == "dynamic-update-slice":
+            return 2.0 * min(_hbm(instruction), operands[1].bytes)
+        if instruction.opcode == "copy-start":  # (destination, source, counter)
+            return float(_hbm(operands[0]) + (0 if instruction.shape[0].on_chip else instruction.shape[0].bytes))
+        return float(_hbm(instruction) + sum(map(_hbm, operands)))
 
-    def _fusion_bytes(self, here: Computation, one: Instruction) -> float:
-        fused = self.module.computations[one.called["calls"]]
+    def _fusion_bytes(self, computation: Computation, instruction: Instruction) -> float:
+        fused = self.module.computations[instruction.called["calls"]]
         # The two ends of a chain hold the collective, its parameters and the call, nothing else.
         if _custom_call(fused, CHAIN_END):
             return 0.0
         if start := _custom_call(fused, CHAIN_START):  # its results: operands, what the collective makes, counters
             number = len(fused.instructions[start.operands[0]].operands)
-            return 2.0 * sum(array.bytes for array in one.shape[number : 2 * number] if not array.on_chip)
-        total = float(_written(fused, fused.root, one.shape))
-        for number, name in enumerate(one.operands):
-            total += min(_hbm(here.instructions[name]), self._read(fused, fused.parameters[number].name))
+            return 2.0 * sum(array.bytes for array in instruction.shape[number : 2 * number] if not array.on_chip)
+        total = float(_written(fused, fused.root, instruction.shape))
+        for number, name in enumerate(instruction.operands):
+            total += min(_hbm(computation.instructions[name]), self._read(fused, fused.parameters[number].name))
         return total
 
     def _read(self, fused: Computation, name: str) -> int:
         """Returns the bytes of a parameter that a fusion reads: only the slices, if it is only sliced."""
         total, users = 0, fused.users(name)
-        if _carries(fused):  # operands of the collective are handed on unread
-            users = [user for user in users if user.opcode != "tuple" and not _under_way(fused, user)]
+        if _overlaps_collective(fused):  # operands of the collective are handed on unread
+            users = [user for user in users if user.opcode != "tuple" and not _continues_collective(fused, user)]
         for user in users:
             if user.opcode in SLICES and user.operands[0] == name:
                 total += user.bytes
@@ -209,7 +217,7 @@ def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -
     if root.opcode == "tuple":
         parts = [fused.instructions[name] for name in root.operands]
         return sum(_written(fused, part, (array,)) for part, array in zip(parts, arrays, strict=True))
-    if _carries(fused) and (root.opcode == "parameter" or _under_way(fused, root)):
+    if _overlaps_collective(fused) and (root.opcode == "parameter" or _continues_collective(fused, root)):
         return 0
     whole = sum(array.bytes for array in arrays if not array.on_chip)
     if root.opcode == "dynamic-update-slice":
@@ -217,45 +225,45 @@ def _written(fused: Computation, root: Instruction, arrays: tuple[Array, ...]) -
     return whole
 
 
-def _beside_work(here: Computation, one: Instruction) -> bool:
+def _is_overlapped(computation: Computation, instruction: Instruction) -> bool:
     """True if other work runs between a `-start` and its `-done`, in the order of instructions."""
-    if not one.opcode.endswith("-start"):
+    if not instruction.opcode.endswith("-start"):
         return False
-    names = list(here.instructions)
-    for name in names[names.index(one.name) + 1 :]:
-        other = here.instructions[name]
-        if one.name in other.operands:
+    names = list(computation.instructions)
+    for name in names[names.index(instruction.name) + 1 :]:
+        other = computation.instructions[name]
+        if instruction.name in other.operands:
             return False
         if other.opcode not in FREE and not other.opcode.endswith(("-start", "-done", "-update")):
             return True
     return False
 
 
-def _under_way(here: Computation, one: Instruction) -> bool:
+def _continues_collective(computation: Computation, instruction: Instruction) -> bool:
     """True if a collective started in another fusion and only continues in this one; see the module's docstring."""
-    marked = one.opcode in COLLECTIVES and '"async_collective_fusion_config"' in one.attributes
-    return marked and _custom_call(here, CHAIN_START) is None
+    marked = instruction.opcode in COLLECTIVES and '"async_collective_fusion_config"' in instruction.attributes
+    return marked and _custom_call(computation, CHAIN_START) is None
 
 
-def _carries(fused: Computation) -> bool:
+def _overlaps_collective(fused: Computation) -> bool:
     """True if a fusion overlaps with a collective that it hands on."""
-    return any(_under_way(fused, one) for one in fused.instructions.values())
+    return any(_continues_collective(fused, instruction) for instruction in fused.instructions.values())
 
 
 def _custom_call(computation: Computation, target: str) -> Instruction | None:
     """Returns the first custom call of a target, or None."""
-    calls = (one for one in computation.instructions.values() if one.opcode == "custom-call")
-    return next((one for one in calls if f'"{target}"' in one.attributes), None)
+    calls = (instruction for instruction in computation.instructions.values() if instruction.opcode == "custom-call")
+    return next((instruction for instruction in calls if f'"{target}"' in instruction.attributes), None)
 
 
-def _keeps_a_part(here: Computation, one: Instruction) -> bool:
+def _is_reduce_scatter(computation: Computation, instruction: Instruction) -> bool:
     """True if an all-reduce is half of a TPU's reduce-scatter: a fusion of it and the slice that is kept."""
-    if one.opcode != "all-reduce":
+    if instruction.opcode != "all-reduce":
         return False
-    users = here.users(one.name)
-    return len(users) == 1 and users[0].opcode == "dynamic-slice" and here.name.startswith("all-reduce-scatter")
+    users = computation.users(instruction.name)
+    return len(users) == 1 and users[0].opcode == "dynamic-slice" and computation.name.startswith("all-reduce-scatter")
 
 
-def _hbm(one: Instruction) -> int:
+def _hbm(instruction: Instruction) -> int:
     """Returns the bytes of a result that are in HBM."""
-    return sum(array.bytes for array in one.shape if not array.on_chip)
+    return sum(array.bytes for array in instruction.shape if not array.on_chip)

@@ -7,52 +7,54 @@ import numpy as np
 from fot_jax.aot.hlo import Computation, Instruction
 
 
-def flops(here: Computation, one: Instruction) -> float:
+def flops(computation: Computation, instruction: Instruction) -> float:
     """Returns the FLOPs of a matrix product; 0 for anything else.
 
     For TPUs, XLA writes products with one row, as in decoding, as a multiplication and a sum (`reduce`), which keeps
     the product's name.
     """
-    if one.opcode == "reduce" and one.op_name.endswith("dot_general"):
-        return 2.0 * here.instructions[one.operands[0]].shape[0].elements
-    if one.opcode == "dot":
-        left = here.instructions[one.operands[0]].shape[0].dims
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
+    if instruction.opcode == "reduce" and instruction.op_name.endswith("dot_general"):
+        return 2.0 * computation.instructions[instruction.operands[0]].shape[0].elements
+    if instruction.opcode == "dot":
+        left = computation.instructions[instruction.operands[0]].shape[0].dims
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         axes = [int(axis) for axis in contracted[1].split(",")] if contracted and contracted[1] else []
-        return 2.0 * one.shape[0].elements * float(np.prod([left[axis] for axis in axes], initial=1))
-    return _convolution_flops(here, one) if one.opcode == "convolution" else 0.0
+        return 2.0 * instruction.shape[0].elements * float(np.prod([left[axis] for axis in axes], initial=1))
+    return _convolution_flops(computation, instruction) if instruction.opcode == "convolution" else 0.0
 
 
-def _convolution_flops(here: Computation, one: Instruction) -> float:
+def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
     """Returns 2 x kernel features in x features out x batch x valid (output, kernel) places of each window axis.
 
     For TPUs, XLA writes matrix products as convolutions, with batch axes as windows that meet one place each.
     """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
-    assert labels is not None, one.attributes
-    left, right = (here.instructions[name].shape[0].dims for name in one.operands[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    assert labels is not None, instruction.attributes
+    left, right = (computation.instructions[name].shape[0].dims for name in instruction.operands[:2])
     sizes = [
         dict(zip(names, dims, strict=True))
-        for names, dims in zip(labels.groups(), (left, right, one.shape[0].dims), strict=True)
+        for names, dims in zip(labels.groups(), (left, right, instruction.shape[0].dims), strict=True)
     ]
     spatial = sorted(name for name in labels[3] if name.isdigit())
-    groups = re.search(r"batch_group_count=(\d+)", one.attributes)
+    groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
     places = 1.0
     for axis, name in enumerate(spatial):
         kernel = sizes[1][name]
-        window = {key: _window(one, key, axis, len(spatial)) for key in ("stride", "lhs_dilate", "rhs_dilate", "pad")}
+        window = {
+            key: _window(instruction, key, axis, len(spatial)) for key in ("stride", "lhs_dilate", "rhs_dilate", "pad")
+        }
         places *= _valid_places(sizes[0][name], kernel, sizes[2][name], **window)
     return 2.0 * sizes[1]["i"] * sizes[2]["f"] * sizes[0]["b"] / int(groups[1] if groups else 1) * places
 
 
-def _window(one: Instruction, key: str, axis: int, axes: int) -> int:
+def _window(instruction: Instruction, key: str, axis: int, axes: int) -> int:
     """Returns one value of `window={size=3x3 stride=2x2 pad=1_1x1_1}`; of a padding the low side."""
     default = {"pad": 0}.get(key, 1)
-    match = re.search(rf"window=\{{[^}}]*\b{key}=([\d_x\-]+)", one.attributes)
+    match = re.search(rf"window=\{{[^}}]*\b{key}=([\d_x\-]+)", instruction.attributes)
     if not match:
         return default
     entries = match[1].split("x")
-    assert len(entries) == axes, one.attributes
+    assert len(entries) == axes, instruction.attributes
     return int(entries[axis].split("_")[0])
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from fot_jax.config import ExperimentConfig, ModelConfig, PlanKind, Retrieval, check
-from fot_jax.infer.steps import absorb, advance
+from fot_jax.infer.steps import extend_cache, next_logits
 from fot_jax.memory.device_copy import MEMORY_AXES, capacity_for
 from fot_jax.memory.views import DeviceView
 from fot_jax.models import account
@@ -143,9 +143,9 @@ def inference_program(
     with jax.sharding.use_abstract_mesh(pinned):
         if kind is ProgramKind.DECODE:
             logits = _shape((rows, model.vocab_size), jnp.float32, over_rows)
-            lowered = advance.lower(params, model, tokens, counts, cache, view, logits)
+            lowered = next_logits.lower(params, model, tokens, counts, cache, view, logits)
         else:
-            lowered = absorb.lower(params, model, tokens, counts, cache, view)
+            lowered = extend_cache.lower(params, model, tokens, counts, cache, view)
     return Program(
         lowered=lowered,
         model=model,

@@ -125,6 +125,7 @@ class Report:
         values["fits"] = self.fits
         if self.memory is not None and self.costs is not None:
             bounds = time_bounds(self.costs, chip=self.pod.chip)
+            values["costs"]["beside"] = values["costs"].pop("overlapped")  # the records' key since the first one
             values["memory"] |= {"fits": self.memory.fits, "spare": self.memory.spare, "largest": self.memory.largest}
             values["bounds_seconds"] = bounds
             values["roofline_seconds"] = max(bounds.values())
@@ -194,7 +195,7 @@ def _traffic_lines(costs: Costs) -> list[str]:
     for kind, received in sorted(costs.received.items(), key=lambda item: -item[1]):
         number = f"{costs.collectives[kind]:.0f} of them"
         if kind == "collective-permute":
-            number += f", {costs.beside.get(kind, 0):.0f} overlapped with other work"
+            number += f", {costs.overlapped.get(kind, 0):.0f} overlapped with other work"
         rows.append(_row(f"received, {kind}", f"{received / 1e9:.3f} GB", number))
     if costs.unknown_loops:
         rows.append(f"  {costs.unknown_loops:.0f} loops without a known trip count are counted once")

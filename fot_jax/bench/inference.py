@@ -11,7 +11,7 @@ import numpy as np
 
 from fot_jax.bench.timing import Program
 from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
-from fot_jax.infer.steps import advance
+from fot_jax.infer.steps import next_logits
 from fot_jax.infer.windows import read
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import DeviceView, make_view
@@ -115,4 +115,4 @@ def decoding_programs(
 def _decode_call(model: ModelConfig, params: Any, cache, view):
     tokens, counts = np.ones((1, 1), np.int32), np.ones(1, np.int32)
     logits = jnp.zeros((1, model.vocab_size), jnp.float32)
-    return lambda: jax.block_until_ready(advance(params, model, tokens, counts, cache, view, logits)[0])
+    return lambda: jax.block_until_ready(next_logits(params, model, tokens, counts, cache, view, logits)[0])

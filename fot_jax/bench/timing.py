@@ -1,4 +1,4 @@
-"""Timing of programs that take turns."""
+"""Timing of programs in turn."""
 
 import dataclasses
 import statistics
@@ -49,7 +49,7 @@ class Program:
         return (high - low) / self.median
 
 
-def take_turns(
+def time_interleaved(
     programs: Sequence[Program],
     *,
     repeats: int,
@@ -70,14 +70,14 @@ def take_turns(
     total, done = len(programs) * (repeats + 1), 0
     for turn in range(repeats + 1):
         for program in programs:
-            begun = time.perf_counter()
+            round_start = time.perf_counter()
             while True:
                 start = time.perf_counter()
                 program.call()
                 end = time.perf_counter()
                 if turn:
                     program.seconds.append(end - start)
-                if not turn or end - begun >= least:
+                if not turn or end - round_start >= least:
                     break
             done += 1
             progress(done, total, program.name)

@@ -13,16 +13,16 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from fot_jax.checkpoint.digests import changed, digest_of_json, digests
+from fot_jax.checkpoint.digests import digest_of_json, digests, first_changed
 from fot_jax.checkpoint.failures import (
-    damaged,
     one_line,
-    raise_of_the_machine,
-    silence_abandoned,
+    raise_runtime_failure,
+    save_error,
+    silence_abandoned_io,
+    unreadable_error,
     unreadable_step,
-    unsaved,
 )
-from fot_jax.checkpoint.streaming import chunks, quiet_absl, streaming_handlers
+from fot_jax.checkpoint.streaming import chunked_save_args, quiet_absl, streaming_handlers
 from fot_jax.config import ExperimentConfig, TrainConfig, UserError
 from fot_jax.config.build import to_dict
 
@@ -37,11 +37,11 @@ def _policy(train: TrainConfig) -> policies.PreservationPolicy:
     latest = policies.LatestN(train.keep_checkpoints)
     if not train.keep_best:
         return latest
-    best = policies.BestN(get_metric_fn=_rank, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    best = policies.BestN(get_metric_fn=_ranking_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     return policies.AnyPreservationPolicy([latest, best])
 
 
-def _rank(metrics: Any) -> float:
+def _ranking_loss(metrics: Any) -> float:
     """Returns the loss by which a checkpoint is ranked; infinity where none was measured or it is no number."""
     loss = metrics.get(METRIC) if isinstance(metrics, dict) else None
     return loss if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
@@ -82,7 +82,7 @@ class Checkpointer:
             with quiet:
                 options = ocp.CheckpointManagerOptions(
                     preservation_policy=_policy(config.train),
-                    best_fn=_rank,
+                    best_fn=_ranking_loss,
                     best_mode="min",
                     create=not read_only,
                     read_only=read_only,
@@ -93,12 +93,12 @@ class Checkpointer:
                     self._folder, options=options, item_handlers=streaming_handlers() if streaming else None
                 )
         except Exception as error:  # Orbax raises many kinds for a damaged folder
-            raise_of_the_machine(error)
+            raise_runtime_failure(error)
             found = self._folder.iterdir() if self._folder.is_dir() else ()
             steps = sorted(int(path.name) for path in found if path.name.isdecimal())
             broken = unreadable_step(self._folder, steps)
             if broken is not None:
-                raise damaged(self._folder, broken, steps, reason=one_line(error)) from error
+                raise unreadable_error(self._folder, broken, steps, reason=one_line(error)) from error
             raise UserError(f"{self._folder} cannot be opened: {one_line(error)}. Use another --workdir.") from error
 
     def __enter__(self) -> "Checkpointer":
@@ -136,20 +136,20 @@ class Checkpointer:
 
     def save_params(self, step: int, *, params: Any, data: dict[str, Any]) -> None:
         """Saves parameters that no optimizer of ours has seen; see `save`."""
-        items = {"params": ocp.args.StandardSave(params, chunks(params))}
+        items = {"params": ocp.args.StandardSave(params, chunked_save_args(params))}
         self._start(step, items, data, metric=None, arrays={"params": params})
 
     def _start(
         self, step: int, items: dict[str, Any], data: dict[str, Any], *, metric: float | None, arrays: dict[str, Any]
     ) -> None:
         """Hands a checkpoint to Orbax; `arrays` are the trees of `items`, what takes room on the disk."""
-        silence_abandoned()
+        silence_abandoned_io()
         self.wait()  # a failure of the earlier save is reported with its own step
         self._saving = step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         found = {name: digests(tree) for name, tree in arrays.items()}
         data = data | {DIGESTS: {**found, "data": digest_of_json(data)}}
         items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(to_dict(self._config))}
-        with self._told():
+        with self._one_line_errors():
             self._manager.save(step, args=ocp.args.Composite(**items), metrics={METRIC: metric})
 
     def check(self) -> None:
@@ -159,23 +159,23 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Returns when every save that was started is done. Raises UserError if one failed."""
-        with self._told():
+        with self._one_line_errors():
             self._manager.wait_until_finished()
         self._saving = None
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _one_line_errors(self) -> Iterator[None]:
         """Turns an error of the disk or the file system into one line."""
         try:
             yield
         except (OSError, ValueError, RuntimeError, ExceptionGroup) as error:  # TensorStore raises the middle two
             if self._saving is None:
                 raise
-            raise_of_the_machine(error)
+            raise_runtime_failure(error)
             (step, needed), self._saving = self._saving, None
             self._half_written = step
             newest = newest_step(self._folder.parent)
-            raise unsaved(self._folder, step, error, needed=needed, newest=newest) from error
+            raise save_error(self._folder, step, error, needed=needed, newest=newest) from error
 
     def latest_step(self) -> int | None:
         """Number of the newest whole checkpoint, None if there is none."""
@@ -192,8 +192,8 @@ class Checkpointer:
             loss = metrics.get(METRIC) if isinstance(metrics, dict) else metrics
             if not isinstance(loss, int | float | None) or isinstance(loss, bool):
                 reason = f"its {METRIC} is not a number: {one_line(metrics)}"
-                raise damaged(self._folder, step, self.steps(), reason=reason)
-        ranks = {step: _rank(metrics) for step, metrics in noted.items()}
+                raise unreadable_error(self._folder, step, self.steps(), reason=reason)
+        ranks = {step: _ranking_loss(metrics) for step, metrics in noted.items()}
         best = min(ranks, key=ranks.__getitem__, default=None)
         return best if best is not None and math.isfinite(ranks[best]) else None
 
@@ -233,25 +233,27 @@ class Checkpointer:
         restored = self._read(step, items | {"data": ocp.args.JsonRestore()})
         data = restored["data"]
         if not isinstance(data, dict) or data.get("step") != step:
-            raise damaged(self._folder, step, self.steps(), reason=f"its data position is {one_line(data)}")
+            raise unreadable_error(self._folder, step, self.steps(), reason=f"its data position is {one_line(data)}")
         if DIGESTS not in data:
             if abstract:
                 logger.info("The checkpoint of step %d was saved without digests: changed bytes go unnoticed.", step)
             return restored, data
         stored = data.pop(DIGESTS)
         if not isinstance(stored, dict) or stored.get("data") != digest_of_json(data):
-            raise damaged(self._folder, step, self.steps(), reason="its data position is not the one saved")
+            raise unreadable_error(self._folder, step, self.steps(), reason="its data position is not the one saved")
         for name in abstract:
             held = stored.get(name)
-            wrong = changed(restored[name], held if isinstance(held, dict) else {})
+            wrong = first_changed(restored[name], held if isinstance(held, dict) else {})
             if wrong is not None:
-                raise damaged(self._folder, step, self.steps(), reason=f"{name} are not those saved: {wrong} differs")
+                raise unreadable_error(
+                    self._folder, step, self.steps(), reason=f"{name} are not those saved: {wrong} differs"
+                )
         return restored, data
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
-        silence_abandoned()
+        silence_abandoned_io()
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
-            raise_of_the_machine(error)
-            raise damaged(self._folder, step, self.steps(), reason=one_line(error)) from error
+            raise_runtime_failure(error)
+            raise unreadable_error(self._folder, step, self.steps(), reason=one_line(error)) from error

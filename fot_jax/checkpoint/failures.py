@@ -15,7 +15,7 @@ from fot_jax.config import UserError
 from fot_jax.config.errors import disk_full, is_disk_full
 
 
-def raise_of_the_machine(error: Exception) -> None:
+def raise_runtime_failure(error: Exception) -> None:
     """Raises `error` where JAX itself failed: the folder is not to blame then.
 
     Memory that ran out becomes a UserError. Other errors of JAX, above all about a lost process, are raised unchanged:
@@ -32,7 +32,7 @@ def raise_of_the_machine(error: Exception) -> None:
 
 
 @functools.cache  # once a process: hooks would pile up
-def silence_abandoned() -> None:
+def silence_abandoned_io() -> None:
     """Drops the messages that Orbax prints around the one error that it raises when a restore or a save fails.
 
     TensorStore's other reads and writes then report to an event loop that Orbax has closed, from other threads and
@@ -60,7 +60,7 @@ def silence_abandoned() -> None:
     sys.unraisablehook, sys.excepthook = hook, uncaught
 
 
-def unsaved(folder: Path, step: int, error: Exception, *, needed: int, newest: int | None) -> UserError:
+def save_error(folder: Path, step: int, error: Exception, *, needed: int, newest: int | None) -> UserError:
     """Returns the error of a checkpoint that could not be saved: where, why, and from which step the run continues.
 
     Args:
@@ -91,7 +91,7 @@ def unreadable_step(folder: Path, steps: list[int]) -> int | None:
     return None
 
 
-def damaged(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> UserError:
+def unreadable_error(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> UserError:
     """Returns the error of a checkpoint that cannot be read: which, why, and what to do."""
     older = [s for s in steps if s < step]
     then = f"go on from step {older[-1]}" if older else "start again from step 0"

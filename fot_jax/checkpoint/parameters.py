@@ -13,8 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fot_jax.checkpoint.checkpointer import Checkpointer
-from fot_jax.checkpoint.failures import damaged
-from fot_jax.checkpoint.streaming import chunks, streaming_handlers, uncopied
+from fot_jax.checkpoint.failures import unreadable_error
+from fot_jax.checkpoint.streaming import chunked_save_args, streaming_handlers, write_without_copy
 from fot_jax.config import Dtype, ExperimentConfig, ModelConfig, UserError
 from fot_jax.models.init import param_shapes
 from fot_jax.models.layers import DTYPES
@@ -30,7 +30,7 @@ def trained_documents(
     Raises:
       UserError: no run, no such checkpoint, or a damaged one.
     """
-    with _opened(workdir, step) as (checkpoints, _, number):
+    with _open_checkpointer(workdir, step) as (checkpoints, _, number):
         return checkpoints.read_data(number).get("documents", {})
 
 
@@ -48,7 +48,7 @@ def load_params(
     Raises:
       UserError: no run, no such checkpoint, or a damaged one.
     """
-    with _opened(workdir, step) as (checkpoints, config, number):
+    with _open_checkpointer(workdir, step) as (checkpoints, config, number):
         local = jax.local_devices()[0]
         device = jax.sharding.SingleDeviceSharding(local)
         abstract = jax.tree.map(
@@ -59,7 +59,7 @@ def load_params(
 
 
 @contextlib.contextmanager
-def _opened(
+def _open_checkpointer(
     workdir: str | os.PathLike[str], step: int | Literal["latest", "best"]
 ) -> Iterator[tuple[Checkpointer, ExperimentConfig, int]]:
     """Holds a run's checkpoints open, with its config and the number of the checkpoint asked for; see `load_params`."""
@@ -78,7 +78,7 @@ def _opened(
 
 def stored_bytes(workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest") -> int:
     """Bytes of a checkpoint's parameters in the dtype they are stored in, before compression; see `load_params`."""
-    with _opened(workdir, step) as (checkpoints, config, number):
+    with _open_checkpointer(workdir, step) as (checkpoints, config, number):
         return num_bytes(config.model, _dtype(checkpoints, number, workdir))
 
 
@@ -97,7 +97,7 @@ def _dtype(checkpoints: Checkpointer, step: int, workdir: str | os.PathLike[str]
     stored = checkpoints.read_data(step).get("dtype", Dtype.FLOAT32.value)
     if stored not in [kind.value for kind in Dtype]:
         folder = Path(workdir) / "checkpoints"
-        raise damaged(folder, step, checkpoints.steps(), reason=f"its parameters' dtype is {stored!r}")
+        raise unreadable_error(folder, step, checkpoints.steps(), reason=f"its parameters' dtype is {stored!r}")
     return Dtype(stored)
 
 
@@ -105,7 +105,7 @@ def load_stored_params(
     workdir: str | os.PathLike[str], *, step: int | Literal["latest", "best"] = "latest"
 ) -> tuple[Any, Dtype]:
     """Returns parameters as numpy arrays in the dtype they are stored in, and that dtype; see `load_params`."""
-    with _opened(workdir, step) as (checkpoints, config, number):
+    with _open_checkpointer(workdir, step) as (checkpoints, config, number):
         dtype = _dtype(checkpoints, number, workdir)
         like = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), DTYPES[dtype]), leaf.shape), param_shapes(config.model)
@@ -130,11 +130,11 @@ def save_imported(
       dtype: that dtype.
       documents: per source, the digest of the tokens that they were trained on.
     """
-    with uncopied(), Checkpointer(workdir, config, streaming=True) as checkpoints:
+    with write_without_copy(), Checkpointer(workdir, config, streaming=True) as checkpoints:
         checkpoints.save_params(0, params=params, data={"step": 0, "documents": dict(documents), "dtype": dtype.value})
 
 
 def write_bare_params(path: Path, params: Any) -> None:
     """Writes numpy parameters as one Orbax item, for serving: `StandardCheckpointer().restore(path)` reads it."""
-    with uncopied(), ocp.Checkpointer(streaming_handlers()["params"]) as checkpointer:
-        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(params, chunks(params)))
+    with write_without_copy(), ocp.Checkpointer(streaming_handlers()["params"]) as checkpointer:
+        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(params, chunked_save_args(params)))

@@ -39,13 +39,13 @@ def streaming_handlers() -> dict[str, Any]:
     }
 
 
-def chunks(params: Any) -> Any:
+def chunked_save_args(params: Any) -> Any:
     """Returns the chunk size of each array that is written in streams; a tree like `params`."""
     return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
 
 
 @contextlib.contextmanager
-def uncopied() -> Iterator[None]:
+def write_without_copy() -> Iterator[None]:
     """Lets Orbax write numpy arrays in place: it copies them first, as they could change while it saves.
 
     It warns here of things that are wanted (another handler for arrays, no OCDBT to merge). An error is raised once the

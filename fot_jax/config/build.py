@@ -169,10 +169,10 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def _written(value: Any) -> Any:
+def _as_in_file(value: Any) -> Any:
     """Returns a default as a config file writes it: enums by value, also those in a tuple."""
     if isinstance(value, tuple):
-        return tuple(_written(item) for item in value)
+        return tuple(_as_in_file(item) for item in value)
     return value.value if isinstance(value, enum.Enum) else value
 
 
@@ -187,7 +187,7 @@ def template(kind: type = ExperimentConfig) -> config_dict.ConfigDict:
         if dataclasses.is_dataclass(annotation):
             config[field.name] = template(typing.cast(type, annotation))
         elif field.default is not dataclasses.MISSING:
-            config[field.name] = _written(field.default)
+            config[field.name] = _as_in_file(field.default)
         elif isinstance(annotation, types.GenericAlias):
             config[field.name] = config_dict.placeholder(tuple)
         else:

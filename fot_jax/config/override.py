@@ -81,13 +81,13 @@ def apply_override(config: config_dict.ConfigDict, path: str, text: str) -> None
     walked = ""
     for part in parents:
         name, index = _split_index(part, path)
-        kind, node = _step(kind, node, name, walked)
+        kind, node = _enter_field(kind, node, name, walked)
         walked += ("." if walked else "") + part
         if index is not None:
-            kind, node = _member(kind, node, index, walked)
+            kind, node = _enter_item(kind, node, index, walked)
         if not dataclasses.is_dataclass(kind):
             raise ConfigError(f"{walked} is {type_name(kind)} and has no fields: --config.{path} names nothing.")
-    _require(kind, last, walked)
+    _require_field(kind, last, walked)
     annotation = field_types(kind)[last]
     if dataclasses.is_dataclass(annotation):
         inner = ", ".join(field_types(typing.cast(type, annotation)))
@@ -105,7 +105,7 @@ def _split_index(part: str, path: str) -> tuple[str, int | None]:
     return match[1], None if match[2] is None else int(match[2])
 
 
-def _require(kind: Any, name: str, walked: str) -> None:
+def _require_field(kind: Any, name: str, walked: str) -> None:
     if name not in field_types(kind):
         raise unknown_field(kind, f"{walked}." if walked else "", name)
 
@@ -116,15 +116,15 @@ def _require_section(kind: Any, node: Any, walked: str) -> None:
         raise ConfigError(f"{place} must be a mapping of {kind.__name__}'s fields in the config file, got {node!r}.")
 
 
-def _step(kind: Any, node: Any, name: str, walked: str) -> tuple[Any, Any]:
-    _require(kind, name, walked)
+def _enter_field(kind: Any, node: Any, name: str, walked: str) -> tuple[Any, Any]:
+    _require_field(kind, name, walked)
     _require_section(kind, node, walked)
     if name not in node:
         raise ConfigError(f"The config file has no section {name!r}: let its get_config() start from template().")
     return field_types(kind)[name], node[name]
 
 
-def _member(kind: Any, node: Any, index: int, walked: str) -> tuple[Any, Any]:
+def _enter_item(kind: Any, node: Any, index: int, walked: str) -> tuple[Any, Any]:
     if not isinstance(kind, types.GenericAlias):
         raise ConfigError(f"{walked} is not a list: leave out the [{index}].")
     entries = () if node is None else node

@@ -49,24 +49,24 @@ def average_runs(
         raise UserError(f"--share must be between 0 (all of --with) and 1 (all of --workdir), got {share}.")
     config = read_config(workdir)
     try:
-        theirs = read_config(other)
+        other_config = read_config(other)
     except UserError as error:
         raise UserError(str(error).replace("--workdir", "--with")) from error
-    identities = [vocabulary_identity(one.data.vocabulary) for one in (config, theirs)]
+    identities = [vocabulary_identity(one.data.vocabulary) for one in (config, other_config)]
     if identities[0] != identities[1]:
         raise UserError(f"--with must have the vocabulary of {workdir}, got {identities[1]} and {identities[0]}.")
-    difference = shape_difference(param_shapes(theirs.model), param_shapes(config.model))
+    difference = shape_difference(param_shapes(other_config.model), param_shapes(config.model))
     if difference is not None:
-        name, its, ours = difference
+        name, other_shape, shape = difference
         raise UserError(
-            f"--with must have parameters of the same shapes: {name} is {its} in {other}, {ours} in {workdir}. Give the"
-            " run that train.init_from named, or another of the same model."
+            f"--with must have parameters of the same shapes: {name} is {other_shape} in {other}, {shape} in {workdir}."
+            " Give the run that train.init_from named, or another of the same model."
         )
     needed = checkpoint.stored_bytes(workdir, step=step)
     with new_folder(Path(folder), needed=needed, compressed=True) as target:
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         others, _ = checkpoint.load_stored_params(other)
-        average = jax.tree.map(lambda ours, its: _mean(ours, its, share=share), params, others)
+        average = jax.tree.map(lambda first, second: _mean(first, second, share=share), params, others)
         documents = {**checkpoint.trained_documents(other), **checkpoint.trained_documents(workdir, step=step)}
         checkpoint.save_imported(target, config, average, dtype=dtype, documents=documents)
         write_experiment(target, config)
@@ -74,7 +74,7 @@ def average_runs(
     return config
 
 
-def _mean(ours: np.ndarray, its: np.ndarray, *, share: float) -> np.ndarray:
+def _mean(first: np.ndarray, second: np.ndarray, *, share: float) -> np.ndarray:
     """Averages two arrays; equal numbers stay exactly equal, without the rounding of a mean."""
-    mean = np.float32(share) * ours.astype(np.float32) + np.float32(1 - share) * its.astype(np.float32)
-    return np.where(ours.astype(np.float32) == its.astype(np.float32), ours, mean.astype(ours.dtype))
+    mean = np.float32(share) * first.astype(np.float32) + np.float32(1 - share) * second.astype(np.float32)
+    return np.where(first.astype(np.float32) == second.astype(np.float32), first, mean.astype(first.dtype))

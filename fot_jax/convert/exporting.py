@@ -108,7 +108,7 @@ def write_experiment(target: Path, config: ExperimentConfig) -> None:
 def _write_hugging_face(
     target: Path, workdir: Path, config: ExperimentConfig, params: Any, dtype: Dtype, *, max_shard_bytes: int
 ) -> None:
-    tensors = {name: names.view(params, slot) for name, slot in names.slots(config.model).items()}
+    tensors = {name: names.tensor_view(params, slot) for name, slot in names.tensor_slots(config.model).items()}
     write_folder(target, tensors, max_shard_bytes=max_shard_bytes)
     origin = workdir / SOURCE_CONFIG
     source_values = read_json(origin) if origin.is_file() else {}

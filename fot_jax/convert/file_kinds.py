@@ -23,7 +23,7 @@ KINDS = (  # first bytes, what it is and the fix
 )
 
 
-def other_kind(path: Path, *, wanted: str) -> str | None:
+def describe_wrong_kind(path: Path, *, wanted: str) -> str | None:
     """Names a file of another kind: "PATH must be WANTED, but is a web page. FIX."; None where none is recognised.
 
     Args:
@@ -43,7 +43,7 @@ def other_kind(path: Path, *, wanted: str) -> str | None:
     return None
 
 
-def truncated(path: Path, *, needed: int) -> str:
+def describe_truncated(path: Path, *, needed: int) -> str:
     """Says that a file is shorter than its header declares.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 from fot_jax.config import UserError
 from fot_jax.convert import gguf_tokenizer, names
 from fot_jax.convert.gguf_metadata import ROPE_FACTORS, Metadata, check_is_model
-from fot_jax.convert.gguf_reader import Stored, read_contents
+from fot_jax.convert.gguf_reader import StoredTensor, read_contents
 from fot_jax.convert.safetensors_files import row_blocks
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class GGUFFile:
         foreign = next((name for name in contents.tensors if name.startswith(("model.", "lm_head."))), None)
         if foreign is not None:
             raise UserError(f"{path}: tensors must have llama.cpp's names, got {foreign}. Convert the model again.")
-        self._tensors = {names.from_gguf(name) or name: stored for name, stored in contents.tensors.items()}
+        self._tensors = {names.hf_name(name) or name: stored for name, stored in contents.tensors.items()}
         divisors = self._tensors.pop(ROPE_FACTORS, None)  # they are in the config then
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         self.num_bytes = {name: tensor.num_bytes for name, tensor in self._tensors.items()}
@@ -84,7 +84,7 @@ class GGUFFile:
             pairs = block.reshape(-1, head_dim // 2, 2, block.shape[-1])
             yield rows, pairs.swapaxes(1, 2).reshape(block.shape)
 
-    def _rows(self, name: str, stored: Stored, *, multiple: int = 1) -> Iterator[tuple[slice, np.ndarray]]:
+    def _rows(self, name: str, stored: StoredTensor, *, multiple: int = 1) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields (rows, values) in the file's order; a vector is one row. Block sizes count the float32 bytes.
 
         A row holds whole blocks of quantised numbers, so that any rows can be dequantised by themselves.
@@ -101,7 +101,7 @@ class GGUFFile:
                 values = values.reshape(-1, width)
                 yield (rows, values) if len(stored.shape) == 2 else (slice(0, width), values[0])
 
-    def _vector(self, stored: Stored) -> np.ndarray:
+    def _vector(self, stored: StoredTensor) -> np.ndarray:
         """Reads the values of ROPE_FACTORS; none where it is no vector."""
         if len(stored.shape) != 1 or not stored.shape[0]:
             return np.zeros(0, np.float32)

@@ -107,7 +107,7 @@ class Metadata:
         head_dim = self._integer("attention.key_length", embed // max(heads, 1))
         self._check_keys(head_dim)
         rows = shapes.get(names.EMBEDDING, ())
-        specials = {"bos_token_id": self._values.get("tokenizer.ggml.bos_token_id"), "eos_token_id": self._ends()}
+        specials = {"bos_token_id": self._values.get("tokenizer.ggml.bos_token_id"), "eos_token_id": self._end_ids()}
         return {
             "architectures": ["LlamaForCausalLM"],
             "hidden_size": embed,
@@ -124,7 +124,7 @@ class Metadata:
             **{name: value for name, value in specials.items() if value is not None},
         }
 
-    def _ends(self) -> Any:
+    def _end_ids(self) -> Any:
         """The ids of END_ROLES, each once, as config.json has them: one or a list; None where there is no eos."""
         ids = [self._values.get(f"tokenizer.ggml.{role}_token_id") for role in END_ROLES]
         ends = [index for place, index in enumerate(ids) if index is not None and index not in ids[:place]]

@@ -26,7 +26,7 @@ QUANTISATION_VERSION = 2  # of ggml's blocks; version 1 had other layouts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredTensor:
     """A tensor in a file; `shape` as Hugging Face has it, rows first."""
 
     path: Path
@@ -37,11 +37,11 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contents:
+class ModelContents:
     """Metadata and tensors of a model; `whole`: no tensor can be missing unnoticed."""
 
     metadata: dict[str, Any]
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     whole: bool
 
 
@@ -62,7 +62,7 @@ class _Reader(gguf.GGUFReader):
         return super()._get(offset, dtype, count, override_order)
 
 
-def read_contents(path: Path) -> Contents:
+def read_contents(path: Path) -> ModelContents:
     """Opens a GGUF file, and with it the other parts of its model.
 
     Args:
@@ -81,7 +81,7 @@ def read_contents(path: Path) -> Contents:
                 f"{path} must hold split.count {int(named[3])}, as its name says that it is a part, but does not. Give"
                 " the file another name if the model in it is whole."
             )
-        return Contents(metadata=metadata, tensors=tensors, whole=True)
+        return ModelContents(metadata=metadata, tensors=tensors, whole=True)
     if named is None or int(named[3]) != count:
         number = _count(metadata, "split.no", path, default=0) + 1
         raise UserError(
@@ -91,13 +91,13 @@ def read_contents(path: Path) -> Contents:
     return _join([path.with_name(f"{named[1]}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)])
 
 
-def _join(paths: list[Path]) -> Contents:
+def _join(paths: list[Path]) -> ModelContents:
     """Joins the contents of all parts; the metadata are the first one's. Raises UserError, see `read_contents`."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} is missing: the model is split into {len(paths)} files. Download it too.")
     first: dict[str, Any] = {}
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for number, path in enumerate(paths):
         metadata, held = _read_file(path)
         first = first or metadata
@@ -115,7 +115,7 @@ def _join(paths: list[Path]) -> Contents:
             f"{paths[0]}: the {len(paths)} parts must hold {total} tensors, as split.tensors.count says, got"
             f" {len(tensors)}. They are not of one model: download all again."
         )
-    return Contents(metadata=first, tensors=tensors, whole="split.tensors.count" in first)
+    return ModelContents(metadata=first, tensors=tensors, whole="split.tensors.count" in first)
 
 
 def _count(metadata: dict[str, Any], key: str, path: Path, *, default: int) -> int:
@@ -125,7 +125,7 @@ def _count(metadata: dict[str, Any], key: str, path: Path, *, default: int) -> i
     return value
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """Reads the metadata and tensors of one file. Raises UserError."""
     _check_head(path)
     try:
@@ -133,7 +133,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
             reader = _Reader(path)
         metadata = {key: field.contents() for key, field in reader.fields.items()}
     except _EndOfFileError as error:
-        raise UserError(file_kinds.truncated(path, needed=error.needed)) from error
+        raise UserError(file_kinds.describe_truncated(path, needed=error.needed)) from error
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, TypeError, RecursionError) as error:
         raise UserError(_damaged(path, error)) from error
     unreadable = {kind: not _can_dequantise(kind) for kind in {tensor.tensor_type for tensor in reader.tensors}}
@@ -159,7 +159,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
                 f"{path}: {tensor.name} must be one of {allowed}, got {tensor.tensor_type.name}."
                 " Take the file in another quantisation."
             )
-        tensors[tensor.name] = Stored(
+        tensors[tensor.name] = StoredTensor(
             path=path,
             shape=tuple(int(n) for n in tensor.shape[::-1]),
             kind=tensor.tensor_type,
@@ -174,9 +174,9 @@ def _check_head(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(8)
     if head and b"GGUF".startswith(head[:4]) and len(head) < 8:
-        raise UserError(file_kinds.truncated(path, needed=24))  # bytes before the first key
+        raise UserError(file_kinds.describe_truncated(path, needed=24))  # bytes before the first key
     if not head.startswith(b"GGUF"):
-        other = file_kinds.other_kind(path, wanted="a GGUF file")
+        other = file_kinds.describe_wrong_kind(path, wanted="a GGUF file")
         raise UserError(other or f"{path} must be a GGUF file, but begins with {head[:4]!r}. Give another file.")
     version = struct.unpack("<I", head[4:])[0]
     if version & 0xFFFF == 0 or sys.byteorder != "little":

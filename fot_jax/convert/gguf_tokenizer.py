@@ -44,7 +44,7 @@ def _byte_level(*, use_regex: bool = True) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
 
 
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+def _split_by_pattern(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
 
 
@@ -53,15 +53,15 @@ def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer | None:
     if kind == "gpt-2":
         return _byte_level()
     if kind == "default":
-        return pre_tokenizers.Sequence([*map(_split, DEFAULT_SPLITS), _byte_level(use_regex=False)])
+        return pre_tokenizers.Sequence([*map(_split_by_pattern, DEFAULT_SPLITS), _byte_level(use_regex=False)])
     if kind == "smollm":  # digits one by one
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
     if kind in LLAMA3:
-        return pre_tokenizers.Sequence([_split(LLAMA3_SPLIT), _byte_level(use_regex=False)])
+        return pre_tokenizers.Sequence([_split_by_pattern(LLAMA3_SPLIT), _byte_level(use_regex=False)])
     return None
 
 
-def _kind_of_split(metadata: dict[str, Any], tokens: list[str], types: list[int], *, source: str) -> str:
+def _pre_tokenizer_name(metadata: dict[str, Any], tokens: list[str], types: list[int], *, source: str) -> str:
     """Returns the stated `pre`. Files from before May 2024 state none; special tokens identify LLaMA 3's."""
     stated = metadata.get(PREFIX + "pre")
     if stated is None:
@@ -88,7 +88,7 @@ def _adds_bos(metadata: dict[str, Any], pre: str) -> bool:
     return metadata[PREFIX + "model"] == "llama" or llama3
 
 
-def _index(metadata: dict[str, Any], role: str, *, count: int, source: str) -> int | None:
+def _special_id(metadata: dict[str, Any], role: str, *, count: int, source: str) -> int | None:
     """Returns a special token's id; None if the file names none, or, except for BOS and end tokens, a missing one."""
     key = f"{PREFIX}{role}_token_id"
     index = metadata.get(key)
@@ -100,7 +100,7 @@ def _index(metadata: dict[str, Any], role: str, *, count: int, source: str) -> i
     return None
 
 
-def _all(values: Any, kind: type) -> bool:
+def _is_list_of(values: Any, kind: type) -> bool:
     """True if `values` is a list of one type."""
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
@@ -123,35 +123,35 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, *, source: str) -> s
     if kind is None:
         return None
     tokens: Any = metadata.get(PREFIX + "tokens")
-    if not _all(tokens, str) or len(set(tokens)) != len(tokens):
+    if not _is_list_of(tokens, str) or len(set(tokens)) != len(tokens):
         raise UserError(f"{source}: {PREFIX}tokens must be distinct texts. Give --tokenizer=FILE.")
     types: Any = metadata.get(PREFIX + "token_type", [NORMAL] * len(tokens))
-    if not _all(types, int) or len(tokens) != len(types):
+    if not _is_list_of(types, int) or len(tokens) != len(types):
         raise UserError(
             f"{source}: {PREFIX}token_type must be a number for each of {len(tokens)} tokens. Give --tokenizer=FILE."
         )
     special = {
-        role: _index(metadata, role, count=len(tokens), source=source)
+        role: _special_id(metadata, role, count=len(tokens), source=source)
         for role in ("bos", *END_ROLES, "unknown", "padding")
     }
     pre = ""
     if kind == "gpt2":
-        pre = _kind_of_split(metadata, tokens, types, source=source)
+        pre = _pre_tokenizer_name(metadata, tokens, types, source=source)
         tokenizer = _bpe(metadata, tokens, types, pre=pre, source=source)
     elif kind == "llama":
         tokenizer = _sentencepiece(metadata, tokens, types, source=source)
-        special = _as_llama_cpp(special, count=len(tokens))
+        special = _default_special_ids(special, count=len(tokens))
     else:
         raise UserError(f"{source}: {PREFIX}model must be 'gpt2' or 'llama', got {kind!r}. Give --tokenizer=FILE.")
     begin = special["bos"]
-    begins = begin is not None and _adds_bos(metadata, pre)
-    if begin is not None and begins:
+    add_bos = begin is not None and _adds_bos(metadata, pre)
+    if begin is not None and add_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[tokens[begin], "$A"], special_tokens=[(tokens[begin], begin)]
         )
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     named = {role: tokens[index] for role, index in special.items() if index is not None}
-    _write_settings(metadata, named, folder, begins=begins)
+    _write_settings(metadata, named, folder, add_bos=add_bos)
     ends = list(dict.fromkeys(special[role] for role in END_ROLES if special[role] is not None))
     if ends:
         generation = {"eos_token_id": ends[0] if len(ends) == 1 else ends}
@@ -159,7 +159,7 @@ def write_tokenizer(metadata: dict[str, Any], folder: Path, *, source: str) -> s
     return "tokenizer.json"
 
 
-def _as_llama_cpp(special: dict[str, int | None], *, count: int) -> dict[str, int | None]:
+def _default_special_ids(special: dict[str, int | None], *, count: int) -> dict[str, int | None]:
     """Fills the ids of special tokens with llama.cpp's defaults for SentencePiece models."""
     defaults = {"unknown": 0, "bos": 1, "eos": 2}
     return {
@@ -172,7 +172,7 @@ def _bpe(
     metadata: dict[str, Any], tokens: list[str], types: list[int], *, pre: str, source: str
 ) -> tokenizers.Tokenizer:
     stated: Any = metadata.get(PREFIX + "merges")
-    merges = [tuple(merge.split(" ")) for merge in stated] if _all(stated, str) else [()]
+    merges = [tuple(merge.split(" ")) for merge in stated] if _is_list_of(stated, str) else [()]
     if not all(len(merge) == 2 for merge in merges):
         raise UserError(f"{source}: {PREFIX}merges must be pairs of tokens. Give --tokenizer=FILE.")
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -196,7 +196,7 @@ def _sentencepiece(
 ) -> tokenizers.Tokenizer:
     """Builds the tokenizer of LLaMA 1 and 2 from its pieces, scores and types."""
     scores = metadata.get(PREFIX + "scores")
-    if not _all(scores, float) or len(scores) != len(tokens):
+    if not _is_list_of(scores, float) or len(scores) != len(tokens):
         raise UserError(f"{source}: {PREFIX}scores must be a number for each token. Give --tokenizer=FILE.")
     for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if metadata.get(PREFIX + key):
@@ -206,12 +206,12 @@ def _sentencepiece(
     return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
-def _write_settings(metadata: dict[str, Any], named: dict[str, str], folder: Path, *, begins: bool) -> None:
+def _write_settings(metadata: dict[str, Any], named: dict[str, str], folder: Path, *, add_bos: bool) -> None:
     """Writes tokenizer_config.json: the names of special tokens, the chat template, the trained context."""
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     settings |= {f"{ours}_token": named[theirs] for theirs, ours in roles.items() if theirs in named}
-    settings["add_bos_token"] = begins
+    settings["add_bos_token"] = add_bos
     if PREFIX + "add_eos_token" in metadata:
         settings["add_eos_token"] = bool(metadata[PREFIX + "add_eos_token"])
     if "tokenizer.chat_template" in metadata:

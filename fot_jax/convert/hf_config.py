@@ -29,9 +29,17 @@ from fot_jax.convert.rope_scaling import finite, read_rope, write_rope
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "LongLlamaForCausalLM": "longllama"}
-OURS = "fot_jax"
+FOT_JAX_KEY = "fot_jax"
 # Fields of the model that "fot_jax" may set; config.json's own keys give the shapes.
-KEPT = ("local_context", "memory_layers", "memory_positions", "dtype", "attention", "attention_block", "remat")
+FOT_JAX_FIELDS = (
+    "local_context",
+    "memory_layers",
+    "memory_positions",
+    "dtype",
+    "attention",
+    "attention_block",
+    "remat",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,14 +136,14 @@ def read_config(
         memory["last_context"] = LastContext.EXACT.value
         memory["last_context_length"] = read.integer("last_context_length", 1024)
     else:
-        ours = read.get(OURS, (dict,), {})
-        model = _Values(ours, f"{source}: {OURS}").get("model", (dict,), {})
-        fields |= {key: model[key] for key in KEPT if key in model}
-        memory = _Values(ours, f"{source}: {OURS}").get("memory", (dict,), {})
-    return _built(fields, dict(memory), changes, source=source)
+        ours = read.get(FOT_JAX_KEY, (dict,), {})
+        model = _Values(ours, f"{source}: {FOT_JAX_KEY}").get("model", (dict,), {})
+        fields |= {key: model[key] for key in FOT_JAX_FIELDS if key in model}
+        memory = _Values(ours, f"{source}: {FOT_JAX_KEY}").get("memory", (dict,), {})
+    return _build_sections(fields, dict(memory), changes, source=source)
 
 
-def _built(fields: dict, memory: dict, changes: Changes, *, source: str) -> tuple[ModelConfig, MemoryConfig]:
+def _build_sections(fields: dict, memory: dict, changes: Changes, *, source: str) -> tuple[ModelConfig, MemoryConfig]:
     """Builds both sections with the user's changes; errors of their checks name the file."""
     fields |= {key: value for key, value in dataclasses.asdict(changes).items() if value is not None}
     try:
@@ -209,5 +217,5 @@ def write_config(config: ExperimentConfig, *, dtype: Dtype, source_values: dict[
         **write_rope(model.rope),
         **{key: source_values[key] for key in kept if key in source_values},
         "mem_layers": list(model.memory_layers),
-        OURS: {"name": config.name, **{section: to_dict(getattr(config, section)) for section in sections}},
+        FOT_JAX_KEY: {"name": config.name, **{section: to_dict(getattr(config, section)) for section in sections}},
     }

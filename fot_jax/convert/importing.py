@@ -103,12 +103,12 @@ def _check_tensors(source: Source, model: ModelConfig) -> None:
     if model.num_layers > len(source.shapes):  # before a list of that length is made
         raise UserError(
             f"{source.path}: the checkpoint must hold {model.num_layers} layers, as its config says, got"
-            f" {len(source.shapes)} tensors. {names.foreign(source.shapes)}"
+            f" {len(source.shapes)} tensors. {names.describe_foreign_names(source.shapes)}"
         )
-    wanted = names.slots(model)
+    wanted = names.tensor_slots(model)
     missing = [name for name in wanted if name not in source.shapes]
     if missing:
-        hint = names.foreign(source.shapes)
+        hint = names.describe_foreign_names(source.shapes)
         if missing == [names.UNEMBEDDING]:
             hint = "Or set tie_word_embeddings to true."
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

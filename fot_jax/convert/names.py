@@ -44,7 +44,7 @@ GGUF_LAYER = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Slot:
+class TensorSlot:
     """Place of one Hugging Face tensor: a parameter's path, its layer, and the tensor's own shape."""
 
     path: tuple[str, ...]
@@ -53,7 +53,7 @@ class Slot:
     transposed: bool = False
 
 
-def slots(config: ModelConfig) -> dict[str, Slot]:
+def tensor_slots(config: ModelConfig) -> dict[str, TensorSlot]:
     """Lists every tensor of a Hugging Face LLaMA of this shape by its name, in the usual order of files.
 
     Args:
@@ -61,7 +61,7 @@ def slots(config: ModelConfig) -> dict[str, Slot]:
     """
     E, F, V = config.embed_dim, config.mlp_dim, config.vocab_size
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    places = {EMBEDDING: Slot(path=("embedding",), shape=(V, E))}
+    places = {EMBEDDING: TensorSlot(path=("embedding",), shape=(V, E))}
     projections = ("layers", "attention", "projections")
     matrices = {
         "self_attn.q_proj": ((*projections, "query"), (heads, E)),
@@ -75,12 +75,12 @@ def slots(config: ModelConfig) -> dict[str, Slot]:
     norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "feed_forward_norm"}
     for n in range(config.num_layers):
         for name, (path, shape) in matrices.items():
-            places[f"model.layers.{n}.{name}.weight"] = Slot(path=path, shape=shape, layer=n, transposed=True)
+            places[f"model.layers.{n}.{name}.weight"] = TensorSlot(path=path, shape=shape, layer=n, transposed=True)
         for name, norm in norms.items():
-            places[f"model.layers.{n}.{name}.weight"] = Slot(path=("layers", norm, "scale"), shape=(E,), layer=n)
-    places[FINAL_NORM] = Slot(path=("final_norm", "scale"), shape=(E,))
+            places[f"model.layers.{n}.{name}.weight"] = TensorSlot(path=("layers", norm, "scale"), shape=(E,), layer=n)
+    places[FINAL_NORM] = TensorSlot(path=("final_norm", "scale"), shape=(E,))
     if not config.tie_embeddings:
-        places[UNEMBEDDING] = Slot(path=("unembedding",), shape=(V, E), transposed=True)
+        places[UNEMBEDDING] = TensorSlot(path=("unembedding",), shape=(V, E), transposed=True)
     return places
 
 
@@ -89,7 +89,7 @@ def is_ignored(name: str, config: ModelConfig) -> bool:
     return name.endswith(".rotary_emb.inv_freq") or (config.tie_embeddings and name == UNEMBEDDING)
 
 
-def from_gguf(name: str) -> str | None:
+def hf_name(name: str) -> str | None:
     """Returns Hugging Face's name for one of llama.cpp's, None where there is none."""
     if name in GGUF_GLOBAL:
         return GGUF_GLOBAL[name]
@@ -98,7 +98,7 @@ def from_gguf(name: str) -> str | None:
     return f"model.layers.{match[1]}.{part}.weight" if match and part else None
 
 
-FOREIGN = (  # a part of a foreign tensor's name, its origin and the fix
+FOREIGN_NAMES = (  # a part of a foreign tensor's name, its origin and the fix
     (".lora_", "an adapter (LoRA): merge it into its model first (peft's merge_and_unload)"),
     (".weight_packed", "quantised weights: dequantise the checkpoint first, or take its GGUF file"),
     (".qweight", "quantised weights: dequantise the checkpoint first, or take its GGUF file"),
@@ -107,10 +107,10 @@ FOREIGN = (  # a part of a foreign tensor's name, its origin and the fix
 )
 
 
-def foreign(found: Iterable[str]) -> str:
+def describe_foreign_names(found: Iterable[str]) -> str:
     """Says what a checkpoint holds whose names are no LLaMA's: its kind where one is recognised."""
     listed = sorted(found)
-    for part, what in FOREIGN:
+    for part, what in FOREIGN_NAMES:
         name = next((name for name in listed if part in name), None)
         if name is not None:
             return f"It holds {name}, of {what}."
@@ -122,22 +122,22 @@ def foreign(found: Iterable[str]) -> str:
     return f"It holds {listed[0]} and {len(listed) - 1} more." if listed else "It holds no tensors."
 
 
-def view(params: Any, slot: Slot) -> np.ndarray:
+def tensor_view(params: Any, slot: TensorSlot) -> np.ndarray:
     """Returns one Hugging Face tensor as a view of our numpy parameters: assigning to it fills them."""
-    stacked = leaf(params, slot)
-    return view_of(stacked if slot.layer is None else stacked[slot.layer], slot)
+    stacked = get_leaf(params, slot)
+    return array_view(stacked if slot.layer is None else stacked[slot.layer], slot)
 
 
-def view_of(array: np.ndarray, slot: Slot) -> np.ndarray:
+def array_view(array: np.ndarray, slot: TensorSlot) -> np.ndarray:
     """Returns one Hugging Face tensor as a view of the array that holds it: one layer of a parameter, or all."""
     return array.reshape(slot.shape[::-1]).T if slot.transposed else array
 
 
-def leaf(tree: Any, slot: Slot) -> Any:
+def get_leaf(tree: Any, slot: TensorSlot) -> Any:
     """Returns the value at a tensor's place in a tree of the parameters' structure."""
     return functools.reduce(operator.getitem, slot.path, tree)
 
 
-def set_leaf(tree: Any, slot: Slot, value: Any) -> None:
+def set_leaf(tree: Any, slot: TensorSlot, value: Any) -> None:
     """Puts a value into a tree of the parameters' structure."""
     functools.reduce(operator.getitem, slot.path[:-1], tree)[slot.path[-1]] = value

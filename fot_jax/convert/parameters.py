@@ -64,7 +64,7 @@ def read_params(
         return _read_sharded(source, model, dtype=dtype, mesh=mesh, progress=progress)
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, DTYPES[dtype]), param_shapes(model))
     for name, slot in _slots(source, model, progress):
-        target = names.view(params, slot)
+        target = names.tensor_view(params, slot)
         for rows, block in source.blocks(name):
             target[rows] = block
     return params
@@ -72,9 +72,9 @@ def read_params(
 
 def _slots(
     source: Source, model: ModelConfig, progress: Callable[[Progress], None] | None
-) -> Iterator[tuple[str, names.Slot]]:
+) -> Iterator[tuple[str, names.TensorSlot]]:
     """Yields every tensor's name and place; reports a tensor when the next one is asked for."""
-    wanted = names.slots(model)
+    wanted = names.tensor_slots(model)
     total = sum(source.num_bytes[name] for name in wanted)
     done, start = 0, time.perf_counter()
     for count, (name, slot) in enumerate(wanted.items(), start=1):
@@ -91,29 +91,29 @@ def _read_sharded(
     shardings = param_shardings(boxed_shapes(model), mesh)
     params = param_shapes(model)
     for name, slot in _slots(source, model, progress):
-        leaf, sharding = names.leaf(params, slot), names.leaf(shardings, slot)
+        leaf, sharding = names.get_leaf(params, slot), names.get_leaf(shardings, slot)
         host = np.empty(leaf.shape if slot.layer is None else leaf.shape[1:], DTYPES[dtype])
-        target = names.view_of(host, slot)
+        target = names.array_view(host, slot)
         for rows, block in source.blocks(name):
             target[rows] = block
         if slot.layer is None:
-            placed = _spread(host, sharding)
+            placed = _put_sharded(host, sharding)
         else:
             if not isinstance(leaf, jax.Array):
                 leaf = jax.jit(functools.partial(jnp.zeros, leaf.shape, DTYPES[dtype]), out_shardings=sharding)()
             part = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))  # layers are not split
-            placed = _put(leaf, _spread(host, part), np.int32(slot.layer), sharding)
+            placed = _set_layer(leaf, _put_sharded(host, part), np.int32(slot.layer), sharding)
         names.set_leaf(params, slot, jax.block_until_ready(placed))
     return params
 
 
-def _spread(host: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def _put_sharded(host: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Puts an array of the host on the devices; each copies its own part."""
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _put(leaf: jax.Array, value: jax.Array, layer: jax.Array, sharding: NamedSharding) -> jax.Array:
+def _set_layer(leaf: jax.Array, value: jax.Array, layer: jax.Array, sharding: NamedSharding) -> jax.Array:
     changed = jax.lax.dynamic_update_index_in_dim(leaf, value, layer, axis=0)
     return jax.lax.with_sharding_constraint(changed, sharding)
 

@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing. {_instead(path.parent)}") from error
+        raise UserError(f"{path} is missing. {_suggest_replacement(path.parent)}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} must be JSON, but cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _instead(folder: Path) -> str:
+def _suggest_replacement(folder: Path) -> str:
     """Suggests a replacement for a folder without a config.json, by the other files in it."""
     adapters = [name for name in (ADAPTER, "adapter_model.safetensors") if (folder / name).is_file()]
     if adapters:
@@ -59,7 +59,7 @@ def _instead(folder: Path) -> str:
     return "--from must name a Hugging Face folder or a GGUF file."
 
 
-def _indexed(folder: Path) -> dict[str, str]:
+def _read_index(folder: Path) -> dict[str, str]:
     """Reads the index: tensor name -> file name."""
     path = folder / INDEX
     places = read_json(path).get("weight_map")
@@ -94,7 +94,9 @@ class SafetensorsFolder:
         self._slices: dict[str, Any] = {}
         with contextlib.ExitStack() as stack:
             places = self._places()
-            self._slices = self._open(stack, self._single()) if places is None else self._open_indexed(stack, places)
+            self._slices = (
+                self._open(stack, self._single_file()) if places is None else self._open_indexed(stack, places)
+            )
             self._stack = stack.pop_all()
         self.shapes = {name: tuple(part.get_shape()) for name, part in self._slices.items()}
         sizes = {name: np.dtype(DTYPES.get(part.get_dtype(), np.uint8)).itemsize for name, part in self._slices.items()}
@@ -115,7 +117,7 @@ class SafetensorsFolder:
             return None
         whole = (self.folder / WHOLE).is_file()
         try:
-            places = _indexed(self.folder)
+            places = _read_index(self.folder)
         except UserError:
             if not whole:
                 raise
@@ -128,7 +130,7 @@ class SafetensorsFolder:
         _check_shards(self.folder, places)
         return places
 
-    def _single(self) -> Path:
+    def _single_file(self) -> Path:
         files = sorted(self.folder.glob("*.safetensors"))
         whole = self.folder / WHOLE
         if whole in files:
@@ -147,7 +149,7 @@ class SafetensorsFolder:
             file = stack.enter_context(safe_open(path, framework="np"))
             return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(_unreadable(path, error)) from error
+            raise UserError(_describe_unreadable(path, error)) from error
 
     def _open_indexed(self, stack: contextlib.ExitStack, places: dict[str, str]) -> dict[str, Any]:
         """Opens the shards' tensors; one that several shards hold comes from the shard that the index names."""
@@ -181,11 +183,11 @@ class SafetensorsFolder:
                 raise UserError(f"{self.folder}: {name} cannot be read: {' '.join(str(error).split())}.") from error
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _describe_unreadable(path: Path, error: Exception) -> str:
     """Explains an unreadable file: it is of another kind, truncated, or damaged."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{path} cannot be read: {error.strerror}."
-    other = file_kinds.other_kind(path, wanted="a safetensors file")
+    other = file_kinds.describe_wrong_kind(path, wanted="a safetensors file")
     if other is not None:
         return other
     size = path.stat().st_size
@@ -193,14 +195,14 @@ def _unreadable(path: Path, error: Exception) -> str:
         begin = file.read(8)
         length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
         if len(begin) < 8 or size < 8 + length <= 8 + MAX_HEADER:
-            return file_kinds.truncated(path, needed=8 + length)
-        ends = _last_byte(file.read(length)) if length <= MAX_HEADER else None
+            return file_kinds.describe_truncated(path, needed=8 + length)
+        ends = _end_of_data(file.read(length)) if length <= MAX_HEADER else None
     if ends is not None and size < 8 + length + ends:
-        return file_kinds.truncated(path, needed=8 + length + ends)
+        return file_kinds.describe_truncated(path, needed=8 + length + ends)
     return f"{path} is no safetensors file, or damaged: {' '.join(str(error).split())}. Download it again."
 
 
-def _last_byte(header: bytes) -> int | None:
+def _end_of_data(header: bytes) -> int | None:
     """Returns the end of the last tensor, in bytes from the header's end; None if the header cannot be read."""
     try:
         parts = json.loads(header)

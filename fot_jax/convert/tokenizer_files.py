@@ -45,13 +45,13 @@ def write_tokenizer(source: Source, folder: Path, given: str | Path | None, mode
       UserError: the tokenizer cannot be read, is of an unsupported kind, or has tokens without a row.
     """
     folder.mkdir()
-    main = source.write_tokenizer(folder) if given is None else _copy_given(source, folder, Path(given))
+    main = source.write_tokenizer(folder) if given is None else _copy_given_tokenizer(source, folder, Path(given))
     if main is None:
         _refuse_unsupported(source)
         return None
     if main == "tokenizer.model" and not (folder / FILE).exists():
         (folder / FILE).write_text('{"tokenizer_class": "LlamaTokenizer"}\n', encoding="utf-8")
-    _state_ends(folder, source)
+    _copy_end_ids(folder, source)
     try:
         vocabulary = VOCABULARIES[main][1](str(folder / main))
     except UserError as error:
@@ -60,7 +60,7 @@ def write_tokenizer(source: Source, folder: Path, given: str | Path | None, mode
     return main
 
 
-def _copy_given(source: Source, folder: Path, place: Path) -> str:
+def _copy_given_tokenizer(source: Source, folder: Path, place: Path) -> str:
     main = copy_tokenizer(place if place.is_dir() else place.parent, folder)
     main = main if place.is_dir() else place.name
     if main not in VOCABULARIES or not (folder / main).is_file():
@@ -85,7 +85,7 @@ def _refuse_unsupported(source: Source) -> None:
         )
 
 
-def _state_ends(folder: Path, source: Source) -> None:
+def _copy_end_ids(folder: Path, source: Source) -> None:
     """Copies config.json's end tokens to generation_config.json if that states none."""
     place = folder / GENERATION_FILE
     values = read_json(place) if place.is_file() else {}
@@ -134,7 +134,7 @@ def complete_for_transformers(target: Path, main: str, vocabulary: Vocabulary, e
         definition = read_definition(str(target / main))
         if llama_tokenizer.as_llama(definition, settings) is definition:  # else transformers rebuilds it by its class
             completed["tokenizer_class"] = "PreTrainedTokenizerFast"
-        _put_before(target / main, vocabulary)
+        _set_bos_post_processor(target / main, vocabulary)
     names = {index: name for name, index in vocabulary.special_ids.items()}
     for role, index in (("bos", vocabulary.bos_id), ("eos", vocabulary.eos_id)):
         if settings.name_of(role) is None and index in names:
@@ -157,7 +157,7 @@ def one_or_list(ends: tuple[int, ...]) -> int | list[int]:
     return ends[0] if len(ends) == 1 else list(ends)
 
 
-def _put_before(path: Path, vocabulary: Vocabulary) -> None:
+def _set_bos_post_processor(path: Path, vocabulary: Vocabulary) -> None:
     """Makes tokenizer.json put BOS before a text exactly if documents and prompts begin with it."""
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     text = tokenizer.encode("a", add_special_tokens=False).ids

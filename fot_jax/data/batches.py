@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from fot_jax.config import Boundaries, ConfigError, CrossbatchConfig, DataConfig, PlanKind
+from fot_jax.data.document_order import StreamLayout
 from fot_jax.data.documents import DocumentSet
-from fot_jax.data.draws import Timeline
 from fot_jax.types import Batch
 
 PAD_TOKEN = 0
@@ -61,7 +61,7 @@ def check_rows(rows: int, crossbatch: CrossbatchConfig) -> int:
     return rows // crossbatch.rows_per_stream
 
 
-def _copied(documents: DocumentSet) -> str:
+def _copies_note(documents: DocumentSet) -> str:
     """Counts, for an error, the documents that are copies of others; empty where none is."""
     copies = documents.num_documents - documents.num_contents
     return f" and {copies} copies of them" if copies else ""
@@ -99,7 +99,7 @@ class BatchStream:
             raise ConfigError(
                 f"data must give the {split} split at least {self.num_streams} documents, one a stream"
                 f" (train.batch_rows={rows}, {crossbatch.rows_per_stream} rows a stream), got {found}"
-                f"{_copied(documents)}. Lower train.batch_rows, raise crossbatch.packing, or give more documents"
+                f"{_copies_note(documents)}. Lower train.batch_rows, raise crossbatch.packing, or give more documents"
                 + ("." if split == "train" else ", or raise data.heldout_fraction, or set train.eval_every=0.")
             )
         self.digests = documents.digests
@@ -107,7 +107,7 @@ class BatchStream:
         self._crossbatch = crossbatch
         self._rows = rows
         self._length = length
-        self._timeline = Timeline(
+        self._layout = StreamLayout(
             documents, streams=self.num_streams, length=length, document_end=data.document_end, seed=seed
         )
 
@@ -136,7 +136,7 @@ class BatchStream:
         holders: dict[int, set[tuple[int, int]]] = {}  # by document; copies count as one
         for stream in range(self.num_streams):
             chunks = [chunk for owner, chunk in places if owner == stream]
-            spans = self._timeline.spans(stream, min(chunks) * self._length, (max(chunks) + 1) * self._length)
+            spans = self._layout.spans(stream, min(chunks) * self._length, (max(chunks) + 1) * self._length)
             for draw, document, _, _ in spans:
                 holders.setdefault(int(self._documents.content_ids[document]), set()).add((stream, draw))
         copies: set[tuple[int, int]] = set()
@@ -150,7 +150,7 @@ class BatchStream:
         tokens, segments, draws = (np.zeros(stop - start, np.int64) for _ in range(3))
         tokens[:] = PAD_TOKEN
         at = 0
-        for draw, document, first, last in self._timeline.spans(stream, start, stop):
+        for draw, document, first, last in self._layout.spans(stream, start, stop):
             text = self._documents.tokens(document, start=first, stop=last)
             tokens[at : at + len(text)] = text
             segments[at : at + len(text)] = self._documents.segment_ids[document]

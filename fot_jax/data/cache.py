@@ -109,7 +109,7 @@ class SourceCache:
             if len(names) != len(self.lengths):
                 raise ValueError(f"{len(names)} names of {len(self.lengths)}")
         except (OSError, ValueError, TypeError) as error:
-            raise _damaged(self.folder, f"names.json: {error}") from error
+            raise _damaged_error(self.folder, f"names.json: {error}") from error
         return names
 
 
@@ -134,11 +134,11 @@ def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
     except PermissionError as error:
         raise UserError(f"'{folder}' must be a token cache that can be read, got: {error.strerror}.") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise _damaged(folder, str(error)) from error
+        raise _damaged_error(folder, str(error)) from error
     return SourceCache(tokens=tokens, offsets=offsets, contents=contents, folder=folder, digest=digest)
 
 
-def _damaged(folder: pathlib.Path, reason: str) -> UserError:
+def _damaged_error(folder: pathlib.Path, reason: str) -> UserError:
     line = " ".join(reason.split())
     return UserError(f"'{folder}' must be a whole token cache, got a damaged one ({line}). Delete it.")
 
@@ -181,7 +181,7 @@ def _build_lock(folder: pathlib.Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = open(folder.with_name(folder.name + ".lock"), "w")  # noqa: SIM115
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable_error(folder, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,11 +189,11 @@ def _build_lock(folder: pathlib.Path) -> Iterator[None]:
             print(f"waiting for another process that builds {folder} ...", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems have no locks
-            raise _unwritable(folder, error) from error
+            raise _unwritable_error(folder, error) from error
         yield
 
 
-def _unwritable(folder: pathlib.Path, error: OSError) -> UserError:
+def _unwritable_error(folder: pathlib.Path, error: OSError) -> UserError:
     if is_disk_full(error):
         return disk_full(folder.parent, error)
     return UserError(f"data.cache_dir must be a folder that can be written, got '{folder.parent}' ({error}).")
@@ -220,11 +220,11 @@ def _write_cache(
         meta = {"fingerprint": expected, "dtype": dtype.name, **counts, "digest": written.digest}
         (building / "meta.json").write_text(json.dumps(meta), "utf-8")
         for path in building.iterdir():
-            _sync(path)
+            _fsync(path)
         os.rename(building, folder)
-        _sync(folder.parent)
+        _fsync(folder.parent)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable_error(folder, error) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -236,7 +236,7 @@ def _save_array(path: pathlib.Path, array: np.ndarray) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def _sync(path: pathlib.Path) -> None:
+def _fsync(path: pathlib.Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -245,7 +245,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Written:
+class _WrittenDocuments:
     """Names, lengths and digests of the written documents, in order."""
 
     names: list[str] = dataclasses.field(default_factory=list)
@@ -256,8 +256,8 @@ class _Written:
 
 def _write_tokens(
     path: pathlib.Path, documents: Iterable[tuple[str, np.ndarray]], *, source: str, dtype: np.dtype
-) -> _Written:
-    written = _Written()
+) -> _WrittenDocuments:
+    written = _WrittenDocuments()
     started = shown = time.monotonic()
     total = 0
     digest = hashlib.blake2b(digest_size=16)

@@ -52,18 +52,18 @@ def decompressed(path: pathlib.Path) -> Iterator[bytes]:
         head = file.read(HEADER)
     stated, found = BY_SUFFIX.get(path.suffix.lower()), format_of(head)
     if stated != found:
-        raise _misnamed(path, stated=stated, found=found, empty=not head)
+        raise _wrong_suffix_error(path, stated=stated, found=found, empty=not head)
     if stated == "gzip":
-        yield from _members(path, _begin_gzip, "gzip")
+        yield from _members(path, _open_gzip_member, "gzip")
     elif stated == "zstd":
-        yield from _members(path, _begin_zstd, "zstd")
+        yield from _members(path, _open_zstd_frame, "zstd")
     else:
         with open(path, "rb") as file:
             while block := file.read(BLOCK):
                 yield block
 
 
-def _misnamed(path: pathlib.Path, *, stated: str | None, found: str | None, empty: bool) -> UserError:
+def _wrong_suffix_error(path: pathlib.Path, *, stated: str | None, found: str | None, empty: bool) -> UserError:
     if empty:
         return UserError(f"'{path}' must be a {stated} file, got an empty one. Fetch it again.")
     if found in SUFFIXES:
@@ -97,7 +97,7 @@ def _members(path: pathlib.Path, begin: Callable[[bytes, pathlib.Path], _Decompr
                 try:
                     content = member.decompress(block)
                 except (zlib.error, zstandard.ZstdError) as error:
-                    raise _broken(path, name, error, at=file.tell()) from error
+                    raise _damaged_error(path, name, error, at=file.tell()) from error
                 yield content
                 if not member.eof:
                     break
@@ -108,7 +108,7 @@ def _members(path: pathlib.Path, begin: Callable[[bytes, pathlib.Path], _Decompr
             )
 
 
-def _broken(path: pathlib.Path, name: str, error: Exception, *, at: int) -> UserError:
+def _damaged_error(path: pathlib.Path, name: str, error: Exception, *, at: int) -> UserError:
     if "not enough memory" in str(error):  # libzstd's text for a window that cannot be allocated
         return UserError(
             f"'{path}' must have a window that fits into memory, got one of up to {LARGEST_WINDOW} bytes."
@@ -119,12 +119,12 @@ def _broken(path: pathlib.Path, name: str, error: Exception, *, at: int) -> User
     )
 
 
-def _begin_gzip(head: bytes, path: pathlib.Path) -> _Decompressor:
+def _open_gzip_member(head: bytes, path: pathlib.Path) -> _Decompressor:
     del head, path
     return zlib.decompressobj(16 + zlib.MAX_WBITS)
 
 
-def _begin_zstd(head: bytes, path: pathlib.Path) -> _Decompressor:
+def _open_zstd_frame(head: bytes, path: pathlib.Path) -> _Decompressor:
     """Raises UserError where the frame that `head` begins needs a dictionary or too large a window."""
     import zstandard
 

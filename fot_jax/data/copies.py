@@ -45,7 +45,7 @@ def first_copies(digests: np.ndarray) -> np.ndarray:
     return first
 
 
-def first_in(contents: np.ndarray) -> np.ndarray:
+def is_first_copy(contents: np.ndarray) -> np.ndarray:
     """Returns, for each document, True if it is the first one of its content.
 
     Args:

@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 import functools
-import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ import numpy as np
 
 from fot_jax.config import DataConfig, SourceConfig, UserError
 from fot_jax.data.cache import SourceCache, fingerprint, open_or_build
-from fot_jax.data.copies import first_copies, first_in
+from fot_jax.data.copies import first_copies, is_first_copy
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import load_vocabulary
-
-logger = logging.getLogger(__name__)
+from fot_jax.logging import info_once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,7 @@ class DocumentSet:
     @functools.cached_property
     def num_contents(self) -> int:
         """Number of documents in all components, copies not counted."""
-        return int(np.count_nonzero(first_in(self.content_ids)))
+        return int(np.count_nonzero(is_first_copy(self.content_ids)))
 
     @property
     def digests(self) -> dict[str, str]:
@@ -67,7 +65,7 @@ class DocumentSet:
         """Number of documents per component."""
         return tuple(len(ids) for ids in self.local_ids)
 
-    def of_source(self, name: str) -> "DocumentSet":
+    def only_source(self, name: str) -> "DocumentSet":
         """Returns the documents of one source; `name` is one of `sources`."""
         index = self.sources.index(name)
         kept = {field.name: (getattr(self, field.name)[index],) for field in dataclasses.fields(self) if field.init}
@@ -102,7 +100,7 @@ class Side(enum.IntEnum):
     HELDOUT = 2
 
 
-COPIES_TOGETHER = "+copies"  # in a digest, see `DocumentStore._marked`
+COPIES_TOGETHER = "+copies"  # in a digest, see `DocumentStore._cache_of_split`
 SPLITS = {"train": Side.TRAIN, "heldout": Side.HELDOUT}
 
 
@@ -124,13 +122,13 @@ class DocumentStore:
         """
         if name not in SPLITS:
             raise UserError(f"split must be one of {tuple(SPLITS)}, got {name!r}.")
-        chosen = [ids[self._sides[contents] == SPLITS[name]] for ids, contents in self._parts()]
+        chosen = [ids[self._sides[contents] == SPLITS[name]] for ids, contents in self._eligible()]
         kept = [index for index, ids in enumerate(chosen) if len(ids)]
         for index, source in enumerate(self.data.sources):
             if name == "train" and index not in kept:
                 raise UserError(
                     f"data.sources['{source.name}'] must hold a training document of at least"
-                    f" min_tokens={source.min_tokens} tokens, got none{self._all_held_out(index)}."
+                    f" min_tokens={source.min_tokens} tokens, got none{self._explain_held_out(index)}."
                     " Lower min_tokens or add documents."
                 )
         if not kept:
@@ -139,14 +137,14 @@ class DocumentStore:
                 f" {self.data.heldout_fraction}. Raise it, or add documents (two different ones or more per source)."
             )
         return DocumentSet(
-            caches=tuple(self._marked(i) for i in kept),
+            caches=tuple(self._cache_of_split(i) for i in kept),
             local_ids=tuple(chosen[i] for i in kept),
             contents=tuple(self._contents[i][chosen[i]] for i in kept),
             rates=tuple(self.data.sources[i].rate for i in kept),
             sources=tuple(self.data.sources[i].name for i in kept),
         )
 
-    def _marked(self, index: int) -> SourceCache:
+    def _cache_of_split(self, index: int) -> SourceCache:
         """The cache of a source; if the source holds copies, its digest says that they share a side.
 
         Earlier versions chose a side for each copy: a run of theirs goes on, or is evaluated, with other documents.
@@ -160,7 +158,7 @@ class DocumentStore:
         first = first_copies(np.concatenate([cache.contents for cache in self.caches]))
         return np.split(first, np.cumsum([len(cache.contents) for cache in self.caches])[:-1])
 
-    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _eligible(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields, per source, the indices of its documents that are long enough, and their contents."""
         for source, cache, contents in zip(self.data.sources, self.caches, self._contents, strict=True):
             eligible = np.flatnonzero(cache.lengths >= source.min_tokens)
@@ -174,17 +172,17 @@ class DocumentStore:
         choice of round(fraction * n) of them, at least one and at most n - 1.
         """
         sides = np.full(sum(len(contents) for contents in self._contents), Side.UNDECIDED, np.int8)
-        for source, (_, contents) in zip(self.data.sources, self._parts(), strict=True):
-            new = contents[first_in(contents) & (sides[contents] == Side.UNDECIDED)]
+        for source, (_, contents) in zip(self.data.sources, self._eligible(), strict=True):
+            new = contents[is_first_copy(contents) & (sides[contents] == Side.UNDECIDED)]
             wanted = self.data.heldout_fraction * len(new)
             count = min(max(1, round(wanted)), len(new) - 1) if wanted > 0 and len(new) > 1 else 0
             order = generator(self.seed, "heldout", source.name).permutation(len(new))
             sides[new[order[:count]]], sides[new[order[count:]]] = Side.HELDOUT, Side.TRAIN
         return sides
 
-    def _all_held_out(self, index: int) -> str:
+    def _explain_held_out(self, index: int) -> str:
         """Explains, for an error, that a source's long enough documents are all held-out copies; else empty."""
-        eligible, _ = list(self._parts())[index]
+        eligible, _ = list(self._eligible())[index]
         return f": all {len(eligible)} are copies of documents of other sources that are held out" * bool(len(eligible))
 
     @functools.cached_property
@@ -194,19 +192,14 @@ class DocumentStore:
         own = [np.arange(start, start + len(contents)) for start, contents in zip(starts, self._contents, strict=False)]
         return [int(np.count_nonzero(c != o)) for c, o in zip(self._contents, own, strict=True)]
 
-    def notice_copies(self) -> None:
+    def log_copies(self) -> None:
         """Logs, once for each source, how many of its documents are copies of others."""
         for source, contents, copies in zip(self.data.sources, self._contents, self._copies, strict=True):
             if copies:
-                _log_once(
+                info_once(
                     f"data.sources['{source.name}']: {copies} of {len(contents)} documents are copies of others, token"
                     " by token. Copies are held out together, and count as one document in a batch."
                 )
-
-
-@functools.cache
-def _log_once(line: str) -> None:
-    logger.info("%s", line)
 
 
 def build_store(data: DataConfig, *, seed: int) -> DocumentStore:
@@ -215,7 +208,7 @@ def build_store(data: DataConfig, *, seed: int) -> DocumentStore:
     Raises UserError where a source cannot be read or holds no document.
     """
     store = DocumentStore(data=data, seed=seed, caches=tuple(_caches(data, seed=seed)))
-    store.notice_copies()
+    store.log_copies()
     return store
 
 

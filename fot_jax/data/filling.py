@@ -8,7 +8,7 @@ from fot_jax.config import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Filled:
+class FilledPrompt:
     """The longest prompt that fits.
 
     Attributes:
@@ -20,7 +20,9 @@ class Filled:
     tokens: list[int]
 
 
-def fill(tokens_of: Callable[[int], list[int]], *, length_tokens: int, what: str, most: int = sys.maxsize) -> Filled:
+def fill_prompt(
+    tokens_of: Callable[[int], list[int]], *, length_tokens: int, what: str, most: int = sys.maxsize
+) -> FilledPrompt:
     """Finds the largest number of fillers whose prompt has at most `length_tokens` tokens.
 
     Guesses from the tokens that the last fillers took and closes in on the answer, so that a long
@@ -50,4 +52,4 @@ def fill(tokens_of: Callable[[int], list[int]], *, length_tokens: int, what: str
             fits, tokens = guess, longer
     if fits == most and len(tokens) < length_tokens:
         raise UserError(f"length_tokens must be <= {len(tokens)}, {what} with all {most} fillers, got {length_tokens}.")
-    return Filled(fillers=fits, tokens=tokens)
+    return FilledPrompt(fillers=fits, tokens=tokens)

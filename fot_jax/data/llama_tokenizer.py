@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fot_jax.data.tokenizer_settings import TokenizerSettings, log_once
+from fot_jax.data.tokenizer_settings import TokenizerSettings
+from fot_jax.logging import info_once
 
 LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
 SPACE = "▁"
@@ -172,8 +173,8 @@ def as_llama(definition: dict[str, Any], settings: TokenizerSettings) -> dict[st
         return definition
     scheme = scheme_of(settings)
     if cut is None or cut.get("prepend_scheme") != scheme:
-        log_once(
-            f"{settings.shown()}: as LlamaTokenizer in transformers 5, '{SPACE}' is put before text by `legacy` and"
+        info_once(
+            f"{settings.log_name()}: as LlamaTokenizer in transformers 5, '{SPACE}' is put before text by `legacy` and"
             f" `add_prefix_space` ({scheme}), not by tokenizer.json."
         )
     model = definition["model"]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fot_jax.config import NeedleKind
-from fot_jax.data.filling import fill
+from fot_jax.data.filling import fill_prompt
 from fot_jax.data.synthetic import FILLER
 from fot_jax.data.vocabulary import Vocabulary, encode_text
 from fot_jax.data.words import WORD_COUNT, word
@@ -85,7 +85,7 @@ class NeedlePrompt:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Draft:
+class _PromptDraft:
     """A trial before its length is known.
 
     Attributes:
@@ -123,7 +123,7 @@ def needle_prompt(
         draft = _numbers(rng, kind=kind)
     else:
         raise ValueError(f"a needle prompt must be of a known kind, got {kind!r}")
-    filled = fill(
+    filled = fill_prompt(
         lambda fillers: encode_text(vocabulary, draft.text(fillers)),
         length_tokens=length_tokens,
         what=f"a needle prompt of kind '{kind.value}'",
@@ -139,7 +139,7 @@ def needle_prompt(
     )
 
 
-def _hay(statements: Sequence[str], shares: Sequence[float], fillers: int) -> str:
+def _haystack(statements: Sequence[str], shares: Sequence[float], fillers: int) -> str:
     """Writes filler with each statement on its own line, after its share (ascending) of the filler."""
     before = [round(share * fillers) for share in shares]
     gaps = np.diff([0, *before, fillers])
@@ -152,7 +152,7 @@ def _distinct_numbers(rng: np.random.Generator, *, count: int, digits: int) -> l
     return [least + int(drawn) for drawn in rng.choice(9 * least, size=count, replace=False)]
 
 
-def _numbers(rng: np.random.Generator, *, kind: NeedleKind) -> _Draft:
+def _numbers(rng: np.random.Generator, *, kind: NeedleKind) -> _PromptDraft:
     """Drafts a trial of keys with numbers; the question asks for the first key or keys drawn."""
     keys_count = NEEDLES if kind in (NeedleKind.MULTI_KEY, NeedleKind.MULTI_QUERY) else 1
     each = NEEDLES if kind is NeedleKind.MULTI_VALUE else 1
@@ -166,18 +166,18 @@ def _numbers(rng: np.random.Generator, *, kind: NeedleKind) -> _Draft:
     query = keys[0] if asked == 1 else ", ".join(keys[: asked - 1]) + ", and " + keys[asked - 1]
 
     def text(fillers: int) -> str:
-        hay = _hay([needles[i] for i in order], shares, fillers)
+        hay = _haystack([needles[i] for i in order], shares, fillers)
         return opening + hay + closing.format(query=query)
 
     wanted = asked * each
-    return _Draft(
+    return _PromptDraft(
         text=text,
         answers=tuple(map(str, values[:wanted])),
         shares=tuple(float(share) for share, i in zip(shares, order, strict=True) if i < wanted),
     )
 
 
-def _variables(rng: np.random.Generator) -> _Draft:
+def _variables(rng: np.random.Generator) -> _PromptDraft:
     """Drafts interleaved chains, each in order; the question asks for the variables with the first chain's value."""
     length = HOPS + 1
     *values, shown = _distinct_numbers(rng, count=CHAINS + 1, digits=5)
@@ -193,9 +193,14 @@ def _variables(rng: np.random.Generator) -> _Draft:
     shown_whole += " " + ", ".join(example) + "\n\n"
 
     def text(fillers: int) -> str:
-        return shown_whole + opening + _hay(statements, shares, fillers) + closing.format(value=values[0], count=length)
+        return (
+            shown_whole
+            + opening
+            + _haystack(statements, shares, fillers)
+            + closing.format(value=values[0], count=length)
+        )
 
-    return _Draft(
+    return _PromptDraft(
         text=text,
         answers=tuple(names[:length]),
         shares=tuple(float(share) for share, owner in zip(shares, owners, strict=True) if owner == 0),
@@ -218,7 +223,7 @@ def _names(rng: np.random.Generator, *, count: int, letters: int) -> list[str]:
     return names
 
 
-def _common_words(rng: np.random.Generator, *, repeats: tuple[int, int]) -> _Draft:
+def _common_words(rng: np.random.Generator, *, repeats: tuple[int, int]) -> _PromptDraft:
     """Drafts a list of words, each repeated as `repeats` says, after one example with another list.
 
     A filler is one more word that is not common; no word is in both lists.
@@ -226,7 +231,7 @@ def _common_words(rng: np.random.Generator, *, repeats: tuple[int, int]) -> _Dra
     drawn = rng.permutation(WORD_COUNT)
     common, shown, others = np.split(drawn, [COMMON_WORDS, 3 * COMMON_WORDS])
     opening, closing = WORDS[0], WORDS[1].format(count=COMMON_WORDS)
-    example = _listed(shown, rng.random((len(shown), EXAMPLE_REPEATS[0])), repeats=EXAMPLE_REPEATS)
+    example = _numbered_list(shown, rng.random((len(shown), EXAMPLE_REPEATS[0])), repeats=EXAMPLE_REPEATS)
     answer = " ".join(f"{i}. {word(int(number))}" for i, number in enumerate(shown[:COMMON_WORDS], start=1))
     shown_whole = f"{opening}{example}{closing} {answer}\n"
     words = np.concatenate([common, others])
@@ -234,12 +239,12 @@ def _common_words(rng: np.random.Generator, *, repeats: tuple[int, int]) -> _Dra
 
     def text(fillers: int) -> str:
         count = COMMON_WORDS + fillers
-        return shown_whole + opening + _listed(words[:count], ranks[:count], repeats=repeats) + closing
+        return shown_whole + opening + _numbered_list(words[:count], ranks[:count], repeats=repeats) + closing
 
-    return _Draft(text=text, answers=tuple(word(int(number)) for number in common), fillers=len(others))
+    return _PromptDraft(text=text, answers=tuple(word(int(number)) for number in common), fillers=len(others))
 
 
-def _listed(words: np.ndarray, ranks: np.ndarray, *, repeats: tuple[int, int]) -> str:
+def _numbered_list(words: np.ndarray, ranks: np.ndarray, *, repeats: tuple[int, int]) -> str:
     """Writes the numbered list, "1. word 2. word …", in the order of the ranks.
 
     Args:

@@ -42,7 +42,7 @@ def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
         raise UserError(
             f"{what} must match at least one file, got {nothing} for '{path}' (from folder '{os.getcwd()}')."
         )
-    return _once(found, what=what)
+    return _unique_files(found, what=what)
 
 
 def _pattern(path: str) -> str:
@@ -58,13 +58,13 @@ def _files(match: str, *, what: str) -> list[pathlib.Path]:
     if os.path.isfile(match):
         return [pathlib.Path(match)]
     if os.path.isdir(match):
-        return _below(match, what=what)
+        return _files_below(match, what=what)
     if os.path.islink(match):
         raise UserError(f"{what} must name files, got '{match}', a link to '{os.readlink(match)}', which is not there.")
     raise UserError(f"{what} must name files or folders, got '{match}', which is neither. Write it to a file first.")
 
 
-def _below(folder: str, *, what: str) -> list[pathlib.Path]:
+def _files_below(folder: str, *, what: str) -> list[pathlib.Path]:
     """Lists all files below a folder that are not hidden; enters each real folder once, so that link loops end."""
 
     def refuse(error: OSError) -> None:
@@ -90,7 +90,7 @@ def _below(folder: str, *, what: str) -> list[pathlib.Path]:
     return files
 
 
-def _once(found: Iterable[pathlib.Path], *, what: str) -> list[pathlib.Path]:
+def _unique_files(found: Iterable[pathlib.Path], *, what: str) -> list[pathlib.Path]:
     """Sorts the files and keeps each one once, by the shortest path that leads to it."""
     by_file: dict[str, pathlib.Path] = {}
     ordered = sorted(set(found), key=lambda path: (len(path.parts), path))

@@ -19,7 +19,7 @@ from fot_jax.data.seeds import generator
 from fot_jax.data.stdlib_source import read_stdlib, stdlib_files, stdlib_root
 from fot_jax.data.synthetic import FILLER, passkey
 from fot_jax.data.tfrecord import read_tfrecord
-from fot_jax.data.utf8 import decode_file, decode_utf8, without_mark
+from fot_jax.data.utf8 import decode_file, decode_utf8, without_byte_order_mark
 from fot_jax.data.vocabulary import Vocabulary
 
 PASSKEY_DOCUMENTS = 1024
@@ -101,7 +101,7 @@ def read_jsonl(path: pathlib.Path, text_field: str) -> Reader:
     for number, line in enumerate(_lines(path), 1):
         where = f"'{path}' line {number}"
         if number == 1:
-            line = without_mark(line, where=f"'{path}'")
+            line = without_byte_order_mark(line, where=f"'{path}'")
         line = line.removeprefix(codecs.BOM_UTF8)  # of files that were joined
         if line.strip():
             yield f"{path}:{number}", _json_text(decode_utf8(line, where=where), text_field, where=where)

@@ -7,7 +7,7 @@ from typing import Any
 from fot_jax.config import UserError
 from fot_jax.data import llama_tokenizer
 from fot_jax.data.tokenizer_settings import TokenizerSettings, read_settings
-from fot_jax.data.tokenizer_vocabulary import TokenizerVocabulary, no_begin
+from fot_jax.data.tokenizer_vocabulary import TokenizerVocabulary, missing_bos_error
 
 
 class SentencePieceVocabulary:
@@ -36,19 +36,19 @@ class SentencePieceVocabulary:
         named = settings.name_of("eos")
         self.eos_id = model.eos_id() if named is None else self.special_ids.get(named, -1)
         if self.eos_id < 0:
-            raise no_end(self.path)
+            raise missing_eos_error(self.path)
         self.ends_as_model = self.eos_id == model.eos_id()
         self.end_ids = settings.checked_end_ids(self.size) or (self.eos_id,)
-        self.bos_id = self._find_begin(settings)
+        self.bos_id = self._find_bos(settings)
         self.identity: list[object] = [self.bos_id, self.eos_id]  # the file's own digest covers the rest
 
-    def _find_begin(self, settings: TokenizerSettings) -> int | None:
+    def _find_bos(self, settings: TokenizerSettings) -> int | None:
         name = settings.name_of("bos")
         found = self._model.bos_id() if name is None else self.special_ids.get(name, -1)
         if not settings.flag("add_bos_token"):
             return None
         if found < 0:
-            raise no_begin(self.path, name)
+            raise missing_bos_error(self.path, name)
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -92,7 +92,7 @@ def any_of(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def no_end(path: str) -> UserError:
+def missing_eos_error(path: str) -> UserError:
     """Builds the error for a model without a token that ends texts."""
     return UserError(f"'{path}' must define an end-of-sentence piece (</s>), got none. Retrain it with one.")
 
@@ -130,5 +130,5 @@ def open_sentencepiece(path: str) -> TokenizerVocabulary | SentencePieceVocabula
         if index >= 0:
             settings.values.setdefault(f"{role}_token", model.id_to_piece(index))
     if settings.name_of("eos") is None:
-        raise no_end(path)
-    return TokenizerVocabulary(llama_tokenizer.from_pieces(proto, settings), settings, begins=True)
+        raise missing_eos_error(path)
+    return TokenizerVocabulary(llama_tokenizer.from_pieces(proto, settings), settings, add_bos=True)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from fot_jax.config import ConfigError, DictionaryConfig
-from fot_jax.data.filling import fill
+from fot_jax.data.filling import fill_prompt
 from fot_jax.data.vocabulary import SymbolVocabulary, Vocabulary, encode_text
 
 INSTRUCTION = (
@@ -136,7 +136,7 @@ def passkey(rng: np.random.Generator, *, length_tokens: int, vocabulary: Vocabul
         before = round(share * fillers)
         return INSTRUCTION + FILLER * before + KEY.format(key=key) + FILLER * (fillers - before) + QUESTION
 
-    filled = fill(
+    filled = fill_prompt(
         lambda fillers: encode_text(vocabulary, prompt(fillers)), length_tokens=length_tokens, what="a passkey prompt"
     )
     fillers = filled.fillers

@@ -109,12 +109,12 @@ class _Records:
         return dataset.take(limit) if limit else dataset
 
 
-def _not_empty(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def _drop_empty(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Drops documents without text (a text preprocessor)."""
     return dataset.filter(lambda example: tf.strings.length(example[FEATURE]) > 0)
 
 
-def _begin(dataset: tf.data.Dataset, *, bos_id: int | None) -> tf.data.Dataset:
+def _prepend_bos(dataset: tf.data.Dataset, *, bos_id: int | None) -> tf.data.Dataset:
     """Puts the vocabulary's BOS, where it has one, before each document (a token preprocessor)."""
     if bos_id is None:
         return dataset
@@ -152,11 +152,11 @@ def register_task(source: SourceConfig, *, data: DataConfig, seed: int) -> Sourc
         source.name,
         source=seqio.FunctionDataSource(dataset_fn=records.dataset, splits=["train"]),  # pyright: ignore[reportArgumentType]
         preprocessors=[
-            _not_empty,
+            _drop_empty,
             lambda dataset, output_features: seqio.preprocessors.tokenize(
                 dataset, output_features, copy_pretokenized=False
             ),
-            functools.partial(_begin, bos_id=vocabulary.bos_id),
+            functools.partial(_prepend_bos, bos_id=vocabulary.bos_id),
             seqio.preprocessors.append_eos,
         ],
         output_features={FEATURE: seqio.Feature(vocabulary=seqio_vocabulary(data.vocabulary), add_eos=True)},
@@ -167,7 +167,7 @@ def register_task(source: SourceConfig, *, data: DataConfig, seed: int) -> Sourc
 def register_mixture(name: str, *, data: DataConfig, seed: int) -> seqio.Mixture:
     """Registers every source as a task and the seqio mixture `name` of them by rate.
 
-    For seqio's own tools. Training mixes by `fot_jax/data/draws.py`, which can start at any step.
+    For seqio's own tools. Training mixes by `fot_jax/data/document_order.py`, which can start at any step.
     """
     for source in data.sources:
         register_task(source, data=data, seed=seed)

@@ -43,7 +43,7 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
     except DecodeError as error:
         raise UserError(f"'{path}' record {index} must be a tf.train.Example, got another record ({error}).") from error
     except tf.errors.OpError as error:
-        raise _cut(path, index, str(error).splitlines()[0]) from error
+        raise _truncated_error(path, index, str(error).splitlines()[0]) from error
 
 
 def _check_frames(path: pathlib.Path, *, compressed: bool) -> None:
@@ -54,19 +54,19 @@ def _check_frames(path: pathlib.Path, *, compressed: bool) -> None:
         with gzip.open(path) if compressed else path.open("rb") as file:
             while head := file.read(HEAD):
                 if len(head) < HEAD:
-                    raise _cut(path, index, f"the file ends {len(head)} bytes after the record before")
+                    raise _truncated_error(path, index, f"the file ends {len(head)} bytes after the record before")
                 length = struct.unpack("<Q", head[:8])[0]
                 at += HEAD + length + TAIL
                 if not (_skip(file, length + TAIL) if compressed else at <= size):
-                    raise _cut(path, index, f"the file ends before its {length} bytes do")
+                    raise _truncated_error(path, index, f"the file ends before its {length} bytes do")
                 if not compressed:
                     file.seek(at)
                 index += 1
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise _cut(path, index, str(error)) from error
+        raise _truncated_error(path, index, str(error)) from error
 
 
-def _cut(path: pathlib.Path, index: int, reason: str) -> UserError:
+def _truncated_error(path: pathlib.Path, index: int, reason: str) -> UserError:
     return UserError(
         f"'{path}' record {index} must be a whole record of a TFRecord file, got one that is cut short or"
         f" corrupt ({reason}). Fetch the file again."

@@ -11,9 +11,7 @@ added_tokens.json counts.
 """
 
 import dataclasses
-import functools
 import json
-import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -28,14 +26,6 @@ ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 LONGEST_NAME = 1024  # characters of a token's name; the libraries' time grows faster than its length
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
-
-logger = logging.getLogger(__name__)
-
-
-@functools.cache
-def log_once(message: str) -> None:
-    """Logs a guess, once a process."""
-    logger.info(message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +77,7 @@ class TokenizerSettings:
         found |= {key: value for key, value in others.items() if isinstance(value, str)}
         return {key: name for key, name in found.items() if name is not None}
 
-    def more_special(self) -> list[str]:
+    def special_tokens_without_role(self) -> list[str]:
         """Lists special tokens without a role, in order. Raises UserError where they are no tokens."""
         found: list[str] = []
         for key in LISTS:
@@ -117,7 +107,7 @@ class TokenizerSettings:
         """Returns `tokenizer_class` without "Fast", empty where none is stated."""
         return str(self.values.get("tokenizer_class") or "").removesuffix("Fast")
 
-    def shown(self) -> str:
+    def log_name(self) -> str:
         """Names the main file for the log, without the folders above its own."""
         return f"{self.path.parent.name}/{self.path.name}"
 
@@ -169,7 +159,7 @@ def read_settings(tokenizer: str | pathlib.Path) -> TokenizerSettings:
     if "added_tokens_decoder" in newer:
         added = _read_decoder(newer["added_tokens_decoder"], path=path.with_name(FILE))
     else:
-        special = {*settings.names().values(), *settings.more_special()}
+        special = {*settings.names().values(), *settings.special_tokens_without_role()}
         added = _read_added(legacy, special=special, path=path.with_name(ADDED_FILE))
     end_ids, end_file = _read_end_ids(path)
     in_order = tuple(sorted(added, key=lambda token: token.id or 0))

@@ -10,7 +10,8 @@ from typing import Any
 
 from fot_jax.config import UserError
 from fot_jax.data import llama_tokenizer
-from fot_jax.data.tokenizer_settings import TokenizerSettings, log_once
+from fot_jax.data.tokenizer_settings import TokenizerSettings
+from fot_jax.logging import info_once
 
 END_OF_TEXT_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
 NO_SCORE = -1e9  # of a Unigram model's piece that no text becomes
@@ -27,19 +28,19 @@ class TokenizerVocabulary:
 
     pad_id = 0
 
-    def __init__(self, definition: dict[str, Any], settings: TokenizerSettings, *, begins: bool | None = None):
+    def __init__(self, definition: dict[str, Any], settings: TokenizerSettings, *, add_bos: bool | None = None):
         """Builds the tokenizer.
 
         Args:
           definition: the content of tokenizer.json.
           settings: of the files next to it.
-          begins: whether texts begin with BOS where no file says so; None: the post-processor says so.
+          add_bos: whether texts begin with BOS where no file says so; None: the post-processor says so.
         """
         self.path = str(settings.path)
         self._settings = settings
         self._plain = _build(definition, settings)
         self._plain.encode_special_tokens = True
-        self.eos_id, self.bos_id = self._find_end(), self._find_begin(begins)
+        self.eos_id, self.bos_id = self._find_eos(), self._find_bos(add_bos)
         _add_named(self._plain, settings)
         added = self._plain.get_added_tokens_decoder()
         self.special_ids = {token.content: index for index, token in added.items() if token.special}
@@ -52,7 +53,7 @@ class TokenizerVocabulary:
         self._decoders = {part["type"] for part in stated.get("decoders", [stated]) if "type" in part}
         self._check_plain(unknown={settings.name_of("unk"), definition["model"].get("unk_token")})
 
-    def _find_end(self) -> int:
+    def _find_eos(self) -> int:
         named = self._settings.name_of("eos")
         stated = self._settings.end_ids
         if named is None and stated is not None:
@@ -65,26 +66,27 @@ class TokenizerVocabulary:
                 " Put a tokenizer_config.json next to it that names its eos_token."
             )
         if named is None:
-            log_once(
-                f"{self._settings.shown()}: no file names the eos_token;"
+            info_once(
+                f"{self._settings.log_name()}: no file names the eos_token;"
                 f" {self._plain.id_to_token(found[0])!r} is taken. Name it in a tokenizer_config.json next to it."
             )
         return found[0]
 
-    def _find_begin(self, begins: bool | None) -> int | None:
+    def _find_bos(self, add_bos: bool | None) -> int | None:
         name = self._settings.name_of("bos")
         wanted = self._settings.flag("add_bos_token")
-        if wanted is None and begins is None:
-            return self._put_before()
+        if wanted is None and add_bos is None:
+            return self._bos_of_post_processor()
         found = None if name is None else self._plain.token_to_id(name)
-        if wanted is None and begins and found is not None:
+        if wanted is None and add_bos and found is not None:
             wanted = True
-            log_once(f"{self._settings.shown()}: no file says add_bos_token; texts begin with {name!r}, as LLaMA's do.")
+            log_name = self._settings.log_name()
+            info_once(f"{log_name}: no file says add_bos_token; texts begin with {name!r}, as LLaMA's do.")
         if wanted and found is None:
-            raise no_begin(self.path, name)
+            raise missing_bos_error(self.path, name)
         return found if wanted else None
 
-    def _put_before(self) -> int | None:
+    def _bos_of_post_processor(self) -> int | None:
         """Returns the token that the post-processor puts before a text, None if there is none."""
         text = self._plain.encode("a", add_special_tokens=False).ids
         whole = self._plain.encode("a").ids
@@ -164,7 +166,7 @@ class TokenizerVocabulary:
         )
 
 
-def no_begin(path: str, name: str | None) -> UserError:
+def missing_bos_error(path: str, name: str | None) -> UserError:
     """Builds the error for a tokenizer without the token that is to begin texts."""
     return UserError(
         f"'{path}' must hold the token that begins a text, since add_bos_token is true, got {name!r}."
@@ -185,12 +187,12 @@ def _build(definition: dict[str, Any], settings: TokenizerSettings) -> Any:
         raise _no_tokenizer(settings.path, "added_tokens must be a list of objects with a text as content")
     special = {token["content"] for token in added if token.get("special")}
     special |= {token.content for token in settings.added if token.flags.get("special")}
-    special |= {*settings.names().values(), *settings.more_special()}
+    special |= {*settings.names().values(), *settings.special_tokens_without_role()}
     try:
-        apart = _apart(definition, special)
+        apart = _separate_special_tokens(definition, special)
     except (TypeError, ValueError) as error:  # merges or pieces of another shape
         raise _no_tokenizer(settings.path, error) from error
-    tokenizer = _parsed(apart, settings.path)
+    tokenizer = _parse_definition(apart, settings.path)
     pieces = tokenizer.get_vocab(with_added_tokens=False)
     if len(set(pieces.values())) < len(pieces):
         raise _no_tokenizer(settings.path, "two tokens have one id")
@@ -211,7 +213,7 @@ def _build(definition: dict[str, Any], settings: TokenizerSettings) -> Any:
     return tokenizer
 
 
-def _parsed(definition: dict[str, Any], path: pathlib.Path) -> Any:
+def _parse_definition(definition: dict[str, Any], path: pathlib.Path) -> Any:
     """Builds the library's tokenizer of a definition. Raises UserError where it takes it for none."""
     import tokenizers
 
@@ -227,7 +229,7 @@ def _no_tokenizer(path: str | pathlib.Path, reason: object) -> UserError:
     return UserError(f"data.vocabulary.path must be a Hugging Face tokenizer.json, got '{path}' ({reason}).")
 
 
-def _apart(definition: dict[str, Any], special: set[str]) -> dict[str, Any]:
+def _separate_special_tokens(definition: dict[str, Any], special: set[str]) -> dict[str, Any]:
     """Changes the definition so that no text becomes a special token: those come from added tokens alone."""
     model = definition.get("model")
     if not isinstance(model, dict):
@@ -251,7 +253,7 @@ def _add_named(tokenizer: Any, settings: TokenizerSettings) -> None:
     import tokenizers
 
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for name in (*settings.names().values(), *settings.more_special()):
+    for name in (*settings.names().values(), *settings.special_tokens_without_role()):
         if name not in known:
             tokenizer.add_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
             known.add(name)
@@ -260,7 +262,7 @@ def _add_named(tokenizer: Any, settings: TokenizerSettings) -> None:
 def read_definition(path: str) -> dict[str, Any]:
     """Reads the object in a tokenizer.json. Raises UserError where it is none, or one states a name twice."""
     try:
-        definition = json.loads(pathlib.Path(path).read_text("utf-8"), object_pairs_hook=_once)
+        definition = json.loads(pathlib.Path(path).read_text("utf-8"), object_pairs_hook=_refuse_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise _no_tokenizer(path, error) from error
     if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
@@ -268,7 +270,7 @@ def read_definition(path: str) -> dict[str, Any]:
     return definition
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)

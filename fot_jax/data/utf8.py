@@ -5,7 +5,7 @@ import codecs
 from fot_jax.config import UserError
 
 # Marks of other encodings; UTF-32's come first because UTF-16LE's mark begins UTF-32LE's.
-MARKS = (
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32LE"),
     (codecs.BOM_UTF32_BE, "UTF-32BE"),
     (codecs.BOM_UTF16_LE, "UTF-16LE"),
@@ -20,21 +20,21 @@ ZEROS = {
 }
 
 
-def without_mark(data: bytes, *, where: str) -> bytes:
+def without_byte_order_mark(data: bytes, *, where: str) -> bytes:
     """Returns the bytes of a file, or of its beginning, without UTF-8's byte order mark.
 
     Raises UserError naming `where` and the encoding where the file is UTF-16 or UTF-32.
     """
-    for mark, encoding in MARKS:
+    for mark, encoding in BYTE_ORDER_MARKS:
         if data.startswith(mark):
-            raise _wide(where, encoding, "byte order mark", convert_from=encoding[:6])
+            raise _utf16_error(where, encoding, "byte order mark", convert_from=encoding[:6])
     encoding = ZEROS.get(tuple(byte == 0 for byte in data[:4]))
     if encoding:
-        raise _wide(where, encoding, "zero bytes", convert_from=encoding)
+        raise _utf16_error(where, encoding, "zero bytes", convert_from=encoding)
     return data.removeprefix(codecs.BOM_UTF8)
 
 
-def _wide(where: str, encoding: str, sign: str, *, convert_from: str) -> UserError:
+def _utf16_error(where: str, encoding: str, sign: str, *, convert_from: str) -> UserError:
     return UserError(
         f"{where} must be UTF-8, got {encoding} by its {sign}. Convert it: iconv -f {convert_from} -t UTF-8 OLD > NEW."
     )
@@ -53,4 +53,4 @@ def decode_utf8(data: bytes, *, where: str) -> str:
 
 def decode_file(data: bytes, *, where: str) -> str:
     """Decodes a whole file, without its byte order mark. Raises the errors of the two functions above."""
-    return decode_utf8(without_mark(data, where=where), where=where)
+    return decode_utf8(without_byte_order_mark(data, where=where), where=where)

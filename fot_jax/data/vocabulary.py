@@ -21,8 +21,9 @@ from fot_jax.config import ConfigError, DictionaryConfig, ModelConfig, UserError
 from fot_jax.data.llama_tokenizer import as_llama
 from fot_jax.data.plain_vocabularies import ByteVocabulary, SymbolVocabulary
 from fot_jax.data.sentencepiece_vocabulary import open_sentencepiece
-from fot_jax.data.tokenizer_settings import log_once, read_settings
+from fot_jax.data.tokenizer_settings import read_settings
 from fot_jax.data.tokenizer_vocabulary import TokenizerVocabulary, read_definition
+from fot_jax.logging import info_once
 
 __all__ = [
     "ByteVocabulary",
@@ -173,7 +174,7 @@ def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig) -> None:
         )
     if special:
         names = ", ".join(special.values())
-        log_once(f"special tokens without a row in the model's embedding ({rows} rows), never chosen: {names}.")
+        info_once(f"special tokens without a row in the model's embedding ({rows} rows), never chosen: {names}.")
 
 
 def check_ids(vocabulary: Vocabulary, ids: Iterable[int], model: ModelConfig) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fot_jax.config import Boundaries, ModelConfig, UserError
-from fot_jax.eval.reading import Subject
-from fot_jax.eval.targets import Documents, Target, choose_targets, gather
+from fot_jax.eval.reading import EvaluatedModel
+from fot_jax.eval.targets import Documents, Target, choose_targets, gather_tokens
 from fot_jax.models.inputs import TrainInputs
 from fot_jax.models.transformer import run
 from fot_jax.ops.crossbatch import context_log_masses
@@ -127,7 +127,9 @@ def choose_rows(documents: Documents, *, length: int, contexts: tuple[int, ...],
     return targets
 
 
-def measure(subject: Subject, *, documents: Documents, contexts: tuple[int, ...], rows: int, seed: int) -> Distraction:
+def measure(
+    evaluated: EvaluatedModel, *, documents: Documents, contexts: tuple[int, ...], rows: int, seed: int
+) -> Distraction:
     """Measures r_d on held-out documents with the attention the model really uses at each d.
 
     One run of the model processes the previous chunks, which read no contexts, and the measured chunks,
@@ -137,21 +139,21 @@ def measure(subject: Subject, *, documents: Documents, contexts: tuple[int, ...]
     chunks, heads and memory layers.
 
     Args:
-      subject: the model.
+      evaluated: the model.
       documents: held-out documents.
       contexts: the values of d.
       rows: measured chunks (more where the largest d needs more).
       seed: seeds the choice of documents.
     """
-    length = subject.model.local_context
+    length = evaluated.model.local_context
     targets = choose_rows(documents, length=length, contexts=contexts, rows=rows, seed=seed)
-    previous, current = gather(documents, targets=targets, length=length, history=1)
+    previous, current = gather_tokens(documents, targets=targets, length=length, history=1)
     tokens = np.concatenate([previous, current[:, :length]])
     owners = np.asarray([target.document for target in targets])
     segments = np.broadcast_to(np.tile(owners + 1, 2)[:, None], tokens.shape).astype(np.int32)
-    how = {"config": subject.model, "scaling_from": subject.memory.log_length_scaling_from}
+    how = {"config": evaluated.model, "scaling_from": evaluated.memory.log_length_scaling_from}
     shares = [
-        np.asarray(_shares(subject.params, tokens, segments, plan, **how))
+        np.asarray(_shares(evaluated.params, tokens, segments, plan, **how))
         for plan in (distraction_plan(owners, num_contexts=d) for d in contexts)
     ]
     return Distraction(contexts=contexts, shares=np.stack(shares), targets=tuple(targets))

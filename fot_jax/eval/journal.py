@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str | int, ...]
 # (key, compute) -> the result of compute(), or its kept result from before; results are JSON.
-Once = Callable[[Key, Callable[[], Any]], Any]
+Memoize = Callable[[Key, Callable[[], Any]], Any]
 
 
-def unkept(key: Key, compute: Callable[[], Any]) -> Any:
-    """Returns compute(); a `Once` that keeps nothing."""
+def no_memo(key: Key, compute: Callable[[], Any]) -> Any:
+    """Returns compute(); a `Memoize` that keeps nothing."""
     del key
     return compute()
 
@@ -45,7 +45,7 @@ class Journal:
 
     Attributes:
       path: the journal's file.
-      taken_up: number of pieces that an interrupted measurement left.
+      num_resumed: number of pieces that an interrupted measurement left.
     """
 
     def __init__(self, directory: pathlib.Path, task: str, *, measured: Mapping[str, object]) -> None:
@@ -63,15 +63,17 @@ class Journal:
         first, *lines = text.split("\n")
         if first == head:
             self._found = _pieces(lines)
-        self.taken_up = len(self._found)
-        if self.taken_up:
-            logger.warning("%s: %d pieces measured before it was interrupted are taken up.", self.path, self.taken_up)
+        self.num_resumed = len(self._found)
+        if self.num_resumed:
+            logger.warning(
+                "%s: %d pieces measured before it was interrupted are taken up.", self.path, self.num_resumed
+            )
         whole = "".join(line + "\n" for line in (head, *(_line(key, found) for key, found in self._found.items())))
         if text != whole:  # new, or an interruption has cut a line off
             write_whole(self.path, whole)
 
-    def once(self, *prefix: str | int) -> Once:
-        """Returns a `Once` that puts a prefix before its keys."""
+    def memoize(self, *prefix: str | int) -> Memoize:
+        """Returns a `Memoize` that puts a prefix before its keys."""
 
         def found(key: Key, compute: Callable[[], Any]) -> Any:
             whole = (*prefix, *key)

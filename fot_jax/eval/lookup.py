@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from fot_jax.config import DictionaryConfig, UserError
 from fot_jax.data.synthetic import entry_length, episode
 from fot_jax.data.vocabulary import SymbolVocabulary
-from fot_jax.eval.reading import Subject, read_past, score_window
+from fot_jax.eval.reading import EvaluatedModel, read_past, score_window
 from fot_jax.memory.store import MemoryStore
 
 _TOKENS_AT_ONCE = 2**16  # memory entries of all episodes that are read together
@@ -94,38 +94,38 @@ def grade(
     return by_answer, [row.all(axis=1) for row in by_answer]
 
 
-def with_memory(subject: Subject) -> Predictor:
+def with_memory(evaluated: EvaluatedModel) -> Predictor:
     """Returns a predictor that reads definitions into memory and questions as the local context."""
 
     def predict(definitions, questions):
-        _require_fit(subject, questions)
-        store = read_past(subject, past=definitions)
-        return _most_likely(subject, store=store, tokens=questions)
+        _require_fit(evaluated, questions)
+        store = read_past(evaluated, past=definitions)
+        return _most_likely(evaluated, store=store, tokens=questions)
 
     return predict
 
 
-def without_memory(subject: Subject) -> Predictor:
+def without_memory(evaluated: EvaluatedModel) -> Predictor:
     """Returns a predictor that reads the last `local_context` tokens of the episode, without memory."""
 
     def predict(definitions, questions):
-        _require_fit(subject, questions)
-        tokens = np.concatenate([definitions, questions], axis=1)[:, -subject.model.local_context :]
-        return _most_likely(subject, store=None, tokens=tokens)[:, -questions.shape[1] :]
+        _require_fit(evaluated, questions)
+        tokens = np.concatenate([definitions, questions], axis=1)[:, -evaluated.model.local_context :]
+        return _most_likely(evaluated, store=None, tokens=tokens)[:, -questions.shape[1] :]
 
     return predict
 
 
-def _most_likely(subject: Subject, *, store: MemoryStore | None, tokens: np.ndarray) -> np.ndarray:
+def _most_likely(evaluated: EvaluatedModel, *, store: MemoryStore | None, tokens: np.ndarray) -> np.ndarray:
     following = np.roll(tokens, -1, axis=1)  # only the most likely tokens are used, not the scores of these targets
     padding = tokens == SymbolVocabulary.pad_id
-    return score_window(subject, store=store, tokens=tokens, targets=following, padding=padding).predicted
+    return score_window(evaluated, store=store, tokens=tokens, targets=following, padding=padding).predicted
 
 
-def _require_fit(subject: Subject, questions: np.ndarray) -> None:
-    if questions.shape[1] > subject.model.local_context:
+def _require_fit(evaluated: EvaluatedModel, questions: np.ndarray) -> None:
+    if questions.shape[1] > evaluated.model.local_context:
         raise UserError(
-            f"data.dictionary.question_tokens must fit into model.local_context={subject.model.local_context},"
+            f"data.dictionary.question_tokens must fit into model.local_context={evaluated.model.local_context},"
             f" got {questions.shape[1]}."
         )
 

@@ -17,8 +17,8 @@ from fot_jax.data.needles import NeedlePrompt, needle_prompt
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
-from fot_jax.eval.journal import Once, digest, unkept
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.journal import Memoize, digest, no_memo
+from fot_jax.eval.reading import EvaluatedModel
 
 # A number takes about as many bytes as sub-words with single digits; a word takes more bytes than sub-words.
 ANSWER_TOKENS = {
@@ -62,7 +62,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class NeedleResult:
     """The trials of one kind and length.
 
     Attributes:
@@ -89,7 +89,7 @@ class Found:
 Prompts = Mapping[tuple[NeedleKind, int], Sequence[NeedlePrompt]]  # by kind and length
 
 
-def prompts_of(
+def make_prompts(
     vocabulary: Vocabulary, *, kinds: Sequence[NeedleKind], lengths: Sequence[int], trials: int, seed: int
 ) -> Prompts:
     """Returns the prompts of every kind and length; trial i is the same whatever else is measured.
@@ -124,44 +124,44 @@ def prompts_of(
 
 
 def measure(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     *,
     vocabulary: Vocabulary,
     prompts: Prompts,
     batch: int,
-    progress: Callable[[Found], None] = lambda found: None,
-    once: Once = unkept,
-) -> list[Found]:
+    progress: Callable[[NeedleResult], None] = lambda found: None,
+    memoize: Memoize = no_memo,
+) -> list[NeedleResult]:
     """Generates the answers.
 
     Args:
-      subject: the model and how its memory is read; without memory layers only the last window counts.
+      evaluated: the model and how its memory is read; without memory layers only the last window counts.
       vocabulary: the model's vocabulary.
-      prompts: from `prompts_of`.
+      prompts: from `make_prompts`.
       batch: prompts read together.
       progress: called after each batch with the trials of its kind and length so far.
-      once: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
+      memoize: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
 
     Returns:
       The trials of each kind and length, in the order of `prompts`.
     """
     results = []
     for (kind, length), asked in prompts.items():
-        found = Found(kind=kind, length=length, trials=())
+        found = NeedleResult(kind=kind, length=length, trials=())
         for start in range(0, len(asked), batch):
             batched = asked[start : start + batch]
-            ask = functools.partial(_ask, subject, batched, vocabulary=vocabulary)
-            texts = once((kind.value, length, start, digest(*(prompt.tokens for prompt in batched))), ask)
+            ask = functools.partial(_ask, evaluated, batched, vocabulary=vocabulary)
+            texts = memoize((kind.value, length, start, digest(*(prompt.tokens for prompt in batched))), ask)
             found = dataclasses.replace(found, trials=found.trials + _trials(batched, texts))
             progress(found)
         results.append(found)
     return results
 
 
-def _ask(subject: Subject, prompts: Sequence[NeedlePrompt], *, vocabulary: Vocabulary) -> list[str]:
+def _ask(evaluated: EvaluatedModel, prompts: Sequence[NeedlePrompt], *, vocabulary: Vocabulary) -> list[str]:
     """Answers prompts of one kind."""
     tokens = [prompt.tokens for prompt in prompts]
-    return answer(subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS[prompts[0].kind])
+    return answer(evaluated, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS[prompts[0].kind])
 
 
 def _trials(prompts: Sequence[NeedlePrompt], texts: Sequence[str]) -> tuple[Trial, ...]:

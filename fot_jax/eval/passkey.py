@@ -16,8 +16,8 @@ from fot_jax.data.seeds import generator
 from fot_jax.data.synthetic import Passkey, passkey
 from fot_jax.data.vocabulary import Vocabulary
 from fot_jax.eval.answering import answer
-from fot_jax.eval.journal import Once, digest, unkept
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.journal import Memoize, digest, no_memo
+from fot_jax.eval.reading import EvaluatedModel
 
 ANSWER_TOKENS = 12  # a key has at most five digits; byte vocabularies and a word before it fit too
 
@@ -45,7 +45,7 @@ class Trial:
         return found is not None and found[0] == self.key
 
 
-def trials_of(vocabulary: Vocabulary, *, length: int, trials: int, seed: int) -> list[Passkey]:
+def make_trials(vocabulary: Vocabulary, *, length: int, trials: int, seed: int) -> list[Passkey]:
     """Returns the prompts of one length; trial i is the same whatever else is measured.
 
     Raises:
@@ -58,25 +58,25 @@ def trials_of(vocabulary: Vocabulary, *, length: int, trials: int, seed: int) ->
 
 
 def measure(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     *,
     vocabulary: Vocabulary,
     lengths: Mapping[int, int],
     batch: int,
     seed: int,
     progress: Callable[[int, int, int], None] = lambda length, done, right: None,
-    once: Once = unkept,
+    memoize: Memoize = no_memo,
 ) -> list[list[Trial]]:
     """Generates the answers.
 
     Args:
-      subject: the model and how its memory is read; without memory layers only the last window counts.
+      evaluated: the model and how its memory is read; without memory layers only the last window counts.
       vocabulary: the model's vocabulary.
       lengths: length of the prompts (tokens) -> number of prompts.
       batch: prompts read together.
       seed: seeds keys and places.
       progress: called with (length, trials done, trials right) after each batch.
-      once: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
+      memoize: keeps the answers of each batch, see `fot_jax/eval/journal.py`.
 
     Returns:
       The trials of each length.
@@ -86,13 +86,13 @@ def measure(
     """
     found = []
     for length, trials in lengths.items():
-        prompts = trials_of(vocabulary, length=length, trials=trials, seed=seed)
+        prompts = make_trials(vocabulary, length=length, trials=trials, seed=seed)
         done: list[Trial] = []
         for start in range(0, trials, batch):
             asked = prompts[start : start + batch]
             tokens = [prompt.tokens for prompt in asked]
-            ask = functools.partial(answer, subject, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS)
-            texts = once((length, start, digest(*tokens)), ask)
+            ask = functools.partial(answer, evaluated, tokens, vocabulary=vocabulary, max_new_tokens=ANSWER_TOKENS)
+            texts = memoize((length, start, digest(*tokens)), ask)
             done += [
                 Trial(length=len(prompt.tokens), place=prompt.place, key=prompt.answer.strip(), generated=text)
                 for prompt, text in zip(asked, texts, strict=True)

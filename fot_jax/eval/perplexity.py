@@ -29,9 +29,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-from fot_jax.eval.reading import Subject, TokenScores, join_rows, read_past, score_window
+from fot_jax.eval.reading import EvaluatedModel, TokenScores, join_rows, read_past, score_window
 from fot_jax.eval.statistics import Interval, Score, paired_bootstrap
-from fot_jax.eval.targets import Documents, Target, choose_targets, gather
+from fot_jax.eval.targets import Documents, Target, choose_targets, gather_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,13 +92,13 @@ class Sweep:
         return paired_bootstrap(self.nats[index], control=self.nats[against], groups=documents)
 
 
-def bytes_of(targets: Int[np.ndarray, "T L"], *, token_bytes: Int[np.ndarray, " V"]) -> Int[np.ndarray, " T"]:
+def target_bytes(targets: Int[np.ndarray, "T L"], *, token_bytes: Int[np.ndarray, " V"]) -> Int[np.ndarray, " T"]:
     """Returns the UTF-8 bytes of the scored tokens of each target."""
     return token_bytes[targets].sum(axis=1)
 
 
 def measure_contexts(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     *,
     documents: Documents,
     token_bytes: Int[np.ndarray, " V"],
@@ -111,7 +111,7 @@ def measure_contexts(
     """Measures the loss against memory size in local contexts, one document per memory.
 
     Args:
-      subject: the model.
+      evaluated: the model.
       documents: held-out documents; those with room for the largest memory are used.
       token_bytes: UTF-8 bytes of each token id.
       sizes: memory sizes, in local contexts.
@@ -120,30 +120,30 @@ def measure_contexts(
       seed: seeds the choice of documents.
       batch: targets read together.
     """
-    length, history = subject.model.local_context, max(sizes)
+    length, history = evaluated.model.local_context, max(sizes)
     targets = choose_targets(
         documents, length=length, history=history, most=most_documents, per_document=per_document, seed=seed
     )
-    past, window = gather(documents, targets=targets, length=length, history=history)
+    past, window = gather_tokens(documents, targets=targets, length=length, history=history)
     nats = np.zeros((len(sizes), len(targets)))
     for start in range(0, len(targets), batch):
         rows = _padded_rows(start, count=len(targets), batch=batch)
         for index, size in enumerate(sizes):
-            store = read_past(subject, past=past[rows, (history - size) * length :])
-            scores = score_window(subject, store=store, tokens=window[rows, :-1], targets=window[rows, 1:])
+            store = read_past(evaluated, past=past[rows, (history - size) * length :])
+            scores = score_window(evaluated, store=store, tokens=window[rows, :-1], targets=window[rows, 1:])
             kept = len(targets[start : start + batch])
             nats[index, start : start + kept] = chunk_nats(scores)[:kept]
     return Sweep(
         sizes=sizes,
         nats=nats,
-        num_bytes=bytes_of(window[:, 1:], token_bytes=token_bytes),
+        num_bytes=target_bytes(window[:, 1:], token_bytes=token_bytes),
         tokens=length,
         targets=tuple(targets),
     )
 
 
 def measure_documents(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     *,
     documents: Documents,
     token_bytes: Int[np.ndarray, " V"],
@@ -156,22 +156,22 @@ def measure_documents(
     There is one target per document; the memory of row i holds `contexts_per_document` contexts of the
     documents of rows i, i+1, …, i+x-1 (mod rows).
     """
-    length = subject.model.local_context
+    length = evaluated.model.local_context
     targets = choose_targets(
         documents, length=length, history=contexts_per_document, most=most_documents, per_document=1, seed=seed
     )
-    past, window = gather(documents, targets=targets, length=length, history=contexts_per_document)
-    own = read_past(subject, past=past)
+    past, window = gather_tokens(documents, targets=targets, length=length, history=contexts_per_document)
+    own = read_past(evaluated, past=past)
     sizes = (0, *(2**power for power in range(len(targets).bit_length())))
     nats = []
     for size in sizes:
-        store = join_rows(subject, store=own, shifts=range(size))
-        scores = score_window(subject, store=store, tokens=window[:, :-1], targets=window[:, 1:])
+        store = join_rows(evaluated, store=own, shifts=range(size))
+        scores = score_window(evaluated, store=store, tokens=window[:, :-1], targets=window[:, 1:])
         nats.append(chunk_nats(scores))
     return Sweep(
         sizes=sizes,
         nats=np.stack(nats),
-        num_bytes=bytes_of(window[:, 1:], token_bytes=token_bytes),
+        num_bytes=target_bytes(window[:, 1:], token_bytes=token_bytes),
         tokens=length,
         targets=tuple(targets),
     )

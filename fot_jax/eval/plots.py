@@ -80,7 +80,7 @@ def plot_panels(path: pathlib.Path, *, panels: Sequence[tuple[Panel, Sequence[Cu
                 continue
             _draw(axes, curve=curve, index=measured)
             measured += 1
-        _dress(axes, curves=curves, panel=panel)
+        _format_axes(axes, curves=curves, panel=panel)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     _save(figure, path)
@@ -136,7 +136,7 @@ def _draw(axes: Axes, *, curve: Curve, index: int) -> None:
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0, zorder=2)
 
 
-def _dress(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
+def _format_axes(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
     """Sets titles, scales, ticks at the measured points, grid and legend."""
     title = panel.title + (f"\n{panel.subtitle}" if panel.subtitle else "")
     axes.set_title(title, fontsize=11, loc="left")
@@ -159,14 +159,14 @@ def _dress(axes: Axes, *, curves: Sequence[Curve], panel: Panel) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(*(panel.y_range or widened(*axes.get_ylim(), log=panel.y_log)))
+    axes.set_ylim(*(panel.y_range or widen_range(*axes.get_ylim(), log=panel.y_log)))
     axes.grid(True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
 
 
-def widened(low: float, high: float, *, log: bool) -> tuple[float, float]:
+def widen_range(low: float, high: float, *, log: bool) -> tuple[float, float]:
     """Returns the ends of a y axis, moved apart evenly where it spans less than LEAST_SPAN of its middle."""
     if log:
         short = math.sqrt((1 + LEAST_SPAN) * low / high)

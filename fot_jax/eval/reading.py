@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from fot_jax.config import MemoryConfig, MemoryPositions, ModelConfig, UserError
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
 from fot_jax.models.inputs import ReadInputs
@@ -27,7 +27,7 @@ from fot_jax.types import KeyValue, MemoryView
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvaluatedModel:
     """A model under measurement.
 
     Attributes:
@@ -57,7 +57,7 @@ class TokenScores:
     predicted: np.ndarray
 
 
-def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
+def borrow_memory_layers(model: ModelConfig, *, lender: ModelConfig) -> ModelConfig:
     """Returns the config that measures a model without memory layers with memory, in another model's layers.
 
     Such a model was trained with positions everywhere, so its memory is read at position 0 (`rope0`);
@@ -65,16 +65,16 @@ def lend_memory_layers(model: ModelConfig, *, of: ModelConfig) -> ModelConfig:
     """
     if model.memory_layers:
         return model
-    if max(of.memory_layers, default=-1) >= model.num_layers:
+    if max(lender.memory_layers, default=-1) >= model.num_layers:
         raise UserError(
             f"the baseline has {model.num_layers} layers and none of its own reads memory; it cannot borrow"
-            f" memory_layers={of.memory_layers}. Set model.memory_layers in its config."
+            f" memory_layers={lender.memory_layers}. Set model.memory_layers in its config."
         )
-    return dataclasses.replace(model, memory_layers=of.memory_layers, memory_positions=MemoryPositions.ROPE0)
+    return dataclasses.replace(model, memory_layers=lender.memory_layers, memory_positions=MemoryPositions.ROPE0)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _remember(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
+def _window_entries(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
     """Returns keys and values of one window in the memory layers."""
     output = run(config, params, tokens, ReadInputs(segments=segments, memory=memory), capture=True)
     assert output.keys is not None and output.values is not None
@@ -90,7 +90,7 @@ def _score(params, tokens, targets, segments, memory: MemoryView | None, *, conf
     return jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore | None:
+def read_past(evaluated: EvaluatedModel, *, past: Int[np.ndarray, "B T"]) -> MemoryStore | None:
     """Reads T tokens per row, `local_context` at a time from an empty memory; None where T = 0.
 
     Each window reads with the memory that the windows before it left. The last one may be shorter. `memory.overlap`
@@ -98,17 +98,17 @@ def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore 
     """
     if past.shape[1] == 0:
         return None
-    if subject.memory.overlap:
-        notice_once("memory.overlap", "not applied: in this task the windows of the past do not overlap")
-    store = MemoryStore.for_model(subject.model, streams=past.shape[0])
-    source = ViewSource(store, subject.memory)
-    length, lower = subject.model.local_context, up_to_last_memory_layer(subject.model)
-    params = first_layers(lower, subject.params)
+    if evaluated.memory.overlap:
+        warn_once("memory.overlap", "not applied: in this task the windows of the past do not overlap")
+    store = MemoryStore.for_model(evaluated.model, streams=past.shape[0])
+    source = ViewSource(store, evaluated.memory)
+    length, lower = evaluated.model.local_context, up_to_last_memory_layer(evaluated.model)
+    params = first_layers(lower, evaluated.params)
     for start in range(0, past.shape[1], length):
         window = past[:, start : start + length]
         count = window.shape[1]
         padding = ((0, 0), (0, length - count))
-        entries = _remember(
+        entries = _window_entries(
             params,
             np.pad(window, padding),
             np.pad(np.ones_like(window), padding),
@@ -120,7 +120,7 @@ def read_past(subject: Subject, *, past: Int[np.ndarray, "B T"]) -> MemoryStore 
 
 
 def score_window(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     *,
     store: MemoryStore | None,
     tokens: Int[np.ndarray, "B L"],
@@ -130,7 +130,7 @@ def score_window(
     """Scores one window of at most `local_context` tokens with its local context and a memory.
 
     Args:
-      subject: the model.
+      evaluated: the model.
       store: one stream per row, or one stream for all; None: no memory.
       tokens: the window.
       targets: the token that follows at each position.
@@ -140,27 +140,27 @@ def score_window(
       UserError: a loss is NaN or infinite.
     """
     segments = np.ones_like(tokens) if padding is None else (~padding).astype(tokens.dtype)
-    view = None if store is None else make_view(store, subject.memory)
-    nats, predicted = _score(subject.params, tokens, targets, segments, view, config=subject.model)
+    view = None if store is None else make_view(store, evaluated.memory)
+    nats, predicted = _score(evaluated.params, tokens, targets, segments, view, config=evaluated.model)
     nats = np.asarray(nats)
-    check_losses(subject, np.where(segments > 0, nats, 0))
+    check_losses(evaluated, np.where(segments > 0, nats, 0))
     return TokenScores(nats=nats, predicted=np.asarray(predicted))
 
 
-def check_losses(subject: Subject, nats: Float[np.ndarray, "B L"]) -> None:
+def check_losses(evaluated: EvaluatedModel, nats: Float[np.ndarray, "B L"]) -> None:
     """Raises UserError if a loss is NaN or infinite, as a mean over it says nothing."""
     bad = np.argwhere(~np.isfinite(nats))
     if len(bad):
         row, place = bad[0]
         raise UserError(
-            f"losses of {subject.label} must be finite, got {nats[row, place]} at token {place} of row {row}."
+            f"losses of {evaluated.label} must be finite, got {nats[row, place]} at token {place} of row {row}."
             " Check the model's parameters."
         )
 
 
-def join_rows(subject: Subject, *, store: MemoryStore, shifts: Iterable[int]) -> MemoryStore | None:
+def join_rows(evaluated: EvaluatedModel, *, store: MemoryStore, shifts: Iterable[int]) -> MemoryStore | None:
     """Returns a memory whose row i holds the entries of rows i + shift (mod rows) in turn; None if it is empty."""
-    joined = MemoryStore.for_model(subject.model, streams=store.streams)
+    joined = MemoryStore.for_model(evaluated.model, streams=store.streams)
     for shift in shifts:
         for stream in range(store.streams):
             entries = store.live((stream + shift) % store.streams)

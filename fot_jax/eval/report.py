@@ -123,8 +123,8 @@ def write_report(report: Report, *, directory: pathlib.Path) -> None:
       UserError: the disk is full; the files already written are whole, and the journal is kept.
     """
     origin = provenance()
-    if report.journal is not None and report.journal.taken_up:
-        origin["taken up"] = f"{report.journal.taken_up} pieces of an earlier, interrupted run of this command"
+    if report.journal is not None and report.journal.num_resumed:
+        origin["taken up"] = f"{report.journal.num_resumed} pieces of an earlier, interrupted run of this command"
     document = {"task": report.task, **origin, "method": report.method, "results": report.results}
     if report.examples:
         write_jsonl(directory / f"{report.task}_examples.jsonl", rows=report.examples)

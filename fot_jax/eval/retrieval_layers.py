@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fot_jax.config import MemoryPositions, ModelConfig, UserError
 from fot_jax.data.vocabulary import Vocabulary
-from fot_jax.eval.passkey import trials_of
+from fot_jax.eval.passkey import make_trials
 from fot_jax.models.transformer import run
 from fot_jax.ops.rope import rope_frequencies, rotate
 
@@ -85,7 +85,7 @@ def measure(
       UserError: the length leaves no room for the prompt, or the vocabulary encodes the key
         differently in the prompt and in the answer.
     """
-    prompts = trials_of(vocabulary, length=length, trials=trials, seed=seed)
+    prompts = make_trials(vocabulary, length=length, trials=trials, seed=seed)
     total, right, answered = np.zeros((model.num_layers, model.num_heads)), 0, 0
     longest = length + 16
     for prompt in prompts:

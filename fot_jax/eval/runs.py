@@ -1,4 +1,4 @@
-"""Inputs of the measurements, loaded from workdirs: subjects, documents, token bytes."""
+"""Inputs of the measurements, loaded from workdirs: models, documents, token bytes."""
 
 import dataclasses
 import logging
@@ -24,9 +24,9 @@ from fot_jax.config.build import to_dict
 from fot_jax.data.cache import vocabulary_identity
 from fot_jax.data.documents import COPIES_TOGETHER, DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
-from fot_jax.eval.reading import Subject, lend_memory_layers
+from fot_jax.eval.reading import EvaluatedModel, borrow_memory_layers
 from fot_jax.infer.windows import reads_memory
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,14 @@ class Run:
       config: the experiment's config.
       step: optimizer steps for which its parameters were trained.
       saved: when its checkpoint was saved (st_mtime_ns); 0 if the checkpoint is gone.
-      subject: the model as it is measured.
+      evaluated: the model as it is measured.
     """
 
     workdir: pathlib.Path
     config: ExperimentConfig
     step: int
     saved: int
-    subject: Subject
+    evaluated: EvaluatedModel
 
     @property
     def identity(self) -> dict[str, object]:
@@ -58,7 +58,7 @@ class Run:
             "saved": self.saved,
             "seed": self.config.seed,
             "vocabulary": vocabulary_identity(self.config.data.vocabulary),
-            "model": to_dict(self.subject.model),
+            "model": to_dict(self.evaluated.model),
             "reading": self.config.evaluation.reading.value,
         }
 
@@ -95,7 +95,7 @@ class Comparison:
     @property
     def windows(self) -> str:
         """Phrase for reports: 'in windows of 512 tokens, the newest 64 of each read again in the next but the last'."""
-        sizes, again = sorted({run.subject.model.local_context for run in self.all_runs}), self.memory.overlap
+        sizes, again = sorted({run.evaluated.model.local_context for run in self.all_runs}), self.memory.overlap
         lapped = f", the newest {again} of each read again in the next but the last" if again else ""
         return f"in windows of {' or '.join(map(str, sizes))} tokens{lapped}"
 
@@ -115,24 +115,24 @@ class Comparison:
         }
 
     @property
-    def ways(self) -> dict[str, Subject]:
-        """Subjects by label: the model and the baselines, each with memory, and without it ('last window')."""
-        ways = {}
+    def variants(self) -> dict[str, EvaluatedModel]:
+        """Models by label: the model and the baselines, each with memory, and without it ('last window')."""
+        variants = {}
         for run in self.all_runs:
-            subject = run.subject
-            ways[f"{subject.label}, memory"] = subject
-            window = dataclasses.replace(subject.model, memory_layers=())
-            ways[f"{subject.label}, last window"] = dataclasses.replace(subject, model=window)
-        return ways
+            evaluated = run.evaluated
+            variants[f"{evaluated.label}, memory"] = evaluated
+            window = dataclasses.replace(evaluated.model, memory_layers=())
+            variants[f"{evaluated.label}, last window"] = dataclasses.replace(evaluated, model=window)
+        return variants
 
 
-def say_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
+def warn_if_memory_unread(comparison: Comparison, lengths: Iterable[int]) -> None:
     """Logs once per prompt length that no model reads a memory, because the prompt fits one window."""
     for length in lengths:
-        subjects = [run.subject for run in comparison.all_runs]
-        if not any(reads_memory(length, subject.model, subject.memory) for subject in subjects):
-            window = max(subject.model.local_context for subject in subjects)
-            notice_once("memory", f"not read by prompts of {length} tokens, which fit one window of {window}")
+        models = [run.evaluated for run in comparison.all_runs]
+        if not any(reads_memory(length, evaluated.model, evaluated.memory) for evaluated in models):
+            window = max(evaluated.model.local_context for evaluated in models)
+            warn_once("memory", f"not read by prompts of {length} tokens, which fit one window of {window}")
 
 
 def load_comparison(
@@ -170,16 +170,18 @@ def load_comparison(
             " Evaluate a model without them as --baseline-workdir."
         )
     count = len(workdirs)
-    labels = _labels(folders, [config.name for config, _, _ in loaded], beside=[0, *range(count, len(folders))])
+    labels = _labels(folders, [config.name for config, _, _ in loaded], compared=[0, *range(count, len(folders))])
     runs = []
     for folder, label, (config, params, at) in zip(folders, labels, loaded, strict=True):
-        model = lend_memory_layers(config.model, of=first.model)
+        model = borrow_memory_layers(config.model, lender=first.model)
         if evaluation.window:
             model = dataclasses.replace(model, local_context=evaluation.window)
         memory.validate_window("memory", model.local_context)
-        subject = Subject(label=label, params=params, model=model, memory=memory)
+        evaluated = EvaluatedModel(label=label, params=params, model=model, memory=memory)
         runs.append(
-            Run(workdir=pathlib.Path(folder), config=config, step=at, saved=_saved(folder, at), subject=subject)
+            Run(
+                workdir=pathlib.Path(folder), config=config, step=at, saved=_saved_time(folder, at), evaluated=evaluated
+            )
         )
     return Comparison(
         runs=tuple(runs[:count]),
@@ -190,15 +192,15 @@ def load_comparison(
     )
 
 
-def _labels(folders: Sequence[pathlib.Path], names: list[str], *, beside: list[int]) -> list[str]:
+def _labels(folders: Sequence[pathlib.Path], names: list[str], *, compared: list[int]) -> list[str]:
     """Returns the configs' names; folders' names or paths where compared runs would otherwise share a label."""
     for labels in (names, [pathlib.Path(folder).name for folder in folders]):
-        if len({labels[number] for number in beside}) == len(beside):
+        if len({labels[number] for number in compared}) == len(compared):
             return labels
     return [str(folder) for folder in folders]
 
 
-def _saved(workdir: pathlib.Path, step: int) -> int:
+def _saved_time(workdir: pathlib.Path, step: int) -> int:
     """Returns when a checkpoint was saved (st_mtime_ns); 0 if a concurrent training has removed it."""
     try:
         return (pathlib.Path(workdir) / "checkpoints" / str(step)).stat().st_mtime_ns
@@ -214,14 +216,14 @@ def scored_documents(comparison: Comparison) -> DocumentSet:
     """
     first, runs = comparison.runs[0].config, comparison.all_runs
     _check_text(first, given=bool(comparison.sources))
-    _check_alike(runs, given=bool(comparison.sources))
+    _check_comparable(runs, given=bool(comparison.sources))
     if comparison.sources:
         data = dataclasses.replace(first.data, sources=comparison.sources, heldout_fraction=0.0, max_documents=0)
         documents = build_store(data, seed=first.seed).split("train")  # nothing is held out of them: all
     else:
         documents = build_store(first.data, seed=first.seed).split("heldout")
     for run in runs:
-        _warn_of_trained(documents, run, given=bool(comparison.sources))
+        _warn_if_trained_on(documents, run, given=bool(comparison.sources))
     return documents
 
 
@@ -238,7 +240,7 @@ def _check_text(config: ExperimentConfig, *, given: bool) -> None:
         )
 
 
-def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
+def _check_comparable(runs: Sequence[Run], *, given: bool) -> None:
     """Raises UserError unless all runs can be scored on the same chunks: of the data's documents, or of given ones."""
     first = runs[0].config
     for run in runs[1:]:
@@ -249,7 +251,7 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
             vocabulary=first.data.vocabulary,  # compared by its file's content: every imported run has its own copy
         )
         shared: dict[str, tuple[object, object]] = {
-            "model.local_context": (runs[0].subject.model.local_context, run.subject.model.local_context),
+            "model.local_context": (runs[0].evaluated.model.local_context, run.evaluated.model.local_context),
             "data.vocabulary": (
                 vocabulary_identity(first.data.vocabulary),
                 vocabulary_identity(run.config.data.vocabulary),
@@ -266,7 +268,7 @@ def _check_alike(runs: Sequence[Run], *, given: bool) -> None:
                 )
 
 
-def _warn_of_trained(documents: DocumentSet, run: Run, *, given: bool) -> None:
+def _warn_if_trained_on(documents: DocumentSet, run: Run, *, given: bool) -> None:
     """Warns of given sources that equal a source of the run token by token, and of held-out ones that differ now."""
     trained = trained_documents(run.workdir, step=run.step)
     tokens = {digest.removesuffix(COPIES_TOGETHER) for digest in trained.values()}

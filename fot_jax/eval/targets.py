@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from fot_jax.config import UserError
-from fot_jax.data.copies import first_in
+from fot_jax.data.copies import is_first_copy
 
 
 class Documents(Protocol):
@@ -56,7 +56,7 @@ def choose_targets(
       UserError: no document is long enough.
     """
     needed = (history + 1) * length + 1  # the last token of a chunk predicts one token beyond it
-    eligible = np.flatnonzero((np.asarray(documents.lengths) >= needed) & first_in(documents.content_ids))
+    eligible = np.flatnonzero((np.asarray(documents.lengths) >= needed) & is_first_copy(documents.content_ids))
     if not len(eligible):
         longest = int(max(documents.lengths, default=0))
         raise UserError(
@@ -79,7 +79,9 @@ def choose_targets(
     ]
 
 
-def gather(documents: Documents, *, targets: list[Target], length: int, history: int) -> tuple[np.ndarray, np.ndarray]:
+def gather_tokens(
+    documents: Documents, *, targets: list[Target], length: int, history: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Gathers the targets and the tokens before them.
 
     Returns:

@@ -20,7 +20,7 @@ import numpy as np
 
 from fot_jax.config import ModelConfig, UserError, check
 from fot_jax.infer.sampling import SamplingConfig, sample
-from fot_jax.infer.steps import advance
+from fot_jax.infer.steps import next_logits
 from fot_jax.infer.windows import Reading
 from fot_jax.models import cache as local_cache
 
@@ -40,7 +40,7 @@ def make_room(config: ModelConfig, reading: Reading, wanted: np.ndarray) -> bool
     slid, leaving = _slide(config, reading.cache, counts)
     reading.cache, _ = reading.place(slid)
     reading.lengths = reading.lengths - counts
-    reading.remember(leaving, counts)
+    reading.append_entries(leaving, counts)
     return True
 
 
@@ -74,7 +74,7 @@ def generate(
     check(max_new_tokens >= 1, "max_new_tokens", "be >= 1", max_new_tokens)
     alive = np.ones(len(reading.lengths), bool)
     view = reading.view()
-    step_logits = functools.partial(advance, params, config)
+    step_logits = functools.partial(next_logits, params, config)
     for step in range(max_new_tokens):
         finite = np.asarray(_all_finite(reading.logits))
         if not finite.all():

@@ -28,7 +28,7 @@ class SamplingConfig:
         check(self.temperature >= 0, f"{path}.temperature", "be >= 0 (0: greedy)", self.temperature)
         check(self.top_k >= 0, f"{path}.top_k", "be >= 0 (0: all tokens)", self.top_k)
         check(self.vocab_limit >= 0, f"{path}.vocab_limit", "be >= 0 (0: all ids)", self.vocab_limit)
-        check(0 < self.top_p <= 1, f"{path}.top_p", "lie in (0, 1]", self.top_p)
+        check(0 < self.top_p <= 1, f"{path}.top_p", "be in (0, 1]", self.top_p)
 
 
 def truncated_probabilities(

@@ -17,7 +17,7 @@ from fot_jax.memory.device_copy import power_of_two
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Readers:
+class UniqueRows:
     """The rows that process a window for all.
 
     Attributes:
@@ -29,7 +29,7 @@ class Readers:
     place: Int[np.ndarray, " B"]
 
 
-def split(pasts: Int[np.ndarray, " B"], parts: list[Int[np.ndarray, " n"]]) -> Int[np.ndarray, " B"]:
+def number_pasts(pasts: Int[np.ndarray, " B"], parts: list[Int[np.ndarray, " n"]]) -> Int[np.ndarray, " B"]:
     """Numbers the rows' pasts after one more window each; equal pasts get equal numbers."""
     numbers: dict[tuple[int, bytes], int] = {}
     return np.array(
@@ -37,11 +37,11 @@ def split(pasts: Int[np.ndarray, " B"], parts: list[Int[np.ndarray, " n"]]) -> I
     )
 
 
-def readers(pasts: Int[np.ndarray, " B"]) -> Readers:
+def unique_rows(pasts: Int[np.ndarray, " B"]) -> UniqueRows:
     """Chooses one row per past; their number is a power of two or B, so that few shapes are compiled."""
     B = len(pasts)
     _, first, place = np.unique(pasts, return_index=True, return_inverse=True)
     width = power_of_two(len(first))
     if width >= B:
-        return Readers(rows=np.arange(B), place=np.arange(B))
-    return Readers(rows=np.pad(first, (0, width - len(first)), mode="edge"), place=place)
+        return UniqueRows(rows=np.arange(B), place=np.arange(B))
+    return UniqueRows(rows=np.pad(first, (0, width - len(first)), mode="edge"), place=place)

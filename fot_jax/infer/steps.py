@@ -17,19 +17,23 @@ from fot_jax.types import KeyValue, LocalCache, MemoryLayout, MemoryView
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def absorb(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None) -> LocalCache:
+def extend_cache(
+    params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None
+) -> LocalCache:
     """Returns the cache after the first counts[b] of each row's tokens [B, T]; computes no logits."""
     after = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view)).cache
     assert after is not None
-    return _pinned(after, view)[0]
+    return _constrain_shardings(after, view)[0]
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def advance(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
+def next_logits(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
     """Returns (logits [B, V] after each row's last counted token, cache); a row without tokens keeps its logits."""
     output = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view), last_logits=True)
     assert output.cache is not None
-    after, logits = _pinned(output.cache, view, jnp.where((counts > 0)[:, None], output.logits[:, 0], logits))
+    after, logits = _constrain_shardings(
+        output.cache, view, jnp.where((counts > 0)[:, None], output.logits[:, 0], logits)
+    )
     return logits, after
 
 
@@ -40,12 +44,12 @@ def memory_entries(config: ModelConfig, cache: LocalCache) -> KeyValue:
     return KeyValue(keys=cache.keys[layers], values=cache.values[layers])
 
 
-def placed(cache: LocalCache, logits: Any, *, layout: MemoryLayout, mesh: Mesh) -> tuple[LocalCache, Any]:
+def place_on_mesh(cache: LocalCache, logits: Any, *, layout: MemoryLayout, mesh: Mesh) -> tuple[LocalCache, Any]:
     """Splits cache and logits over the mesh of a memory, with rows and heads as the memory's."""
     return jax.device_put((cache, logits), _shardings(cache, logits, layout, mesh))
 
 
-def _pinned(cache: LocalCache, view: MemoryView | None, logits: Any = None) -> tuple[LocalCache, Any]:
+def _constrain_shardings(cache: LocalCache, view: MemoryView | None, logits: Any = None) -> tuple[LocalCache, Any]:
     """Constrains outputs to the input shardings of a memory on a mesh, so that the step compiles only once."""
     if not isinstance(view, DeviceView) or view.layout is None:
         return cache, logits
@@ -54,10 +58,10 @@ def _pinned(cache: LocalCache, view: MemoryView | None, logits: Any = None) -> t
 
 
 def _shardings(cache: LocalCache, logits: Any, layout: MemoryLayout, mesh: Mesh | AbstractMesh) -> Any:
-    def over(letters: str) -> NamedSharding:
+    def sharding_of(letters: str) -> NamedSharding:
         return NamedSharding(mesh, layout.spec(letters))
 
-    far = over("N B W G D")
-    products = None if cache.products is None else over("N B G D")
-    shardings = dataclasses.replace(cache, keys=far, values=far, lengths=over("B"), products=products)
-    return shardings, None if logits is None else over("B V")
+    entries = sharding_of("N B W G D")
+    products = None if cache.products is None else sharding_of("N B G D")
+    shardings = dataclasses.replace(cache, keys=entries, values=entries, lengths=sharding_of("B"), products=products)
+    return shardings, None if logits is None else sharding_of("B V")

@@ -8,7 +8,7 @@ layers read the windows before it. Other layers see their own window only. So th
 the cuts: a token near the start of a window has little local context, and knows the past only
 through the memory layers. The cuts depend only on the input's length, W (`model.local_context`),
 c (`memory.last_context_length`), `memory.last_context` (at least c tokens, or exactly c, as in LongLLaMA)
-and o (`memory.overlap`): see `cut_windows`, `cut_exactly`.
+and o (`memory.overlap`): see `window_lengths_at_least`, `window_lengths_exact`.
 Neither the batch nor the piece length changes the cuts, or the result beyond rounding; another c does,
 and so does reading a text in two halves.
 
@@ -43,10 +43,10 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from fot_jax.config import LastContext, MemoryConfig, ModelConfig, UserError, check
-from fot_jax.infer.shared_past import readers, split
-from fot_jax.infer.steps import absorb, advance, memory_entries, placed
+from fot_jax.infer.shared_past import number_pasts, unique_rows
+from fot_jax.infer.steps import extend_cache, memory_entries, next_logits, place_on_mesh
+from fot_jax.logging import warn_once
 from fot_jax.memory.device_copy import power_of_two
-from fot_jax.memory.notices import notice_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource
 from fot_jax.models.cache import init_cache
@@ -66,7 +66,7 @@ class ReadProgress:
 
 @dataclasses.dataclass(kw_only=True)
 class Reading:
-    """State of a reading, ready to continue; `generate` and `push_local` change it in place.
+    """State of a reading, ready to continue; `generate` and `flush_local_cache` change it in place.
 
     Attributes:
       store: the memory; None for a model without memory layers.
@@ -92,7 +92,7 @@ class Reading:
         """Splits a local cache and logits like a memory on a mesh; returns them unchanged without a mesh."""
         if self.source is None or self.source.layout is None or self.source.mesh is None:
             return cache, logits
-        return placed(cache, logits, layout=self.source.layout, mesh=self.source.mesh)
+        return place_on_mesh(cache, logits, layout=self.source.layout, mesh=self.source.mesh)
 
     def pasts(self) -> np.ndarray:
         """Returns int [B], a number for each row's past: one for all in a new memory with one stream per row."""
@@ -100,14 +100,14 @@ class Reading:
         alike = self.source is not None and self.source.can_select and not self.source.store.appended.any()
         return 0 * rows if alike else rows
 
-    def remember(self, entries: KeyValue, counts: np.ndarray) -> None:
+    def append_entries(self, entries: KeyValue, counts: np.ndarray) -> None:
         """Appends the first counts[b] entries of each row to its stream (or to the shared one)."""
         if self.store is not None:
             shared = [0] * len(counts) if self.store.streams == 1 else None
             self.store.append(entries, counts, streams=shared)
 
 
-def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
+def window_lengths_at_least(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
     """Returns the number of new tokens of each window: full ones, a rest, and a last one of at least `last` tokens.
 
     With window 8, last 4:   8 -> [8]   13 -> [8, 5]   9 -> [5, 4]   18 -> [8, 6, 4]
@@ -130,14 +130,14 @@ def cut_windows(length: int, *, window: int, last: int, overlap: int = 0) -> lis
     return [first, *[step] * full, *[rest] * (rest > 0), final]
 
 
-def cut_exactly(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
+def window_lengths_exact(length: int, *, window: int, last: int, overlap: int = 0) -> list[int]:
     """Returns the number of new tokens of each window: full ones, a rest, and a last one of exactly `last` tokens.
 
     With window 8, last 4:   3 -> [3]   8 -> [4, 4]   13 -> [8, 1, 4]
                    last 0:   3 -> [3]   8 -> [8]      13 -> [8, 5]      the last one goes to memory too
     and overlap 3, last 4:   8 -> [4, 4]   18 -> [8, 5, 1, 4]
 
-    Args: as in `cut_windows`, except `last`: 0..W.
+    Args: as in `window_lengths_at_least`, except `last`: 0..W.
 
     Source: `_handle_long_input` in LongLLaMA's modeling_longllama.py.
     """
@@ -148,10 +148,12 @@ def cut_exactly(length: int, *, window: int, last: int, overlap: int = 0) -> lis
     return [cut for cut in cuts if cut]
 
 
-def cuts_of(length: int, config: ModelConfig, memory: MemoryConfig) -> list[int]:
+def window_lengths(length: int, config: ModelConfig, memory: MemoryConfig) -> list[int]:
     """Returns the cuts that `memory.last_context` asks for."""
     how = {"window": config.local_context, "last": last_context(config, memory), "overlap": memory.overlap}
-    return {LastContext.AT_LEAST: cut_windows, LastContext.EXACT: cut_exactly}[memory.last_context](length, **how)
+    return {LastContext.AT_LEAST: window_lengths_at_least, LastContext.EXACT: window_lengths_exact}[
+        memory.last_context
+    ](length, **how)
 
 
 def reads_memory(length: int, config: ModelConfig, memory: MemoryConfig) -> bool:
@@ -159,7 +161,7 @@ def reads_memory(length: int, config: ModelConfig, memory: MemoryConfig) -> bool
 
     So it is where an input of this length is cut, and where all of it goes to memory before the first new token.
     """
-    cut = len(cuts_of(length, config, memory)) > 1 or last_context(config, memory) == 0
+    cut = len(window_lengths(length, config, memory)) > 1 or last_context(config, memory) == 0
     return bool(config.memory_layers) and cut
 
 
@@ -238,9 +240,9 @@ def read(
     tokens = [np.asarray(ids, np.int32) for ids in tokens]
     keep = last_context(config, memory)
     reading = _start(config, memory, store, len(tokens), keep, mesh)
-    cuts = [cuts_of(len(ids), config, memory) for ids in tokens]
+    cuts = [window_lengths(len(ids), config, memory) for ids in tokens]
     if not config.memory_layers and max(map(len, cuts)) > 1:
-        notice_once("model.memory_layers", "none, so only the last window of a long input counts")
+        warn_once("model.memory_layers", "none, so only the last window of a long input counts")
     started, total = time.monotonic(), sum(map(len, tokens))
 
     def report(done: int) -> None:
@@ -251,14 +253,14 @@ def read(
     last = [ids[len(ids) - cut[-1] :] for ids, cut in zip(tokens, cuts, strict=True)]
     _read_last(params, config, last, reading, piece=piece)
     if keep == 0 and config.memory_layers:
-        push_local(config, reading)
+        flush_local_cache(config, reading)
     report(total)
     return reading
 
 
-def push_local(config: ModelConfig, reading: Reading) -> None:
+def flush_local_cache(config: ModelConfig, reading: Reading) -> None:
     """Pushes the rest of the local cache to memory, at the end of a text, and empties the cache."""
-    reading.remember(memory_entries(config, reading.cache), reading.lengths)
+    reading.append_entries(memory_entries(config, reading.cache), reading.lengths)
     cache = reading.cache
     reading.cache = dataclasses.replace(cache, lengths=jnp.zeros_like(cache.lengths))
     reading.lengths = np.zeros_like(reading.lengths)
@@ -273,21 +275,21 @@ def _read_past(
     lower, pasts, done = up_to_last_memory_layer(config), reading.pasts(), 0
     params, held = first_layers(lower, params), None
     for number in range(max(map(len, cuts)) - 1):
-        again = overlap if number else 0
-        parts = [_window(ids, cut, number, again=again) for ids, cut in zip(tokens, cuts, strict=True)]
-        pasts = split(pasts, parts)
-        who = readers(pasts)
-        view, cache = reading.view(who.rows), reading.place(init_cache(lower, len(who.rows)))[0]
-        for block, counts in _blocks([parts[row] for row in who.rows], piece or config.local_context):
-            cache = absorb(params, lower, block, counts, cache, view)
-        entries = jax.tree.map(lambda x, place=who.place: np.asarray(x)[:, place], memory_entries(lower, cache))
+        repeated = overlap if number else 0
+        parts = [_window(ids, cut, number, repeated=repeated) for ids, cut in zip(tokens, cuts, strict=True)]
+        pasts = number_pasts(pasts, parts)
+        unique = unique_rows(pasts)
+        view, cache = reading.view(unique.rows), reading.place(init_cache(lower, len(unique.rows)))[0]
+        for block, counts in _blocks([parts[row] for row in unique.rows], piece or config.local_context):
+            cache = extend_cache(params, lower, block, counts, cache, view)
+        entries = jax.tree.map(lambda x, place=unique.place: np.asarray(x)[:, place], memory_entries(lower, cache))
         kept = np.array([overlap if number < len(cut) - 2 else 0 for cut in cuts])
-        held = _remember(reading, entries, np.array([len(part) for part in parts]), kept, held)
-        done += sum(max(0, len(part) - again) for part in parts)
+        held = _append_window(reading, entries, np.array([len(part) for part in parts]), kept, held)
+        done += sum(max(0, len(part) - repeated) for part in parts)
         report(done)
 
 
-def _remember(
+def _append_window(
     reading: Reading, entries: KeyValue, counts: np.ndarray, kept: np.ndarray, held: KeyValue | None
 ) -> KeyValue | None:
     """Pushes a window's entries except the newest `kept[b]` of each row; returns those for the next window.
@@ -295,9 +297,9 @@ def _remember(
     For tokens that this window read again, `held` has the entries of the first reading, which saw more of the past.
     """
     if held is not None:
-        again = held.keys.shape[2]
-        entries = jax.tree.map(lambda first, x: np.concatenate([first, x[:, :, again:]], axis=2), held, entries)
-    reading.remember(entries, counts - kept)
+        repeated = held.keys.shape[2]
+        entries = jax.tree.map(lambda first, x: np.concatenate([first, x[:, :, repeated:]], axis=2), held, entries)
+    reading.append_entries(entries, counts - kept)
     if not kept.any():
         return None
     place = np.maximum(counts - kept.max(), 0)[:, None] + np.arange(kept.max())
@@ -309,14 +311,14 @@ def _read_last(params: Any, config: ModelConfig, parts: list[np.ndarray], readin
     reading.lengths = np.array([len(part) for part in parts])
     view, width = reading.view(), min(config.local_context, power_of_two(int(reading.lengths.max())))
     for block, counts in _blocks(parts, piece or width):
-        reading.logits, reading.cache = advance(params, config, block, counts, reading.cache, view, reading.logits)
+        reading.logits, reading.cache = next_logits(params, config, block, counts, reading.cache, view, reading.logits)
     jax.block_until_ready(reading.logits)
 
 
-def _window(ids: np.ndarray, cut: list[int], number: int, *, again: int) -> np.ndarray:
-    """Returns window `number` of a row after the `again` tokens before it; nothing from the last window on."""
+def _window(ids: np.ndarray, cut: list[int], number: int, *, repeated: int) -> np.ndarray:
+    """Returns window `number` of a row after the `repeated` tokens before it; nothing from the last window on."""
     start = sum(cut[:number])
-    return ids[start - again : start + cut[number]] if number < len(cut) - 1 else ids[:0]
+    return ids[start - repeated : start + cut[number]] if number < len(cut) - 1 else ids[:0]
 
 
 def _start(

@@ -89,7 +89,7 @@ def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: 
     """
     check_writable(directory)
     path = pathlib.Path(directory)
-    with _replaced_whole(path) as fresh, explained_disk_full(path, needed=store.bytes()):
+    with _atomic_replacement(path) as fresh, explained_disk_full(path, needed=store.bytes()):
         checksums = []
         for stream in range(store.streams):
             arrays = dict(zip(("keys", "values"), store.take(stream, store.live(stream)), strict=True))
@@ -113,7 +113,7 @@ def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: 
 
 
 @contextlib.contextmanager
-def _replaced_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def _atomic_replacement(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Holds a new folder that replaces `path` at the end; after an error it is gone and `path` is unchanged."""
     with explained_disk_full(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,26 +204,28 @@ def _read_meta(path: pathlib.Path) -> dict[str, Any]:
 def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
     """Raises UserError where a field that `save` writes is missing or of another kind, or any was changed."""
 
-    def whole(value: Any, least: int = 0, most: int = 1 << 40) -> bool:
+    def is_integer(value: Any, least: int = 0, most: int = 1 << 40) -> bool:
         return type(value) is int and least <= value <= most
 
-    def wholes(value: Any) -> bool:
-        return isinstance(value, list) and all(map(whole, value))
+    def is_integer_list(value: Any) -> bool:
+        return isinstance(value, list) and all(map(is_integer, value))
 
-    def sums(value: Any) -> bool:
+    def is_checksum_list(value: Any) -> bool:
         return isinstance(value, list) and all(
             isinstance(one, dict) and {"keys", "values"} <= set(one) for one in value
         )
 
     rules = {
         "fingerprint": lambda value: isinstance(value, str),
-        "logn_from": whole,
-        "memory_layers": lambda value: wholes(value) and 0 < len(value) == len(set(value)) < MOST_WIDE,
-        "kv_heads": lambda value: whole(value, 1, MOST_WIDE),
-        "head_dim": lambda value: whole(value, 1, MOST_WIDE),
+        "logn_from": is_integer,
+        "memory_layers": lambda value: is_integer_list(value) and 0 < len(value) == len(set(value)) < MOST_WIDE,
+        "kv_heads": lambda value: is_integer(value, 1, MOST_WIDE),
+        "head_dim": lambda value: is_integer(value, 1, MOST_WIDE),
         "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
-        "lengths": lambda value: wholes(value) and len(value) > 0,
-        "checksums": lambda value: sums(value) and wholes(meta.get("lengths")) and len(value) == len(meta["lengths"]),
+        "lengths": lambda value: is_integer_list(value) and len(value) > 0,
+        "checksums": lambda value: (
+            is_checksum_list(value) and is_integer_list(meta.get("lengths")) and len(value) == len(meta["lengths"])
+        ),
     }
     wrong = [name for name, rule in rules.items() if name not in meta or not rule(meta[name])]
     if wrong:
@@ -234,7 +236,7 @@ def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
         raise UserError(f"memory '{path}' is damaged: meta.json was changed. Write it again.")
 
 
-def _damaged(path: pathlib.Path, place: str) -> UserError:
+def _damaged_error(path: pathlib.Path, place: str) -> UserError:
     return UserError(f"memory '{path}' is damaged: {place} is truncated, changed or missing. Write it again.")
 
 
@@ -249,9 +251,9 @@ def _open(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> A
         array = ts.open(_spec(path / place, shape, meta["dtype"]), open=True).result()
         there = sum(file.stat().st_size for file in (path / place).rglob("*") if file.is_file())
     except (ValueError, OSError) as error:  # what TensorStore raises for missing or unreadable files
-        raise _damaged(path, place) from error
+        raise _damaged_error(path, place) from error
     if math.prod(shape) * array.dtype.numpy_dtype.itemsize > max(there, READ_UNSEEN):
-        raise _damaged(path, place)
+        raise _damaged_error(path, place)
     return array
 
 
@@ -262,7 +264,7 @@ def _read(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> n
     try:
         array = stored.read().result()
     except (ValueError, OSError) as error:
-        raise _damaged(path, place) from error
+        raise _damaged_error(path, place) from error
     if _checksum(array) != meta["checksums"][stream][name]:
-        raise _damaged(path, place)
+        raise _damaged_error(path, place)
     return np.asarray(array)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fot_jax.config import MemoryConfig, UserError, check
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 
 SMALLEST_TREE = 64  # ScaNN's tree needs at least 16 entries
@@ -155,10 +155,10 @@ class HeadIndex:
         kept = [s for s in self.segments if s.first + s.size > oldest]
         if kept and 2 * (oldest - kept[0].first) > kept[0].size:
             stop = kept[0].first + kept[0].size
-            kept[0] = self._tree(keys_of(oldest, stop), oldest, kept[0].rank)
+            kept[0] = self._build_tree(keys_of(oldest, stop), oldest, kept[0].rank)
         self.segments = kept
 
-    def _tree(self, keys: np.ndarray, first: int, rank: int) -> Segment:
+    def _build_tree(self, keys: np.ndarray, first: int, rank: int) -> Segment:
         leaves = self.config.scann_leaves_fraction if len(keys) >= SMALLEST_TREE else None
         return build_segment(keys, first=first, top_k=self.config.top_k, tree_leaves=leaves, rank=rank)
 
@@ -168,7 +168,7 @@ class HeadIndex:
         while self.segments and self.segments[-1].rank == rank:
             first = max(self.segments.pop().first, oldest)
             rank += 1
-        self.segments.append(self._tree(keys_of(first, stop), first, rank))
+        self.segments.append(self._build_tree(keys_of(first, stop), first, rank))
 
     def search(self, queries: np.ndarray, k: int, *, oldest: int) -> np.ndarray:
         """Returns int64 [n, k]: the entries of largest inner product, best first, -1 where there are fewer.
@@ -213,7 +213,7 @@ class ScannIndex:
                 appended=int(store.appended[stream]),
             )
             if head.tail is not None and not head.segments:
-                notice_once("memory.retrieval=scann", f"exact brute force below {head.seal_at} entries, trees above")
+                warn_once("memory.retrieval=scann", f"exact brute force below {head.seal_at} entries, trees above")
         self._epochs = store.epochs.copy()
 
     def search(self, queries: np.ndarray, *, slot: int, stream: int, kv_head: int, k: int) -> np.ndarray:

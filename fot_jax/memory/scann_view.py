@@ -37,7 +37,7 @@ def _search(number, slot, queries, *, top_k: int):
 class ScannView:
     """A memory searched by ScaNN. Its pytree is a number and the streams' lengths, so that growth compiles nothing.
 
-    The view made by `of` keeps its index alive; copies made by jax.tree.map do not.
+    The view made by `from_index` keeps its index alive; copies made by jax.tree.map do not.
     """
 
     def __init__(self, number, lengths, head_dim: int, top_k: int, log_length_scaling_from: int):
@@ -46,7 +46,7 @@ class ScannView:
         self._index: ScannIndex | None = None
 
     @classmethod
-    def of(cls, index: ScannIndex, *, top_k: int, log_length_scaling_from: int = 0) -> "ScannView":
+    def from_index(cls, index: ScannIndex, *, top_k: int, log_length_scaling_from: int = 0) -> "ScannView":
         """Returns a view that reads the index as it is when the search runs."""
         number = next((n for n, known in _indexes.items() if known is index), None) or next(_numbers)
         _indexes[number] = index

@@ -160,7 +160,7 @@ class MemoryStore:
 
     def clear(self, stream: int) -> None:
         """Forgets a stream (the end of a document in single-doc use) and frees its arrays."""
-        check(0 <= stream < self.streams, "stream", f"lie in 0..{self.streams - 1}", stream)
+        check(0 <= stream < self.streams, "stream", f"be in 0..{self.streams - 1}", stream)
         self.appended[stream] = 0
         self.epochs[stream] += 1
         self._keys[stream], self._values[stream] = self._allocate(0), self._allocate(0)

@@ -153,7 +153,7 @@ class ViewSource:
         if self.config.retrieval is Retrieval.SCANN:
             self._index = self._index or ScannIndex(self.store, self.config)
             self._index.refresh()
-            return ScannView.of(
+            return ScannView.from_index(
                 self._index, top_k=self.config.top_k, log_length_scaling_from=self.config.log_length_scaling_from
             )
         copy = self._copy = self._copy or DeviceCopy(self.store, self.mesh)

@@ -25,7 +25,6 @@ from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train import state as train_state
 from fot_jax.train.context_schedule import ContextSchedule
-from fot_jax.train.lost_time import LostTime, Part
 from fot_jax.train.plan_notice import plan_notice, unseen_notice
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.profile import Profile, ProfileSteps
@@ -33,6 +32,7 @@ from fot_jax.train.recorder import Recorder
 from fot_jax.train.saver import Saver, disk_full_in_one_line
 from fot_jax.train.step import check_batch, crossbatch_ring, make_eval_step, make_train_step
 from fot_jax.train.stop_signal import StopSignal
+from fot_jax.train.time_accounting import Part, TimeAccount
 from fot_jax.types import Plan
 
 
@@ -57,7 +57,7 @@ def train(
     workdir: str | os.PathLike[str],
     allow_changes: Collection[str] = (),
     devices: list[jax.Device] | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     profile: ProfileSteps | None = None,
 ) -> Outcome:
     """Trains to `train.steps`, continuing from the newest checkpoint in the folder if there is one.
@@ -73,7 +73,7 @@ def train(
       workdir: the run's folder: config.json, checkpoints/, metrics.jsonl, tensorboard/.
       allow_changes: config paths that may differ from the run already there.
       devices: the devices of the mesh; None: all.
-      say: prints one line of progress.
+      log: prints one line of progress.
       profile: the steps to trace; None: no trace.
 
     Raises:
@@ -83,7 +83,7 @@ def train(
       NonFiniteError: a metric became NaN or infinite; the last good checkpoint stays.
     """
     folder = Path(workdir)
-    say = say if distributed.is_first() else _say_nothing
+    log = log if distributed.is_first() else _log_nothing
     mesh = make_mesh(config.mesh, devices)
     rows = config.train.batch_rows // config.train.accumulation
     check_batch(config, mesh)
@@ -98,27 +98,27 @@ def train(
     train_step = make_train_step(config, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk_full_in_one_line(folder))
-        lost = stack.enter_context(LostTime())
+        time_account = stack.enter_context(TimeAccount())
         stack.enter_context(run_folder.only_writer(folder))
         for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
-            say(f"config changed: {line}")
+            log(f"config changed: {line}")
         stop = stack.enter_context(StopSignal())
         checkpoints = stack.enter_context(checkpoint.Checkpointer(folder, config))
         start = checkpoints.latest_step() or 0
         distributed.check_agreement("the newest checkpoints", str(start))
         if start > config.train.steps:
             raise UserError(f"train.steps must be at least the {start} done in {folder}, got {config.train.steps}.")
-        state, position = _restore(checkpoints, start, abstract) if start else _begin(config, mesh)
+        state, position = _restore(checkpoints, start, abstract) if start else _initial_state(config, mesh)
         for line in _changed_documents(position, stream.digests, folder, allow_changes):
-            say(line)
+            log(line)
         if distributed.is_first():
             run_folder.write_config(folder, config)  # only now: all that the config asks for is there
             if config.train.init_from:
                 run_folder.inherit_source(folder, config.train.init_from)
-        say(train_state.parameter_table(config))
-        say(f"resumed after step {start}" if start else f"new run in {folder}")
+        log(train_state.parameter_table(config))
+        log(f"resumed after step {start}" if start else f"new run in {folder}")
         for line in _notices(config, mesh, stream, start=start, final=schedule.final, plans=plans):
-            say(line)
+            log(line)
         recorder = stack.enter_context(
             Recorder(
                 folder,
@@ -126,16 +126,16 @@ def train(
                 schedule=schedule,
                 step=start,
                 switch_step=position["switch_step"],
-                say=say,
-                lost=lost,
+                log=log,
+                time_account=time_account,
                 flops_per_token=functools.cache(functools.partial(_flops_per_token, config, rows)),
             )
         )
         load = functools.partial(_load, stream, mesh, config.train.batch_rows)
         batches = stack.enter_context(Prefetcher(load, stop=config.train.steps))
-        trace = stack.enter_context(Profile(folder, profile, say=say))
+        trace = stack.enter_context(Profile(folder, profile, log=log))
 
-        saver = Saver(checkpoints, config, step=start, lost=lost, documents=stream.digests)
+        saver = Saver(checkpoints, config, step=start, time_account=time_account, documents=stream.digests)
         done = start
         for step in range(start, config.train.steps):
             if stop.reached(step):
@@ -143,16 +143,16 @@ def train(
             checkpoints.check()  # a save that has failed meanwhile ends the run here
             trace.before(step + 1, wait=recorder.finish)
             num_contexts = schedule.num_contexts(step, switch_step=recorder.switch_step)
-            with lost.of(Part.DATA_WAIT):
+            with time_account.charge(Part.DATA_WAIT):
                 batch = batches.take(step)
-            with _guards(), trace.step(step + 1):
+            with _jax_guards(), trace.step(step + 1):
                 state, metrics = train_step(state, batch, plans(num_contexts))
             recorder.finish()  # the step before, while this one computes
             recorder.begin(step + 1, metrics, num_contexts=num_contexts)
             done, stop.begun = step + 1, True
             heldout = None
             if evaluate and (saver.due(done) or done % config.train.eval_every == 0):
-                with lost.of(Part.EVALUATION):
+                with time_account.charge(Part.EVALUATION):
                     heldout = evaluate(state.params, plans(schedule.final))
                 recorder.finish(heldout)
             if saver.due(done):
@@ -162,14 +162,14 @@ def train(
         if done > saver.saved:
             saver.save(done, state, switch_step=recorder.switch_step)
         saver.wait()
-        say(lost.summary())
+        log(time_account.summary())
     stopped = stop.requested and done < config.train.steps
     if stopped:
-        say(f"stopped by {stop.name} after step {done}, nothing is lost: the same command goes on from there")
+        log(f"stopped by {stop.name} after step {done}, nothing is lost: the same command goes on from there")
     return Outcome(step=done, stopped=stopped, interrupted=stopped and stop.interrupted)
 
 
-def _begin(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainState, dict]:
+def _initial_state(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainState, dict]:
     """Returns the state before the first step, and the data position of a new run."""
     first = checkpoint.load_params(config.train.init_from)[1] if config.train.init_from else None
     return train_state.create_state(config, mesh, params=first), {"switch_step": None}
@@ -198,7 +198,7 @@ def _changed_documents(
 
 
 @contextlib.contextmanager
-def _guards() -> Iterator[None]:
+def _jax_guards() -> Iterator[None]:
     """Holds JAX's guards: no implicit transfer between host and device, no implicit rank promotion."""
     with jax.transfer_guard("disallow"), jax.numpy_rank_promotion("raise"):
         yield
@@ -211,7 +211,7 @@ def _load(stream: Stream, mesh: Mesh, rows: int, step: int) -> Any:
     return distributed.put_rows(parts, sharding, rows=rows)
 
 
-def _say_nothing(line: str) -> None:
+def _log_nothing(line: str) -> None:
     del line  # the first process prints it
 
 
@@ -227,14 +227,14 @@ def _notices(
     config: ExperimentConfig, mesh: Mesh, stream: Stream, *, start: int, final: int, plans: Callable[[int], Plan | None]
 ) -> list[str]:
     """Returns lines about crossbatch, printed before the first step: how rows travel, and what the plan lacks."""
-    lines = _ring_of(config, mesh, plans(final))
+    lines = _ring_lines(config, mesh, plans(final))
     notice = plan_notice(config)
     if notice is None and distributed.is_first() and config.crossbatch.plan is not PlanKind.OFF:
         notice = unseen_notice(config, stream.batch(start), num_contexts=final)
     return lines if notice is None else [*lines, f"note: {notice}"]
 
 
-def _ring_of(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:
+def _ring_lines(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:
     """Returns a line on how the plan's rows travel between devices; no line where they do not."""
     ring = None if plan is None else crossbatch_ring(config, mesh, columns=plan.context_ids.shape[1])
     if ring is None:
@@ -259,7 +259,7 @@ def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan 
         totals = np.zeros(3)
         for index in range(config.train.eval_batches):
             batch = _load(stream, mesh, config.train.batch_rows, index)
-            with _guards():
+            with _jax_guards():
                 sums = eval_step(params, batch, plan)
             # One batch in flight: a mesh of CPU devices may hang with many.
             totals += jax.device_get((sums.cross_entropy, sums.correct, sums.weight))

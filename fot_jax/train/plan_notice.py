@@ -18,21 +18,21 @@ def plan_notice(config: ExperimentConfig) -> str | None:
         return None
     rows = config.train.batch_rows // config.train.accumulation
     counts = {d: _counts(make_plan(crossbatch, batch_rows=rows, num_contexts=d)) for d in _contexts(crossbatch)}
-    plan, fix = f"crossbatch.plan '{crossbatch.plan.value}'", _fix(crossbatch)
+    plan, fix = f"crossbatch.plan '{crossbatch.plan.value}'", _advice(crossbatch)
     empty = [d for d, (own, other) in counts.items() if own + other == 0]
     if empty:
-        return f"{plan} has no contexts{_at(empty, crossbatch)}: training is plain, as with 'off'. {fix}."
+        return f"{plan} has no contexts{_at_d(empty, crossbatch)}: training is plain, as with 'off'. {fix}."
     own_past = crossbatch.plan is PlanKind.OWN_PAST or crossbatch.gradients is ContextGradients.STOPPED
     alone = [] if own_past else [d for d, (_, other) in counts.items() if other == 0]
     if alone:
         return (
-            f"{plan} has no negatives{_at(alone, crossbatch)}: rows read earlier chunks of their own document alone,"
+            f"{plan} has no negatives{_at_d(alone, crossbatch)}: rows read earlier chunks of their own document alone,"
             f" as with 'own_past'. {fix}, if others are meant."
         )
     lonely = [d for d, (own, _) in counts.items() if own == 0]
     if lonely:
         return (
-            f"{plan} has no positives{_at(lonely, crossbatch)}: no row reads an earlier chunk of its own document."
+            f"{plan} has no positives{_at_d(lonely, crossbatch)}: no row reads an earlier chunk of its own document."
             " Raise crossbatch.packing."
         )
     return None
@@ -52,7 +52,7 @@ def unseen_notice(config: ExperimentConfig, batch: Batch, *, num_contexts: int) 
     crossbatch = config.crossbatch
     if crossbatch.plan is PlanKind.OFF:
         return None
-    pieces = _pieces(config, np.asarray(batch.segments))
+    pieces = _micro_batch_segments(config, np.asarray(batch.segments))
     plan = make_plan(crossbatch, batch_rows=pieces.shape[1], num_contexts=num_contexts)
     filled = list(zip(*np.nonzero(plan.context_ids >= 0), strict=True))
     for segments in pieces:
@@ -81,7 +81,7 @@ def _documents(segments: np.ndarray) -> set[int]:
     return set(np.unique(segments[segments > 0]).tolist())
 
 
-def _pieces(config: ExperimentConfig, segments: np.ndarray) -> np.ndarray:
+def _micro_batch_segments(config: ExperimentConfig, segments: np.ndarray) -> np.ndarray:
     """Returns the segments [A, B/A, L] of the micro-batches, as `step.micro_batches` cuts them on one device."""
     stacked = config.crossbatch.rows_per_stream if config.crossbatch.plan is PlanKind.TWO_PASS else 1
     accumulation, (B, L) = config.train.accumulation, segments.shape
@@ -101,14 +101,14 @@ def _contexts(crossbatch: CrossbatchConfig) -> list[int]:
     return list(dict.fromkeys(crossbatch.schedule.num_contexts))
 
 
-def _fix(crossbatch: CrossbatchConfig) -> str:
+def _advice(crossbatch: CrossbatchConfig) -> str:
     """Returns the advice that gives a row more contexts."""
     if crossbatch.plan is PlanKind.SEGMENTS:
         return "Raise the counts of crossbatch.segments, or train.batch_rows"
     return "Raise crossbatch.schedule.num_contexts, or train.batch_rows"
 
 
-def _at(found: list[int], crossbatch: CrossbatchConfig) -> str:
+def _at_d(found: list[int], crossbatch: CrossbatchConfig) -> str:
     """Returns ` at d = 1` and the part of the schedule with that d; "" for plans that do not use d."""
     if crossbatch.plan in (PlanKind.SEGMENTS, PlanKind.OWN_PAST):
         return ""

@@ -33,10 +33,10 @@ class Profile:
     It holds only whole steps: it starts after the device has done the step before, and ends after the last one.
     """
 
-    def __init__(self, workdir: Path, steps: ProfileSteps | None, *, say: Callable[[str], None]) -> None:
+    def __init__(self, workdir: Path, steps: ProfileSteps | None, *, log: Callable[[str], None]) -> None:
         self._folder = workdir / "profile"
         self._steps = steps
-        self._say = say
+        self._log = log
         self._running = False
 
     def before(self, step: int, *, wait: Callable[[], None]) -> None:
@@ -58,7 +58,7 @@ class Profile:
     def _end(self) -> None:
         self._running = False
         jax.profiler.stop_trace()
-        self._say(f"profile: trace in {self._folder}")
+        self._log(f"profile: trace in {self._folder}")
 
     def __enter__(self) -> "Profile":
         return self

@@ -11,9 +11,9 @@ import jax
 from fot_jax import distributed
 from fot_jax.config import ExperimentConfig
 from fot_jax.train.context_schedule import ContextSchedule
-from fot_jax.train.lost_time import LostTime
 from fot_jax.train.metrics import MetricsWriter, Speed, progress_line
 from fot_jax.train.step import StepMetrics
+from fot_jax.train.time_accounting import TimeAccount
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ class Recorder:
         schedule: ContextSchedule,
         step: int,
         switch_step: int | None,
-        say: Callable[[str], None],
-        lost: LostTime,
+        log: Callable[[str], None],
+        time_account: TimeAccount,
         flops_per_token: Callable[[int], float],
     ) -> None:
         """Continues after `step` optimizer steps.
@@ -54,16 +54,16 @@ class Recorder:
           schedule: the schedule of d; observes the accuracies.
           step: optimizer steps done.
           switch_step: the switch step in the checkpoint.
-          say: prints a progress line.
-          lost: the time accounting, written with the metrics.
+          log: prints a progress line.
+          time_account: the time accounting, written with the metrics.
           flops_per_token: FLOPs of a training step per token, as a function of d.
         """
         self.switch_step = switch_step
         self._train = config.train
         self._schedule = schedule
         self._writer = MetricsWriter(workdir, step=step) if distributed.is_first() else None
-        self._say = say
-        self._lost = lost
+        self._log = log
+        self._account = time_account
         self._flops_per_token = flops_per_token
         self._speed = Speed(
             tokens_per_step=config.train.batch_rows * config.model.local_context, steps=config.train.steps
@@ -121,5 +121,5 @@ class Recorder:
                 flops = tokens_per_second * self._flops_per_token(int(scalars["num_contexts"]))
                 scalars["model_flops_utilisation"] = flops / (self._train.peak_tflops * 1e12)
         if self._writer:
-            self._writer.write(step, scalars | self._lost.scalars())
-        self._say(progress_line(step, scalars, steps=self._train.steps, seconds_left=seconds_left))
+            self._writer.write(step, scalars | self._account.scalars())
+        self._log(progress_line(step, scalars, steps=self._train.steps, seconds_left=seconds_left))

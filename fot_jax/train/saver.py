@@ -8,8 +8,8 @@ from typing import Any
 from fot_jax import checkpoint
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.errors import disk_full, is_disk_full
-from fot_jax.train.lost_time import LostTime, Part
 from fot_jax.train.state import TrainState
+from fot_jax.train.time_accounting import Part, TimeAccount
 
 
 class Saver:
@@ -25,14 +25,14 @@ class Saver:
         config: ExperimentConfig,
         *,
         step: int,
-        lost: LostTime,
+        time_account: TimeAccount,
         documents: dict[str, str],
     ) -> None:
         """Continues after `step` optimizer steps; every checkpoint holds the seed and `documents`."""
         self.saved = step
         self._train = config.train
         self._checkpoints = checkpoints
-        self._lost = lost
+        self._account = time_account
         self._position = {"seed": config.seed, "documents": documents}
 
     def due(self, step: int) -> bool:
@@ -45,13 +45,13 @@ class Saver:
         """Starts saving the state after `step` optimizer steps. Raises UserError as `Checkpointer.save` does."""
         data: dict[str, Any] = {"step": step, "switch_step": switch_step} | self._position
         loss = heldout["heldout_loss"] if heldout else None
-        with self._lost.of(Part.CHECKPOINT):
+        with self._account.charge(Part.CHECKPOINT):
             self._checkpoints.save(step, params=state.params, optimizer=state.opt_state, data=data, heldout_loss=loss)
         self.saved = step
 
     def wait(self) -> None:
         """Returns when every save is done. Raises UserError if one failed."""
-        with self._lost.of(Part.CHECKPOINT):
+        with self._account.charge(Part.CHECKPOINT):
             self._checkpoints.wait()
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import to_dict
-from launch.multihost.roll_call import DEAD, Hello, Stop, Watch, assemble
-from launch.multihost.seats import Seat
+from launch.multihost.preflight import DEAD, Hello, Stop, Watch, assemble
+from launch.multihost.process_ids import ProcessId
 
 MEMBER = "FOT_JAX_MEMBER"  # environment variable of the child: JSON of coordinator, process, processes, descriptor
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -35,7 +35,7 @@ INTERRUPTED = 130  # exit code after SIGINT, as the child's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ended:
+class ChildExit:
     """End of the child: its exit code, and its own error line, if it gave one."""
 
     code: int
@@ -68,51 +68,51 @@ def _version(package: str) -> str:
 def run(
     command: Sequence[str],
     *,
-    seat: Seat,
+    process_id: ProcessId,
     config: ExperimentConfig,
     workdir: Path,
     seconds: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> int:
     """Runs the preflight and this process' part of the training; returns the exit code.
 
     Args:
       command: the child's, as an argument list.
-      seat: which process this is.
+      process_id: which process this is.
       config: the resolved experiment.
       workdir: the run's folder, shared by all hosts.
       seconds: time limit of the preflight.
-      say: prints a line; used by process 0.
+      log: prints a line; used by process 0.
 
     Raises:
       UserError: the preflight failed, or another process did; the message says which.
     """
     start = time.monotonic()
-    me = Hello(process=seat.process, processes=seat.processes, host=socket.gethostname(), same=digests(config))
-    with assemble(seat, me, seconds=seconds, token=secrets.token_hex(8)) as watch:
+    me = Hello(process=process_id.index, processes=process_id.count, host=socket.gethostname(), same=digests(config))
+    with assemble(process_id, me, seconds=seconds, token=secrets.token_hex(8)) as watch:
         try:
-            _check_shared(workdir, seat, watch)
+            _check_shared(workdir, process_id, watch)
         except UserError as error:
             _fail(watch, str(error), code=2)
             raise
         if not watch.stops.empty():
-            return _say_stop(watch.stops.get())
-        if seat.process == 0:
+            return _print_stop(watch.stops.get())
+        if process_id.index == 0:
             hosts = ", ".join(watch.hosts[:4]) + (f", ... {len(watch.hosts)}" if len(watch.hosts) > 4 else "")
-            say(
-                f"preflight: {seat.processes} processes ({hosts}), config {me.same['config']}, code {me.same['code']},"
-                f" the same everywhere; {workdir} is shared; {time.monotonic() - start:.1f} s"
+            log(
+                f"preflight: {process_id.count} processes ({hosts}), config {me.same['config']},"
+                f" code {me.same['code']}, the same everywhere; {workdir} is shared; {time.monotonic() - start:.1f} s"
             )
-        return _supervise(command, seat, watch)
+        return _supervise(command, process_id, watch)
 
 
-def _check_shared(workdir: Path, seat: Seat, watch: Watch) -> None:
+def _check_shared(workdir: Path, process_id: ProcessId, watch: Watch) -> None:
     """Raises UserError unless all processes see one folder: process 0 writes a token, the others read it.
 
     It ends early when another process does.
     """
-    path = workdir / ".roll_call"
-    if seat.process == 0:
+    path = workdir / ".preflight"
+    if process_id.index == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(watch.token, encoding="utf-8")
         return
@@ -127,17 +127,17 @@ def _check_shared(workdir: Path, seat: Seat, watch: Watch) -> None:
         time.sleep(0.1)
 
 
-def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
+def _supervise(command: Sequence[str], process_id: ProcessId, watch: Watch) -> int:
     """Runs the child until it or another process ends."""
     ours, theirs = socket.socketpair()
     member = {
-        "coordinator": f"{seat.host}:{seat.port + 1}",
-        "process": seat.process,
-        "processes": seat.processes,
+        "coordinator": f"{process_id.host}:{process_id.port + 1}",
+        "process": process_id.index,
+        "processes": process_id.count,
         "descriptor": theirs.fileno(),
     }
     environment = os.environ | {MEMBER: json.dumps(member)}
-    child = subprocess.Popen(_tied(command), env=environment, pass_fds=[theirs.fileno()])
+    child = subprocess.Popen(_killed_with_parent(command), env=environment, pass_fds=[theirs.fileno()])
     theirs.close()
     interrupts = _Interrupts(child)
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda n, _: _send(child, n))}
@@ -146,7 +146,7 @@ def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
         threading.Thread(target=_wait, args=(child, ours, watch.stops), daemon=True).start()
         event = watch.stops.get()
         if isinstance(event, Stop):
-            return _stopped(event, child, watch)
+            return _end_child(event, child, watch)
         if event.message is None and event.code in (0, INTERRUPTED):  # done, or saved by all at the same step
             watch.done(seconds=_DONE_SECONDS)
             return INTERRUPTED if interrupts.count else event.code
@@ -154,7 +154,7 @@ def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
             print("interrupted", file=sys.stderr, flush=True)
             _fail(watch, "was interrupted", code=DEAD)
             return INTERRUPTED
-        return _lost(event, watch)
+        return _report_failure(event, watch)
     finally:
         if child.poll() is None:
             child.kill()
@@ -163,7 +163,7 @@ def _supervise(command: Sequence[str], seat: Seat, watch: Watch) -> int:
             signal.signal(number, handler)
 
 
-_TIE = """
+_KILLED_WITH_PARENT = """
 import os, signal, sys
 try:
     import ctypes
@@ -178,25 +178,27 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def _tied(command: Sequence[str]) -> list[str]:
+def _killed_with_parent(command: Sequence[str]) -> list[str]:
     """Wraps the command so that Linux kills it when this process dies, even by SIGKILL; else it keeps the devices."""
     tied = sys.platform == "linux"
-    return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command] if tied else list(command)
+    return (
+        [sys.executable, "-I", "-S", "-c", _KILLED_WITH_PARENT, str(os.getpid()), *command] if tied else list(command)
+    )
 
 
 def _wait(child: subprocess.Popen, link: socket.socket, events: queue.Queue) -> None:
-    """Waits for the child and puts its Ended into the queue."""
+    """Waits for the child and puts its ChildExit into the queue."""
     said = b""
     while part := link.recv(4096):
         said += part
-    events.put(Ended(code=child.wait(), message=said.decode(errors="replace") or None))
+    events.put(ChildExit(code=child.wait(), message=said.decode(errors="replace") or None))
 
 
-def _lost(event: Ended, watch: Watch) -> int:
+def _report_failure(event: ChildExit, watch: Watch) -> int:
     """Tells the others that this process' training failed, unless they were the reason. Returns the exit code."""
     if event.message is None or event.code not in (1, 2):
         try:  # a lost peer ends the child too (JAX aborts, a collective fails): its name is the better message
-            return _say_stop(watch.stops.get(timeout=2.0))
+            return _print_stop(watch.stops.get(timeout=2.0))
         except queue.Empty:
             pass
     signalled = f"was killed by signal {-event.code}" if event.code < 0 else f"ended with exit code {event.code}"
@@ -212,7 +214,7 @@ def _fail(watch: Watch, message: str, *, code: int) -> None:
     time.sleep(0.5)  # let it arrive before the connections close
 
 
-def _stopped(stop: Stop, child: subprocess.Popen, watch: Watch) -> int:
+def _end_child(stop: Stop, child: subprocess.Popen, watch: Watch) -> int:
     """Ends the child because another process failed or died. Returns the exit code."""
     if stop.code != DEAD:
         try:  # all may be failing for the same reason (a metric became NaN): the child's own line is enough
@@ -226,10 +228,10 @@ def _stopped(stop: Stop, child: subprocess.Popen, watch: Watch) -> int:
     if child.poll() is None:
         child.kill()
         child.wait()
-    return _say_stop(stop)
+    return _print_stop(stop)
 
 
-def _say_stop(stop: Stop) -> int:
+def _print_stop(stop: Stop) -> int:
     then = " The same command on every host goes on from the last checkpoint." if stop.code == DEAD else ""
     print(f"error: stopped, as {stop.message.rstrip('.')}.{then}", file=sys.stderr, flush=True)
     return stop.code

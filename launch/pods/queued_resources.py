@@ -101,7 +101,7 @@ class Slice:
         return [*GCLOUD, "ssh", self._flags.name, *self._where, *places]
 
 
-def keep(pod: Slice, flags: argparse.Namespace, *, wait=time.sleep, say=print) -> None:
+def keep(pod: Slice, flags: argparse.Namespace, *, wait=time.sleep, log=print) -> None:
     """Creates, syncs and trains; after a preemption again, until the training has ended.
 
     Raises:
@@ -110,7 +110,7 @@ def keep(pod: Slice, flags: argparse.Namespace, *, wait=time.sleep, say=print) -
     """
     for attempt in range(flags.retries + 1):
         if attempt:
-            say(f"attempt {attempt + 1} of {flags.retries + 1}")
+            log(f"attempt {attempt + 1} of {flags.retries + 1}")
             pod.delete()
         pod.create()
         if not _wait_until_active(pod, flags, wait=wait):
@@ -122,7 +122,7 @@ def keep(pod: Slice, flags: argparse.Namespace, *, wait=time.sleep, say=print) -
         except UserError as error:
             if pod.state() == "ACTIVE":
                 raise
-            say(str(error))  # ssh fails when the slice is taken away
+            log(str(error))  # ssh fails when the slice is taken away
             continue
         if code == "0":
             return

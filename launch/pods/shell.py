@@ -15,9 +15,9 @@ class Shell:
     With `dry_run` nothing runs, and `ask` returns the answer that it is told to assume.
     """
 
-    def __init__(self, *, dry_run: bool, say: Callable[[str], None] = print) -> None:
+    def __init__(self, *, dry_run: bool, log: Callable[[str], None] = print) -> None:
         self.dry_run = dry_run
-        self._say = say
+        self._log = log
 
     def run(self, command: Sequence[str]) -> None:
         """Runs a command in the terminal.
@@ -41,7 +41,7 @@ class Shell:
         return answer.stdout.strip()
 
     def _announced(self, command: Sequence[str]) -> bool:
-        self._say(shlex.join(command))
+        self._log(shlex.join(command))
         return not self.dry_run
 
     def _checked(self, command: Sequence[str], code: int) -> None:

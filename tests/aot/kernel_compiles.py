@@ -48,6 +48,6 @@ def kernels(device, head_dim: int, dtype: str) -> int | str:
 if __name__ == "__main__":
     pod = parse_topology(sys.argv[1])
     prepare_environment(pod)
-    with only_libtpu(pod, say=lambda _: None):
+    with only_libtpu(pod, log=lambda _: None):
         device = pod_devices(pod)[0]
         print(json.dumps({f"{head_dim} {dtype}": kernels(device, head_dim, dtype) for head_dim, dtype in CASES}))

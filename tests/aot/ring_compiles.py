@@ -66,5 +66,5 @@ def permutes(text: str) -> dict[str, int]:
 if __name__ == "__main__":
     pod = parse_topology(sys.argv[1])
     prepare_environment(pod)
-    with only_libtpu(pod, say=lambda _: None):
+    with only_libtpu(pod, log=lambda _: None):
         print(json.dumps(permutes(program(pod_devices(pod), int(sys.argv[2])))))

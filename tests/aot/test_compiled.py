@@ -51,7 +51,7 @@ def test_count_of_collectives_in_a_scan():
         "all-reduce": 7 * 2 * 64 * 7 / 8,
     }
     assert found.collectives == {"collective-permute": 7, "all-gather": 7, "all-reduce": 7}
-    assert not any(found.beside.values())
+    assert not any(found.overlapped.values())
     assert found.unknown_loops == 0
 
 

@@ -173,16 +173,20 @@ def test_count_of_asynchronous_collectives_is_once():
         "ROOT %u = f32[256] collective-permute-done(%t)",
     )
     assert found.received == {"all-gather": 1024 * 3 / 4, "collective-permute": 1024}
-    assert found.beside == {"all-gather": 0, "collective-permute": 0}  # nothing but waiting in between
+    assert found.overlapped == {"all-gather": 0, "collective-permute": 0}  # nothing but waiting in between
 
 
-def test_count_of_permutes_beside_other_work():
+def test_count_of_permutes_overlapped_with_other_work():
     """Counts those with an instruction that computes between start and end."""
     start = "%s = (f32[64], f32[64], u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}"
     done, other = "ROOT %d = f32[64] collective-permute-done(%s)", "%o = f32[64] negate(%p)"
     free = "%f = f32[8,8] bitcast(%p)"
-    for lines, beside in (((start, free, other, done), 1), ((other, start, free, done), 0), ((start, done, other), 0)):
-        assert costs("%p = f32[64] parameter(0)", *lines).beside == {"collective-permute": beside}
+    for lines, overlapped in (
+        ((start, free, other, done), 1),
+        ((other, start, free, done), 0),
+        ((start, done, other), 0),
+    ):
+        assert costs("%p = f32[64] parameter(0)", *lines).overlapped == {"collective-permute": overlapped}
 
 
 def test_count_of_an_all_reduce_that_keeps_a_part():

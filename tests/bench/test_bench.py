@@ -11,7 +11,7 @@ import pytest
 
 from fot_jax.bench import machine
 from fot_jax.bench.inference import decoding_programs, filled_store, random_params, reading_flops
-from fot_jax.bench.timing import Program, take_turns
+from fot_jax.bench.timing import Program, time_interleaved
 from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
 from launch import bench, cli
 from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
@@ -58,7 +58,7 @@ def test_a_filled_memory_and_the_bytes_of_a_token():
 def test_programs_take_turns_after_one_call_each_to_warm_up():
     called, seen = [], []
     programs = [Program(name=name, call=lambda name=name: called.append(name)) for name in "ab"]
-    take_turns(programs, repeats=2, least=0, progress=lambda *state: seen.append(state))
+    time_interleaved(programs, repeats=2, least=0, progress=lambda *state: seen.append(state))
     assert called == ["a", "b"] * 3
     assert [len(program.seconds) for program in programs] == [2, 2]
     assert seen[0] == (1, 6, "a") and seen[-1] == (6, 6, "b")
@@ -72,7 +72,7 @@ def test_short_programs_are_called_again_until_their_turn_has_lasted(monkeypatch
         return Program(name=name, call=lambda: clock.__setitem__(0, clock[0] + seconds))
 
     short, long = program("short", 0.125), program("long", 2.0)
-    take_turns([short, long], repeats=2, least=0.5)
+    time_interleaved([short, long], repeats=2, least=0.5)
     assert (short.seconds, long.seconds) == ([0.125] * 8, [2.0] * 2)
 
 
@@ -87,7 +87,7 @@ def test_records_are_shares_of_the_machine():
     memory = Program(name="pass", call=lambda: None, bytes=50.0, seconds=[1.0])
     first = Program(name="plain", call=lambda: None, tokens=8, flops=40.0, seconds=[1.0, 2.0, 9.0], temp_bytes=2**20)
     second = Program(name="d", call=lambda: None, tokens=8, bytes=10.0, seconds=[4.0])
-    *_, plain, crossbatch = bench.records_of({"machine": [product, memory], "step": [first, second]})
+    *_, plain, crossbatch = bench.make_records({"machine": [product, memory], "step": [first, second]})
     assert (plain["seconds"], plain["tokens_per_second"], plain["times_first"]) == (2.0, 4.0, 1.0)
     assert (plain["flops_share"], plain["temp_mebibytes"], plain["calls"]) == (0.2, 1.0, 3)
     assert (plain["spread"], crossbatch["spread"]) == ((5.5 - 1.5) / 2.0, None)
@@ -100,7 +100,7 @@ def test_seconds_of_a_token_are_set_beside_its_flops():
     machine_programs = [Program(name="m", call=lambda: None, flops=1.0, bytes=1.0, seconds=[1.0])] * 2
     first = Program(name="short", call=lambda: None, tokens=8, flops=40.0, seconds=[2.0])
     second = Program(name="long", call=lambda: None, tokens=16, flops=100.0, seconds=[6.0])
-    *_, short, long = bench.records_of({"machine": machine_programs, "read": [first, second]})
+    *_, short, long = bench.make_records({"machine": machine_programs, "read": [first, second]})
     assert (short["times_flops"], short["added_times_flops"]) == (None, None)
     assert (long["times_flops"], long["added_times_flops"]) == (1.5 / 1.25, 2.0)
 

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fot_jax.checkpoint import Checkpointer, load_params
-from fot_jax.checkpoint.failures import silence_abandoned
+from fot_jax.checkpoint.failures import silence_abandoned_io
 from fot_jax.config import MeshConfig, UserError
 from fot_jax.sharding import make_mesh
 from fot_jax.train.state import abstract_state, create_state
@@ -128,8 +128,8 @@ def test_a_failed_restore_leaves_nothing_but_its_error(saved, monkeypatch, reque
     workdir, state = saved
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
-    silence_abandoned.cache_clear()
-    request.addfinalizer(silence_abandoned.cache_clear)  # the hook goes with monkeypatch
+    silence_abandoned_io.cache_clear()
+    request.addfinalizer(silence_abandoned_io.cache_clear)  # the hook goes with monkeypatch
 
     def restore(step, args):
         for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):

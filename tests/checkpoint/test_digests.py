@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fot_jax.checkpoint import Checkpointer, save_imported
-from fot_jax.checkpoint.digests import changed, digests
+from fot_jax.checkpoint.digests import digests, first_changed
 from fot_jax.config import Dtype, MeshConfig, UserError
 from fot_jax.sharding import make_mesh
 from tests.train.tiny import tiny
@@ -52,30 +52,30 @@ def test_digest_of_other_dtypes_finds_a_changed_element(dtype):
     """Numbers of 8 bytes and booleans, which a caller's own optimizer state may hold."""
     array = drawn((3, 4), dtype)
     stored = digests({"a": array, "b": array[0, 0]})
-    assert changed({"a": array.copy(), "b": array[0, 0]}, stored) is None
+    assert first_changed({"a": array.copy(), "b": array[0, 0]}, stored) is None
     other = array.copy()
     other[2, 3] = ~other[2, 3] if dtype is np.bool_ else other[2, 3] + 1
-    assert changed({"a": other, "b": array[0, 0]}, stored) == "a"
+    assert first_changed({"a": other, "b": array[0, 0]}, stored) == "a"
 
 
 def test_digest_finds_every_flipped_bit():
     """Also where all elements are multiples of 2^16, as bfloat16 numbers in float32 are."""
     array = drawn((40,), ml_dtypes.bfloat16).astype(np.float32)
     stored = digests({"a": array})
-    assert changed({"a": array}, stored) is None
+    assert first_changed({"a": array}, stored) is None
     for bit in range(8 * array.nbytes):
         data = bytearray(array.tobytes())
         data[bit // 8] ^= 1 << bit % 8
-        assert changed({"a": np.frombuffer(bytes(data), np.float32)}, stored) == "a"
-    assert changed({"a": np.roll(array, 1)}, stored) == "a"
-    assert changed({"a": array, "b": array}, stored) == "b"
+        assert first_changed({"a": np.frombuffer(bytes(data), np.float32)}, stored) == "a"
+    assert first_changed({"a": np.roll(array, 1)}, stored) == "a"
+    assert first_changed({"a": array, "b": array}, stored) == "b"
 
 
 @pytest.mark.parametrize("place", [lambda array: array, jax.numpy.asarray])
 def test_digest_is_of_the_dtype_that_was_stored(place):
     """Parameters stored as bfloat16 are float32 once they are loaded."""
     array = drawn((4, 8), ml_dtypes.bfloat16)
-    assert changed({"a": place(array.astype(np.float32))}, digests({"a": array})) is None
+    assert first_changed({"a": place(array.astype(np.float32))}, digests({"a": array})) is None
 
 
 def trained(workdir):

@@ -74,7 +74,7 @@ def test_a_failed_save_ends_training_in_one_line(tmp_path, monkeypatch, capfd, e
         fail_at(patch, 4, error, later=later)
         patch.setattr(Saver, "due", lambda self, step: step in (2, 4, steps))
         with pytest.raises(UserError, match=said) as caught:
-            run(tiny(train__steps=steps), tmp_path, say=slowly)
+            run(tiny(train__steps=steps), tmp_path, log=slowly)
     assert "\n" not in str(caught.value)
     assert max(row["step"] for row in read_rows(tmp_path / "metrics.jsonl")) < steps
     assert newest_step(tmp_path) == 2

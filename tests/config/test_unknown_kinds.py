@@ -18,7 +18,7 @@ from fot_jax.config import (
     ScheduleConfig,
     VocabularyConfig,
 )
-from fot_jax.data.draws import Timeline
+from fot_jax.data.document_order import StreamLayout
 from fot_jax.data.needles import needle_prompt
 from fot_jax.data.vocabulary import ByteVocabulary, load_vocabulary
 from fot_jax.memory.views import DeviceView
@@ -96,7 +96,7 @@ READERS = {
     "boundaries": lambda: called(boundaries=NEW),
     "rope's scaling": lambda: rope_frequencies(changed(RopeConfig(), "scaling"), 8, 16),
     "vocabulary": lambda: load_vocabulary(changed(VocabularyConfig(), "kind")),
-    "document's end": lambda: Timeline(Documents(), streams=1, length=8, document_end=NEW, seed=0),
+    "document's end": lambda: StreamLayout(Documents(), streams=1, length=8, document_end=NEW, seed=0),
     "needle": lambda: needle_prompt(np.random.default_rng(0), kind=NEW, length_tokens=99, vocabulary=ByteVocabulary()),
     "retrieval": lambda: DeviceView.of(TOKENS, TOKENS, TOKENS, config=changed(MemoryConfig(), "retrieval")),
 }

@@ -73,9 +73,9 @@ def test_every_parameter_has_one_place():
     for tied in (True, False):
         config = dataclasses.replace(tiny().model, family=Family.LLAMA, tie_embeddings=tied, smear_keys=False)
         params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.int32), param_shapes(config))
-        slots = names.slots(config)
+        slots = names.tensor_slots(config)
         for slot in slots.values():
-            names.view(params, slot)[...] += 1
+            names.tensor_view(params, slot)[...] += 1
         assert all((leaf == 1).all() for leaf in jax.tree.leaves(params))
         theirs = {
             "hidden_size": config.embed_dim, "intermediate_size": config.mlp_dim, "vocab_size": config.vocab_size,

@@ -16,7 +16,7 @@ from fot_jax.config import (
     SourceKind,
 )
 from fot_jax.data.batches import BatchStream
-from fot_jax.data.draws import DrawOrder
+from fot_jax.data.document_order import DocumentOrder
 
 A, B, C, D = [11, 12, 13, 14, 1], [21, 22, 1], [31, 32, 33, 34, 35, 36, 1], [41, 1]
 
@@ -30,7 +30,7 @@ def make(documents, *, rows, length=4, end=DocumentEnd.PACK, seed=5, **crossbatc
 @pytest.fixture
 def abcd(make_documents, monkeypatch):
     """Draws A B C D A B C D ...: of two streams one reads A C A C ..., the other B D B D ..."""
-    monkeypatch.setattr(DrawOrder, "documents", lambda self, start, stop: np.arange(start, stop) % 4)
+    monkeypatch.setattr(DocumentOrder, "documents", lambda self, start, stop: np.arange(start, stop) % 4)
     return make_documents({"a": (1.0, [A, B, C, D])})
 
 
@@ -79,7 +79,7 @@ def test_pad_starts_documents_at_chunks(abcd, boundaries):
 
 @pytest.mark.parametrize("boundaries", list(Boundaries))
 def test_pad_adds_nothing_to_a_whole_chunk(make_documents, monkeypatch, boundaries):
-    monkeypatch.setattr(DrawOrder, "documents", lambda self, start, stop: np.arange(start, stop) % 2)
+    monkeypatch.setattr(DocumentOrder, "documents", lambda self, start, stop: np.arange(start, stop) % 2)
     documents = make_documents({"a": (1.0, [[11, 12, 13, 1], B])})
     stream = make(documents, rows=1, end=DocumentEnd.PAD, boundaries=boundaries)
     np.testing.assert_array_equal(
@@ -199,7 +199,7 @@ def test_later_copies_in_one_stream_bear_no_loss(abcd, boundaries):
 @pytest.mark.parametrize("layout", [{"plan": PlanKind.PACKED, "packing": 2}, {"plan": PlanKind.TWO_PASS}])
 def test_a_document_live_in_two_streams_bears_no_loss(make_documents, monkeypatch, layout):
     monkeypatch.setattr(
-        DrawOrder, "documents", lambda self, start, stop: np.array([0, 1, 2, 0])[np.arange(start, stop) % 4]
+        DocumentOrder, "documents", lambda self, start, stop: np.array([0, 1, 2, 0])[np.arange(start, stop) % 4]
     )
     long = [[10 * (i + 1) + j % 10 for j in range(16)] for i in range(3)]  # streams read 0 2 0 2 ..., 1 0 1 0 ...
     stream = make(make_documents({"a": (1.0, long)}), rows=4, **layout)
@@ -228,7 +228,7 @@ def test_equal_documents_count_as_one(make_documents, monkeypatch, layout, bound
     order = np.random.default_rng(3).integers(6, size=100_000)
 
     def batches(documents, drawn):
-        monkeypatch.setattr(DrawOrder, "documents", lambda self, start, stop: drawn[start:stop])
+        monkeypatch.setattr(DocumentOrder, "documents", lambda self, start, stop: drawn[start:stop])
         stream = make(documents, rows=8, end=end, boundaries=boundaries, **layout)
         return np.stack([fields(stream.batch(step)) for step in range(40)])
 

@@ -189,13 +189,13 @@ def test_folders_become_documents(monkeypatch):
         "p/a.py": 20, "p/b.py": 20, "p/c.py": 60,
         "p/big/one/x.py": 30, "p/big/one/y.py": 19, "p/big/two/z.py": 40, "p/end/w.py": 5,
     }  # fmt: skip
-    assert join.group(sizes) == [
+    assert join.group_files(sizes) == [
         ["p/a.py", "p/b.py"],  # 20 is too few, 40 is enough
         ["p/c.py"],  # larger than LARGE, yet one file
         ["p/big/one/x.py", "p/big/one/y.py"],  # a whole folder of a split one
         ["p/big/two/z.py", "p/end/w.py"],  # the rest joins the last document
     ]
-    assert join.group({"a": 1, "b": 1}) == [["a", "b"]]
+    assert join.group_files({"a": 1, "b": 1}) == [["a", "b"]]
 
 
 def test_imports_come_first():
@@ -207,7 +207,7 @@ def test_imports_come_first():
         "e.ml": 'needs "T/f.ml";;\nlet x = 1;;\n',
         "f.ml": 'loadt "g.ml";;\n',
     }
-    assert join.by_imports(sorted(texts), texts) == ["T/d.v", "T/c.v", "T/a.v", "T/b.v", "f.ml", "e.ml"]
+    assert join.order_by_imports(sorted(texts), texts) == ["T/d.v", "T/c.v", "T/a.v", "T/b.v", "f.ml", "e.ml"]
 
 
 CODE_FILES = {f"p/m{index}.py": f"value = {index}\n".encode() for index in range(6)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import UserError
-from fot_jax.data.filling import fill
+from fot_jax.data.filling import fill_prompt
 
 
 @pytest.mark.parametrize("step", ["even", "growing", "uneven", "flat"])
@@ -24,7 +24,7 @@ def test_the_largest_number_that_fits(step):
             calls.append(fillers)
             return [0] * int(lengths[fillers])
 
-        found = fill(tokens_of, length_tokens=wanted, what="a prompt", most=400)
+        found = fill_prompt(tokens_of, length_tokens=wanted, what="a prompt", most=400)
         assert found.fillers == max(n for n in range(401) if lengths[n] <= wanted)
         assert len(found.tokens) == lengths[found.fillers]
         if step in ("even", "growing"):
@@ -36,8 +36,8 @@ def test_too_short_and_too_long_are_refused():
         return [0] * (11 + 7 * fillers)
 
     with pytest.raises(UserError, match="length_tokens must be >= 11, a prompt without filler, got 10"):
-        fill(tokens_of, length_tokens=10, what="a prompt")
-    assert fill(tokens_of, length_tokens=11, what="a prompt").fillers == 0
-    assert fill(tokens_of, length_tokens=32, what="a prompt", most=3).fillers == 3
+        fill_prompt(tokens_of, length_tokens=10, what="a prompt")
+    assert fill_prompt(tokens_of, length_tokens=11, what="a prompt").fillers == 0
+    assert fill_prompt(tokens_of, length_tokens=32, what="a prompt", most=3).fillers == 3
     with pytest.raises(UserError, match="length_tokens must be <= 32, a prompt with all 3 fillers, got 33"):
-        fill(tokens_of, length_tokens=33, what="a prompt", most=3)
+        fill_prompt(tokens_of, length_tokens=33, what="a prompt", most=3)

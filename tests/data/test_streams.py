@@ -182,7 +182,7 @@ def test_equal_documents_share_a_side_of_the_split(tmp_path, caplog):
     train, heldout = store.split("train"), store.split("heldout")
     assert not set(texts_of(train)) & set(texts_of(heldout))
     assert sorted(texts_of(train) + texts_of(heldout)) == sorted(a + b)
-    mine = texts_of(heldout.of_source("a"))
+    mine = texts_of(heldout.only_source("a"))
     assert len(mine) == 2 * len(set(mine)) == 8  # a fifth of 20 texts, twice each
     assert set(texts_of(heldout)) - set(mine) <= set(b)
     assert len(set(texts_of(heldout)) - set(mine)) == 5  # round(0.2 * 24) of the texts that b alone holds
@@ -200,7 +200,7 @@ def test_a_source_without_copies_is_split_as_ever(tmp_path, caplog):
     """The rule of a store without copies, and copies in one source leave the choice in another as it was."""
     b = [f"other {i}" for i in range(30)]
     data = copies_of(tmp_path, {"a": ["one", "two", "one", "three"], "b": b}, heldout_fraction=0.3)
-    held = build_store(data, seed=5).split("heldout").of_source("b")
+    held = build_store(data, seed=5).split("heldout").only_source("b")
     order = generator(5, "heldout", "b").permutation(30)
     assert texts_of(held) == [b[i] for i in sorted(order[:9])]
     caplog.clear()

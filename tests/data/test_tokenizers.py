@@ -8,8 +8,9 @@ import pytest
 from fot_jax.config import DataConfig, SourceConfig, SourceKind, UserError, VocabularyConfig, VocabularyKind
 from fot_jax.data.documents import build_store
 from fot_jax.data.sentencepiece_vocabulary import SentencePieceVocabulary
-from fot_jax.data.tokenizer_settings import log_once, read_settings
+from fot_jax.data.tokenizer_settings import read_settings
 from fot_jax.data.vocabulary import encode_prompt, encode_text
+from fot_jax.logging import info_once
 from tests.data.tokenizer_folders import (
     CHAT,
     NAMES,
@@ -172,7 +173,7 @@ def test_end_tokens_are_those_of_the_files(tmp_path):
 
 def test_a_guessed_end_token_is_logged_once(tmp_path, caplog):
     """No file names it: the guess is named; a stated id is no guess."""
-    log_once.cache_clear()
+    info_once.cache_clear()
     path = save_json(tmp_path / "t", FAST, kind="bytes")
     with caplog.at_level(logging.INFO):
         assert load(path).eos_id == 2

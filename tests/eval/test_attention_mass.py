@@ -13,7 +13,7 @@ from fot_jax.models.inputs import TrainInputs
 from fot_jax.models.transformer import run
 from fot_jax.ops.crossbatch import context_log_masses
 from tests import oracles
-from tests.eval.subjects import MODEL, RandomDocuments, subject
+from tests.eval.tiny_models import MODEL, RandomDocuments, tiny_model
 
 
 def test_plan_as_drawn():
@@ -59,7 +59,7 @@ def test_own_share_is_the_definition(d):
 
 def test_a_model_whose_keys_are_all_alike_has_one_over_d():
     documents = RandomDocuments([40] * 4)
-    found = attention_mass.measure(subject(zeros=True), documents=documents, contexts=(1, 4), rows=4, seed=0)
+    found = attention_mass.measure(tiny_model(zeros=True), documents=documents, contexts=(1, 4), rows=4, seed=0)
     assert found.curve == pytest.approx([1, 1 / 4], rel=1e-6)
     assert found.by_head.shape == (2, 1, MODEL.num_heads)
 
@@ -68,7 +68,7 @@ def test_a_model_whose_keys_are_all_alike_has_one_over_d():
 def test_measure_takes_the_memory_layer_and_the_measured_rows(scaling_from):
     """The curve is the oracle's, on what the decoder captured in its one memory layer for the same plan."""
     memory = MemoryConfig(retrieval=Retrieval.DENSE, log_length_scaling_from=scaling_from)
-    documents, tiny, d = RandomDocuments([17, 40, 30, 25]), subject(memory=memory), 4
+    documents, tiny, d = RandomDocuments([17, 40, 30, 25]), tiny_model(memory=memory), 4
     found = attention_mass.measure(tiny, documents=documents, contexts=(d,), rows=4, seed=0)
     length = MODEL.local_context
 

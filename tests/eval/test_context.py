@@ -9,10 +9,10 @@ import pytest
 
 from fot_jax.config import PastReading, RopeConfig, RopeScaling
 from fot_jax.eval import context, perplexity
-from fot_jax.eval.targets import gather
-from fot_jax.memory import notices
+from fot_jax.eval.targets import gather_tokens
+from fot_jax.logging import warn_once
 from fot_jax.models.transformer import Decoder
-from tests.eval.subjects import MODEL, RandomDocuments, subject
+from tests.eval.tiny_models import MODEL, RandomDocuments, tiny_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -39,12 +39,12 @@ def losses(model, params, tokens, targets):
 
 def texts(sweep, n):
     """The targets after n − 1 windows, and the token beyond: int [T, n·W + 1]."""
-    past, window = gather(DOCUMENTS, targets=list(sweep.targets), length=W, history=3)
+    past, window = gather_tokens(DOCUMENTS, targets=list(sweep.targets), length=W, history=3)
     return np.concatenate([past[:, (4 - n) * W :], window], axis=1)
 
 
 def test_memory_is_the_perplexity_task():
-    tiny = subject()
+    tiny = tiny_model()
     sweep = measured(tiny, PastReading.MEMORY)
     other = perplexity.measure_contexts(
         tiny, documents=DOCUMENTS, token_bytes=BYTES, sizes=(0, 1, 3), most_documents=3, per_document=1, seed=0, batch=3
@@ -54,8 +54,8 @@ def test_memory_is_the_perplexity_task():
 
 
 def test_an_overlap_is_not_applied_and_it_says_so(caplog):
-    notices.notice_once.cache_clear()
-    plain = subject()
+    warn_once.cache_clear()
+    plain = tiny_model()
     lapped = dataclasses.replace(plain, memory=dataclasses.replace(plain.memory, overlap=3))
     with caplog.at_level(logging.WARNING):
         sweeps = [measured(tiny, PastReading.MEMORY) for tiny in (plain, lapped)]
@@ -65,7 +65,7 @@ def test_an_overlap_is_not_applied_and_it_says_so(caplog):
 
 @pytest.mark.parametrize("model", [MODEL, SCALED], ids=["plain", "dynamic"])
 def test_full_is_one_causal_pass(model):
-    tiny = subject(model)
+    tiny = tiny_model(model)
     sweep = measured(tiny, PastReading.FULL)
     for index, n in enumerate((1, 2, 4)):
         text = texts(sweep, n)
@@ -75,7 +75,7 @@ def test_full_is_one_causal_pass(model):
 
 
 def test_sliding_gives_every_token_a_window_and_no_more():
-    tiny = subject()
+    tiny = tiny_model()
     sweep = measured(tiny, PastReading.SLIDING)
     text = texts(sweep, 2)
     want = np.zeros(len(text))
@@ -89,10 +89,10 @@ def test_sliding_gives_every_token_a_window_and_no_more():
 def test_sliding_takes_pieces_of_any_length():
     """W = 12 in 8 strides: pieces of 2 tokens, the last piece as long as what is left of the window."""
     model = dataclasses.replace(MODEL, local_context=12)
-    tiny = subject(model)
+    tiny = tiny_model(model)
     options = {"most_documents": 1, "per_document": 1, "seed": 0, "token_bytes": BYTES, "batch": 1}
     sweep = context.measure(tiny, reading=PastReading.SLIDING, documents=DOCUMENTS, windows=(2,), **options)
-    past, window = gather(DOCUMENTS, targets=list(sweep.targets), length=12, history=1)
+    past, window = gather_tokens(DOCUMENTS, targets=list(sweep.targets), length=12, history=1)
     text, want = np.concatenate([past, window], axis=1), 0.0
     for first in range(2, 13, 2):
         want += losses(model, tiny.params, text[:, first : first + 12], text[:, first + 1 : first + 13])[:, -2:].sum()
@@ -100,7 +100,7 @@ def test_sliding_takes_pieces_of_any_length():
 
 
 def test_one_window_is_the_same_for_all():
-    tiny = subject()
+    tiny = tiny_model()
     alone = [measured(tiny, reading, windows=(1, 4)).nats[0] for reading in PastReading]
     for nats in alone[1:]:
         np.testing.assert_allclose(nats, alone[0], rtol=1e-5)

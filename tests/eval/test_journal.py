@@ -18,10 +18,10 @@ class Pieces:
     """Computes pieces and remembers which."""
 
     def __init__(self, journal: Journal) -> None:
-        self.computed, self._once = [], journal.once("model")
+        self.computed, self._memoize = [], journal.memoize("model")
 
     def __call__(self, number: int) -> list[float]:
-        return self._once((number,), lambda: (self.computed.append(number), [number / 3, 0.1])[1])
+        return self._memoize((number,), lambda: (self.computed.append(number), [number / 3, 0.1])[1])
 
 
 def test_pieces_are_computed_once_and_come_back_as_they_were(tmp_path, caplog):
@@ -37,8 +37,8 @@ def test_pieces_are_computed_once_and_come_back_as_they_were(tmp_path, caplog):
 
 def test_keys_of_other_prefixes_are_other_pieces(tmp_path):
     journal = Journal(tmp_path, "task", measured=MEASURED)
-    assert journal.once("a")((1,), lambda: "first") == "first"
-    assert journal.once("b")((1,), lambda: "second") == "second"
+    assert journal.memoize("a")((1,), lambda: "first") == "first"
+    assert journal.memoize("b")((1,), lambda: "second") == "second"
 
 
 CUT_OFF = ('[["model", 2], [0.66', '[["model", 2', "\x00\x00", "5\n", "{}\n", "[1, 2]\n", '[[{"a": 1}], 2]\n', "[1]\n")
@@ -100,11 +100,11 @@ def test_interrupted_prompts_go_on(runs, monkeypatch, task, module, flags, piece
     asked = []
 
     def answers(most: int):
-        def answer(subject, prompts, **options):
+        def answer(evaluated, prompts, **options):
             if len(asked) == most:
                 raise KeyboardInterrupt
-            asked.append(subject)
-            return [f"{bool(subject.model.memory_layers)} {digest(prompt)}" for prompt in prompts]
+            asked.append(evaluated)
+            return [f"{bool(evaluated.model.memory_layers)} {digest(prompt)}" for prompt in prompts]
 
         return answer
 

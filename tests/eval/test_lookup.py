@@ -5,7 +5,7 @@ import pytest
 
 from fot_jax.config import DictionaryConfig, UserError
 from fot_jax.eval import lookup
-from tests.eval.subjects import MODEL, subject
+from tests.eval.tiny_models import MODEL, tiny_model
 
 CONFIG = DictionaryConfig(num_symbols=30, definition_tokens=40, question_tokens=40)
 SIZES = (40, 95)
@@ -63,4 +63,4 @@ def test_episodes_are_a_pure_function_of_seed_and_size():
 def test_questions_must_fit_the_local_context():
     for make in (lookup.with_memory, lookup.without_memory):
         with pytest.raises(UserError, match=f"fit into model.local_context={MODEL.local_context}, got 40"):
-            measured(make(subject()))
+            measured(make(tiny_model()))

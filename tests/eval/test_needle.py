@@ -9,7 +9,7 @@ from fot_jax.config import MemoryConfig, NeedleKind, Retrieval, UserError
 from fot_jax.data.vocabulary import ByteVocabulary
 from fot_jax.eval import answering, needle
 from fot_jax.eval.plots import Curve, Panel, plot_panels
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.reading import EvaluatedModel
 from fot_jax.eval.statistics import bounded_mean, wilson
 from launch import cli, evaluate
 from tests.eval.workdirs import experiment, write_run
@@ -55,7 +55,7 @@ def test_the_interval_of_a_mean_recall():
 
 
 def prompts(*, kinds=tuple(NeedleKind), lengths=(2500,), trials=3, seed=3):
-    return needle.prompts_of(VOCABULARY, kinds=kinds, lengths=lengths, trials=trials, seed=seed)
+    return needle.make_prompts(VOCABULARY, kinds=kinds, lengths=lengths, trials=trials, seed=seed)
 
 
 def test_a_trial_is_the_same_whatever_else_is_measured():
@@ -95,10 +95,10 @@ def test_a_model_that_knows_a_share_of_the_answers(monkeypatch, share):
 
     monkeypatch.setattr(answering, "read", read)
     monkeypatch.setattr(answering, "generate", generate)
-    subject = Subject(label="x", params=None, model=None, memory=MemoryConfig(retrieval=Retrieval.DENSE))  # pyright: ignore[reportArgumentType]
+    evaluated = EvaluatedModel(label="x", params=None, model=None, memory=MemoryConfig(retrieval=Retrieval.DENSE))  # pyright: ignore[reportArgumentType]
     seen = []
     results = needle.measure(
-        subject, vocabulary=VOCABULARY, prompts=asked, batch=2,
+        evaluated, vocabulary=VOCABULARY, prompts=asked, batch=2,
         progress=lambda found: seen.append((found.kind, found.length, len(found.trials))),
     )  # fmt: skip
     assert rows == [2, 1] * 6

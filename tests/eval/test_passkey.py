@@ -8,7 +8,7 @@ import pytest
 from fot_jax.config import MemoryConfig, Retrieval, UserError
 from fot_jax.data.vocabulary import ByteVocabulary
 from fot_jax.eval import answering, passkey
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.reading import EvaluatedModel
 
 VOCABULARY = ByteVocabulary()
 
@@ -53,10 +53,10 @@ def test_a_model_that_knows_the_key_is_right(monkeypatch, share, wanted):
     calls, read, generate = knows(share)
     monkeypatch.setattr(answering, "read", read)
     monkeypatch.setattr(answering, "generate", generate)
-    subject = Subject(label="x", params=None, model=None, memory=MemoryConfig(retrieval=Retrieval.DENSE))  # pyright: ignore[reportArgumentType]
+    evaluated = EvaluatedModel(label="x", params=None, model=None, memory=MemoryConfig(retrieval=Retrieval.DENSE))  # pyright: ignore[reportArgumentType]
     seen = []
     found = passkey.measure(
-        subject, vocabulary=VOCABULARY, lengths={400: 5, 900: 5}, batch=2, seed=3,
+        evaluated, vocabulary=VOCABULARY, lengths={400: 5, 900: 5}, batch=2, seed=3,
         progress=lambda *line: seen.append(line),
     )  # fmt: skip
     assert [len(rows) for rows in calls] == [2, 2, 1] * 2
@@ -66,10 +66,10 @@ def test_a_model_that_knows_the_key_is_right(monkeypatch, share, wanted):
     assert [np.mean([trial.right for trial in trials]) for trials in found] == [wanted, wanted]
     assert seen[-1] == (900, 5, 5 * wanted)
     assert len({trial.key for trials in found for trial in trials}) == 10
-    first = passkey.trials_of(VOCABULARY, length=400, trials=2, seed=3)
+    first = passkey.make_trials(VOCABULARY, length=400, trials=2, seed=3)
     assert [trial.key for trial in found[0][:2]] == [prompt.answer.strip() for prompt in first]
 
 
 def test_a_length_without_room_is_refused():
     with pytest.raises(UserError, match="length_tokens must be >= "):
-        passkey.trials_of(VOCABULARY, length=50, trials=1, seed=0)
+        passkey.make_trials(VOCABULARY, length=50, trials=1, seed=0)

@@ -9,10 +9,10 @@ import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
 from fot_jax.eval import perplexity
-from fot_jax.eval.reading import join_rows, lend_memory_layers, read_past
-from fot_jax.eval.targets import Target, choose_targets, gather
+from fot_jax.eval.reading import borrow_memory_layers, join_rows, read_past
+from fot_jax.eval.targets import Target, choose_targets, gather_tokens
 from fot_jax.models.transformer import Decoder
-from tests.eval.subjects import MODEL, POSITIONLESS, RandomDocuments, subject
+from tests.eval.tiny_models import MODEL, POSITIONLESS, RandomDocuments, tiny_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -28,7 +28,7 @@ def contexts(tiny, sizes=(0, 4), **changes):
 
 
 def test_a_uniform_model_has_perplexity_v():
-    sweep = contexts(subject(POSITIONLESS, zeros=True))
+    sweep = contexts(tiny_model(POSITIONLESS, zeros=True))
     for index in range(2):
         score = sweep.score(index)
         assert score.perplexity == pytest.approx(MODEL.vocab_size, rel=1e-5)
@@ -61,7 +61,7 @@ def test_a_curve_has_the_ends_of_the_tables_interval():
 
 def test_losses_that_are_not_finite_are_refused():
     """A mean over them would be NaN in the table and in JSON."""
-    broken = subject(POSITIONLESS)
+    broken = tiny_model(POSITIONLESS)
     params = jax.tree.map(np.array, broken.params)
     params["final_norm"]["scale"][:] = np.nan
     with pytest.raises(UserError, match=r"losses of tiny must be finite, got nan at token 0 of row 0\. Check"):
@@ -71,7 +71,7 @@ def test_losses_that_are_not_finite_are_refused():
 def test_targets_are_shared_spread_and_have_their_history():
     targets = choose_targets(DOCUMENTS, length=LENGTH, history=4, most=4, per_document=2, seed=0)
     assert [(t.document, t.chunk) for t in targets] == [(0, 5), (1, 4), (3, 4), (0, 9), (3, 6)]
-    past, window = gather(DOCUMENTS, targets=targets, length=LENGTH, history=4)
+    past, window = gather_tokens(DOCUMENTS, targets=targets, length=LENGTH, history=4)
     assert past.shape == (5, 32)
     assert np.array_equal(np.r_[past[3], window[3]], DOCUMENTS.tokens(0)[5 * LENGTH : 10 * LENGTH + 1])
     single = choose_targets(DOCUMENTS, length=LENGTH, history=4, most=4, per_document=1, seed=0)
@@ -85,10 +85,10 @@ def test_targets_are_shared_spread_and_have_their_history():
 )
 def test_memory_without_positions_is_causal_attention(memory):
     """m windows in memory and one local equal one causal pass over the m + 1 windows (all layers read memory)."""
-    tiny = subject(POSITIONLESS, memory=memory)
+    tiny = tiny_model(POSITIONLESS, memory=memory)
     sizes = (0, 1, 3)
     sweep = contexts(tiny, sizes=sizes)
-    past, window = gather(DOCUMENTS, targets=list(sweep.targets), length=LENGTH, history=3)
+    past, window = gather_tokens(DOCUMENTS, targets=list(sweep.targets), length=LENGTH, history=3)
     for index, size in enumerate(sizes):
         tokens = np.concatenate([past[:, (3 - size) * LENGTH :], window[:, :-1]], axis=1)
         logits = jax.jit(Decoder(POSITIONLESS).apply)({"params": tiny.params}, tokens).logits[:, -LENGTH:]
@@ -100,7 +100,7 @@ def test_memory_without_positions_is_causal_attention(memory):
 
 def test_shared_memory_starts_as_the_documents_own():
     """x = 0 is no memory, x = 1 the target's own contexts; other documents change the loss."""
-    tiny = subject(POSITIONLESS)
+    tiny = tiny_model(POSITIONLESS)
     shared = perplexity.measure_documents(
         tiny, documents=DOCUMENTS, token_bytes=BYTES, contexts_per_document=4, most_documents=4, seed=0
     )
@@ -112,7 +112,7 @@ def test_shared_memory_starts_as_the_documents_own():
 
 
 def test_joined_rows_hold_the_next_rows_entries():
-    tiny = subject(POSITIONLESS)
+    tiny = tiny_model(POSITIONLESS)
     store = read_past(tiny, past=np.arange(3, 33).reshape(3, 10).astype(np.int32))
     joined = join_rows(tiny, store=store, shifts=range(2))
     assert joined.lengths.tolist() == [20, 20, 20]
@@ -125,7 +125,7 @@ def test_joined_rows_hold_the_next_rows_entries():
 
 def test_a_baseline_without_memory_layers_borrows_them():
     bare = dataclasses.replace(MODEL, memory_layers=())
-    assert lend_memory_layers(bare, of=MODEL).memory_layers == MODEL.memory_layers
-    assert lend_memory_layers(POSITIONLESS, of=MODEL) is POSITIONLESS
+    assert borrow_memory_layers(bare, lender=MODEL).memory_layers == MODEL.memory_layers
+    assert borrow_memory_layers(POSITIONLESS, lender=MODEL) is POSITIONLESS
     with pytest.raises(UserError, match="cannot borrow"):
-        lend_memory_layers(dataclasses.replace(bare, num_layers=1), of=MODEL)
+        borrow_memory_layers(dataclasses.replace(bare, num_layers=1), lender=MODEL)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import UserError
-from fot_jax.eval.plots import Curve, Panel, plot_curves, widened
+from fot_jax.eval.plots import Curve, Panel, plot_curves, widen_range
 from fot_jax.eval.report import Report, Table, render_markdown, render_terminal, write_report
 
 TABLE = Table(title="Loss", columns=("model", "d", "loss"), rows=(("fot", 1, 0.5), ("plain", 16, 1.25)))
@@ -98,7 +98,7 @@ def test_a_single_point_shows_its_interval(tmp_path):
     ],
 )
 def test_a_y_axis_spans_a_tenth_of_its_middle_at_least(ends, log, expected):
-    assert widened(*ends, log=log) == pytest.approx(expected)
+    assert widen_range(*ends, log=log) == pytest.approx(expected)
 
 
 def test_noise_does_not_fill_a_picture(tmp_path):

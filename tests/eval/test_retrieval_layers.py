@@ -28,7 +28,7 @@ def test_mass_is_that_of_softmax_loops(positions):
     model = dataclasses.replace(MODEL, memory_positions=positions)
     params = jax.tree.map(lambda leaf: 2 * leaf, nn.unbox(init_params(model, jax.random.key(0))))
     found = retrieval_layers.measure(params, model, vocabulary=VOCABULARY, length=380, trials=1, seed=4)
-    (prompt,) = retrieval_layers.trials_of(VOCABULARY, length=380, trials=1, seed=4)
+    (prompt,) = retrieval_layers.make_trials(VOCABULARY, length=380, trials=1, seed=4)
     tokens = np.array([*prompt.tokens, *VOCABULARY.encode(prompt.answer)], np.int32)
     output = run(model, params, tokens[None], capture=True)
     text = prompt.prompt.encode()

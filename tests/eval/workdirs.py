@@ -9,7 +9,7 @@ from fot_jax.config import ExperimentConfig
 from fot_jax.config.build import build
 from fot_jax.workdir import write_config
 from launch import cli, evaluate
-from tests.eval.subjects import random_params
+from tests.eval.tiny_models import random_params
 
 LENGTH = 16
 

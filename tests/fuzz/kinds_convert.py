@@ -206,10 +206,12 @@ def _numbers(tree: Any, name: str) -> Any:
 TEXTS = ("def f(x): return 12 + 345  # naïve 你好\n", "The quick  brown fox. ", "a", "\t\n", "x<|im_end|>y</s>")
 
 
-def _read_tokens(vocabulary: Any) -> None:
-    """Uses a vocabulary as commands do."""
-    from fot_jax.data.vocabulary import encode_prompt
+def _read_vocabulary(config: Any) -> Any:
+    """Loads the vocabulary of a VocabularyConfig anew and uses it as commands do."""
+    from fot_jax.data.vocabulary import encode_prompt, load_vocabulary
 
+    load_vocabulary.cache_clear()
+    vocabulary = load_vocabulary(config)
     for text in TEXTS:
         ids = encode_prompt(vocabulary, text)
         require(all(0 <= i < vocabulary.size for i in ids), "an id is not below the vocabulary's size")
@@ -218,18 +220,16 @@ def _read_tokens(vocabulary: Any) -> None:
         vocabulary.token_bytes(token)
         vocabulary.decode([token])
     require(0 <= vocabulary.eos_id < vocabulary.size, "eos_id is not below the vocabulary's size")
+    return vocabulary
 
 
 def _attempt_chat(source: Path, target: Path, intact: Path) -> None:
     """Imports with the tokenizer, and asks a question through the chat template."""
     from fot_jax.convert.importing import import_checkpoint
     from fot_jax.data.chat import encode_chat
-    from fot_jax.data.vocabulary import load_vocabulary
 
     config = import_checkpoint(source, target)
-    load_vocabulary.cache_clear()
-    vocabulary = load_vocabulary(config.data.vocabulary)
-    _read_tokens(vocabulary)
+    vocabulary = _read_vocabulary(config.data.vocabulary)
     require(sorted(vocabulary.end_ids) == sorted(_stated_ends(source)), "other end tokens than the files state")
     ids = encode_chat(vocabulary, user="hi <|im_end|>", system=None)
     require(all(0 <= i < vocabulary.size for i in ids), "an id of the chat is not below the vocabulary's size")
@@ -258,12 +258,9 @@ def _attempt_tokenizer_json(source: Path, target: Path, intact: Path) -> None:
     import tokenizers
 
     from fot_jax.config import VocabularyConfig, VocabularyKind
-    from fot_jax.data.vocabulary import load_vocabulary
 
-    load_vocabulary.cache_clear()
     path = str(source / "tokenizer.json")
-    vocabulary = load_vocabulary(VocabularyConfig(kind=VocabularyKind.HF_TOKENIZER, path=path))
-    _read_tokens(vocabulary)
+    vocabulary = _read_vocabulary(VocabularyConfig(kind=VocabularyKind.HF_TOKENIZER, path=path))
     theirs = tokenizers.Tokenizer.from_file(path)
     theirs.no_truncation()
     theirs.no_padding()
@@ -276,12 +273,9 @@ def _attempt_tokenizer_model(source: Path, target: Path, intact: Path) -> None:
     import sentencepiece
 
     from fot_jax.config import VocabularyConfig, VocabularyKind
-    from fot_jax.data.vocabulary import load_vocabulary
 
-    load_vocabulary.cache_clear()
     path = str(source / "tokenizer.model")
-    vocabulary = load_vocabulary(VocabularyConfig(kind=VocabularyKind.SENTENCEPIECE, path=path))
-    _read_tokens(vocabulary)
+    vocabulary = _read_vocabulary(VocabularyConfig(kind=VocabularyKind.SENTENCEPIECE, path=path))
     theirs = sentencepiece.SentencePieceProcessor(model_file=path)
     for text in TEXTS[:4]:
         require(vocabulary.encode(text) == theirs.encode(text), "other ids than the sentencepiece library's")
@@ -390,11 +384,9 @@ def _read_gguf(path: Path) -> dict[str, np.ndarray]:
 
 def _attempt_gguf(source: Path, target: Path, intact: Path) -> None:
     from fot_jax.convert.importing import import_checkpoint
-    from fot_jax.data.vocabulary import load_vocabulary
 
     config = import_checkpoint(source / "model.gguf", target)
-    load_vocabulary.cache_clear()
-    _read_tokens(load_vocabulary(config.data.vocabulary))
+    _read_vocabulary(config.data.vocabulary)
     _same_numbers(target, _read_gguf(source / "model.gguf"), _order(intact, True))
 
 

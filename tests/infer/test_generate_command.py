@@ -146,7 +146,7 @@ def test_a_memory_that_is_not_read_is_said_by_name(capsys):
     model, memory = build(ExperimentConfig, RUN).model, MemoryConfig(top_k=99)
     plain = dataclasses.replace(model, memory_layers=())
     for case, length in ((plain, 40), (model, 16), (model, 40), (model, 200)):
-        generate.say_if_unread(case, memory, [np.zeros(length, np.int32)])
+        generate.warn_if_memory_unread(case, memory, [np.zeros(length, np.int32)])
     assert capsys.readouterr().err.splitlines() == [
         "memory: not read, as model.memory_layers names no layer",
         "memory: not read before the local context of 16 overflows, as the prompts (16 tokens) fit it",
@@ -256,7 +256,7 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
         ),
         ((work, f"--prompt-file={good}", "--overlap=9"), "memory.overlap must be at most half .*, 8, got 9"),
         ((work, f"--prompt-file={good}", "--top-k-memory=0"), "memory.top_k must be >= 1, got 0"),
-        ((work, f"--prompt-file={good}", "--top-p=0"), r"sampling.top_p must lie in \(0, 1\], got 0.0"),
+        ((work, f"--prompt-file={good}", "--top-p=0"), r"sampling.top_p must be in \(0, 1\], got 0.0"),
         ((work, f"--prompt-file={good}", "--max-new-tokens=0"), "--max-new-tokens must be >= 1, got 0"),
         ((work, f"--prompt-file={good}", f"--save-memory={tmp_path}"), "memory folder must be new, empty or"),
         ((work, f"--prompt-file={good}"), "holds no checkpoint yet"),

@@ -84,7 +84,7 @@ def test_ids_beyond_the_vocabulary_are_never_chosen(temperature):
     [
         ({"temperature": -1.0}, "sampling.temperature must be >= 0"),
         ({"top_k": -1}, "sampling.top_k must be >= 0"),
-        ({"top_p": 0.0}, r"sampling.top_p must lie in \(0, 1\]"),
+        ({"top_p": 0.0}, r"sampling.top_p must be in \(0, 1\]"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):

@@ -10,7 +10,7 @@ import pytest
 from fot_jax.config import MemoryConfig, ModelConfig, Retrieval, UserError
 from fot_jax.infer.generate import generate
 from fot_jax.infer.sampling import SamplingConfig
-from fot_jax.infer.steps import advance
+from fot_jax.infer.steps import next_logits
 from fot_jax.infer.windows import read
 from fot_jax.memory import device_copy
 from fot_jax.memory.store import MemoryStore
@@ -41,9 +41,9 @@ def run(params, memory: MemoryConfig, texts, *, shared: bool, mesh=None):
     """(logits after reading, tokens [B, 12], programs compiled for decoding, entries in memory, reading)."""
     store = MemoryStore.for_model(MODEL, streams=1) if shared else None
     reading = read(params, MODEL, texts, memory=memory, store=store, mesh=mesh)
-    logits, programs = np.asarray(reading.logits), advance._cache_size()
+    logits, programs = np.asarray(reading.logits), next_logits._cache_size()
     tokens = list(generate(params, MODEL, reading, sampling=SamplingConfig(), max_new_tokens=12))
-    return logits, np.stack(tokens, axis=1), advance._cache_size() - programs, reading
+    return logits, np.stack(tokens, axis=1), next_logits._cache_size() - programs, reading
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -72,7 +72,7 @@ def test_decoding_sends_scores_and_no_entries(params):
     memory = MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5)
     reading = read(params, MODEL, TEXTS[:1], memory=memory, mesh=mesh_of(data=1, fsdp=8))
     token, view = np.zeros((1, 1), np.int32), reading.view()
-    lowered = advance.lower(params, MODEL, token, np.ones(1, np.int32), reading.cache, view, reading.logits)
+    lowered = next_logits.lower(params, MODEL, token, np.ones(1, np.int32), reading.cache, view, reading.logits)
     found = collectives(lowered.compile().as_text())
     assert sum(found["all-gather"]) == MODEL.num_heads * 8 * 3 * 4  # one float32 of each of 8 devices' 3 best
     assert set(found) == {"all-gather", "all-reduce"}
@@ -87,8 +87,8 @@ def test_the_capacity_is_what_compiles(params, monkeypatch):
     mesh = mesh_of(data=1, fsdp=4, tensor=2)
     reading = read(params, model, [TEXTS[0][:20]], memory=memory, mesh=mesh)
     assert (reading.store.appended[0], reading.view().keys.shape[2]) == (15, 16)
-    programs = advance._cache_size()
+    programs = next_logits._cache_size()
     for _ in generate(params, model, reading, sampling=SamplingConfig(), max_new_tokens=12):
         pass
     assert reading.view().keys.shape[2] == 32
-    assert advance._cache_size() - programs == 2
+    assert next_logits._cache_size() - programs == 2

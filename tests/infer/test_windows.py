@@ -14,9 +14,9 @@ from fot_jax.config import ConfigError, LastContext, MemoryConfig, MemoryPositio
 from fot_jax.infer import windows
 from fot_jax.infer.generate import FINISHED, generate
 from fot_jax.infer.sampling import SamplingConfig
-from fot_jax.infer.steps import absorb
-from fot_jax.infer.windows import Reading, cut_exactly, cut_windows, push_local, read
-from fot_jax.memory import notices
+from fot_jax.infer.steps import extend_cache
+from fot_jax.infer.windows import Reading, flush_local_cache, read, window_lengths_at_least, window_lengths_exact
+from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
 from fot_jax.types import KeyValue
@@ -40,10 +40,10 @@ def params():
 
 
 def test_cuts_are_drawn_as_documented():
-    cuts = {n: cut_windows(n, window=8, last=4) for n in (1, 8, 9, 12, 13, 16, 18)}
+    cuts = {n: window_lengths_at_least(n, window=8, last=4) for n in (1, 8, 9, 12, 13, 16, 18)}
     assert cuts == {1: [1], 8: [8], 9: [5, 4], 12: [8, 4], 13: [8, 5], 16: [8, 8], 18: [8, 6, 4]}
-    assert cut_windows(17, window=8, last=8) == [8, 1, 8]
-    lapped = {n: cut_windows(n, window=8, last=4, overlap=3) for n in (1, 8, 9, 13, 16, 18, 30)}
+    assert window_lengths_at_least(17, window=8, last=8) == [8, 1, 8]
+    lapped = {n: window_lengths_at_least(n, window=8, last=4, overlap=3) for n in (1, 8, 9, 13, 16, 18, 30)}
     assert lapped == {
         1: [1], 8: [8], 9: [5, 4], 13: [8, 5], 16: [8, 8], 18: [8, 5, 1, 4], 30: [8, 5, 5, 5, 1, 6]
     }  # fmt: skip
@@ -54,8 +54,8 @@ def test_cuts_cover_the_input_in_the_fewest_windows(length, window, data):
     overlap = data.draw(st.integers(0, window // 2))
     step = window - overlap
     last = data.draw(st.integers(1, window))
-    cuts = cut_windows(length, window=window, last=last, overlap=overlap)
-    plain = cut_windows(length, window=window, last=last)
+    cuts = window_lengths_at_least(length, window=window, last=last, overlap=overlap)
+    plain = window_lengths_at_least(length, window=window, last=last)
     assert sum(cuts) == length and cuts[-1] == plain[-1] >= min(last, length)
     assert len(plain) == -(-length // window)
     past = length - cuts[-1]
@@ -77,7 +77,7 @@ def authors_cuts(length: int, window: int, last: int) -> list[int]:
 def test_exact_cuts_are_the_authors(length, window, data):
     """With 0 their last window is empty; it is left out here, and the one before it goes to memory once it is read."""
     last = data.draw(st.integers(0, window))
-    cuts = cut_exactly(length, window=window, last=last)
+    cuts = window_lengths_exact(length, window=window, last=last)
     expected = authors_cuts(length, window, last)
     assert cuts == (expected if expected[-1] else expected[:-1])
 
@@ -94,9 +94,9 @@ def test_reads_memory_tells_inputs_that_are_cut():
 
 
 def test_exact_cuts_are_drawn_as_documented():
-    assert {n: cut_exactly(n, window=8, last=4) for n in (3, 8, 13)} == {3: [3], 8: [4, 4], 13: [8, 1, 4]}
-    assert {n: cut_exactly(n, window=8, last=0) for n in (3, 8, 13)} == {3: [3], 8: [8], 13: [8, 5]}
-    assert {n: cut_exactly(n, window=8, last=4, overlap=3) for n in (8, 18)} == {8: [4, 4], 18: [8, 5, 1, 4]}
+    assert {n: window_lengths_exact(n, window=8, last=4) for n in (3, 8, 13)} == {3: [3], 8: [4, 4], 13: [8, 1, 4]}
+    assert {n: window_lengths_exact(n, window=8, last=0) for n in (3, 8, 13)} == {3: [3], 8: [8], 13: [8, 5]}
+    assert {n: window_lengths_exact(n, window=8, last=4, overlap=3) for n in (8, 18)} == {8: [4, 4], 18: [8, 5, 1, 4]}
 
 
 def oracle_reading(
@@ -302,9 +302,9 @@ def test_rows_with_one_past_are_read_once(params, monkeypatch, memory, expected)
 
     def counting(params, config, tokens, *inputs):
         processed.append(len(tokens))
-        return absorb(params, config, tokens, *inputs)
+        return extend_cache(params, config, tokens, *inputs)
 
-    monkeypatch.setattr(windows, "absorb", counting)
+    monkeypatch.setattr(windows, "extend_cache", counting)
     together = read(params, MODEL, texts, memory=memory)
     assert processed == expected, "2 pasts, then 3 (a power of two is read), then all"
     for row, text in enumerate(texts):
@@ -341,7 +341,7 @@ def test_budget_bounds_memory_and_push_local_empties_the_cache(params, overlap, 
     assert [report.tokens_read for report in reports] == read_so_far
     assert {report.tokens_total for report in reports} == {63}
     assert reports[-1].memory_bytes == reading.store.bytes()
-    push_local(MODEL, reading)
+    flush_local_cache(MODEL, reading)
     assert reading.store.appended.tolist() == [45, 18]
     assert np.asarray(reading.cache.lengths).tolist() == reading.lengths.tolist() == [0, 0]
 
@@ -356,7 +356,7 @@ def test_a_shared_memory_takes_all_rows_and_is_read_on(params):
 
 
 def test_without_memory_layers_only_the_last_window_counts(params, caplog):
-    notices.notice_once.cache_clear()
+    warn_once.cache_clear()
     plain = dataclasses.replace(MODEL, memory_layers=())
     with caplog.at_level(logging.WARNING):
         long, short = (read(params, plain, [text], memory=DENSE) for text in (TEXTS[0], TEXTS[0][-5:]))

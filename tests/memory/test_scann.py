@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
-from fot_jax.memory import notices
+from fot_jax.logging import warn_once
 from fot_jax.memory.scann_index import LONGEST, ScannIndex, build_segment
 from fot_jax.memory.scann_view import MOST_NEIGHBOURS, ScannView
 from fot_jax.memory.store import MemoryStore
@@ -77,7 +77,7 @@ def test_evicted_entries_are_never_found_and_the_rest_still_is():
 
 
 def test_below_the_size_it_is_exact_and_says_so_once(caplog):
-    notices.notice_once.cache_clear()
+    warn_once.cache_clear()
     rng = np.random.default_rng(2)
     keys, queries = rng.standard_normal((900, D)).astype(np.float32), rng.standard_normal((20, D)).astype(np.float32)
     store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
@@ -150,7 +150,7 @@ def test_attention_is_nan_where_a_query_is_nan():
     index.refresh()
     queries = np.ones((1, 2, 1, D), np.float32)
     queries[0, 1, 0, 0] = np.nan
-    part = ScannView.of(index, top_k=K).partial(queries, np.int32(0))
+    part = ScannView.from_index(index, top_k=K).partial(queries, np.int32(0))
     finite = np.isfinite(np.asarray(part.total))[0, :, 0]
     assert finite.tolist() == [True, False]
 
@@ -159,8 +159,8 @@ def test_a_top_k_beyond_all_entries_takes_no_room_for_them():
     store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
     append(store, np.ones((5, D), np.float32))
     index = ScannIndex(store, TREES)
-    assert ScannView.of(index, top_k=10**9).top_k == MOST_NEIGHBOURS
-    assert ScannView.of(index, top_k=K).top_k == K
+    assert ScannView.from_index(index, top_k=10**9).top_k == MOST_NEIGHBOURS
+    assert ScannView.from_index(index, top_k=K).top_k == K
 
 
 def test_wrong_dimension_is_refused_and_no_queries_find_nothing():

@@ -93,7 +93,7 @@ def kept(pod, *flags):
     parser = queued_resources.make_parser()
     waits = []
     given = cli.parse_flags(parser, ["keep", *WHERE, *KIND, *flags, *TRAIN])
-    queued_resources.keep(pod, given, wait=waits.append, say=lambda line: None)
+    queued_resources.keep(pod, given, wait=waits.append, log=lambda line: None)
     return waits
 
 

@@ -95,14 +95,17 @@ def abstract_mesh(devices: int) -> AbstractMesh:
 
 
 def operator(
-    plan: Plan, segments, *, boundaries: Boundaries, block: int, backend: AttentionBackend = BLOCKWISE, alone=True
+    plan: Plan, segments, *, boundaries: Boundaries, block: int, backend: AttentionBackend = BLOCKWISE, layer_reads=None
 ):
-    """Attention to the plan's contexts alone, or with the own chunk: a function of queries, keys and values."""
+    """Attention to the plan's contexts, a function of queries, keys and values.
+
+    With `layer_reads`, traced, also to the own chunk, as in a layer of a scanned stack.
+    """
 
     def op(queries, keys, values):
         found = chosen(backend, boundaries=boundaries, block=block, layout=LAYOUT, ring=plan.ring)
-        found = ContextsAlone(found) if alone else found
-        return crossbatch_attention(queries, keys, keys, values, plan, segments=segments, backend=found)
+        options = {"backend": ContextsAlone(found)} if layer_reads is None else {"backend": found, "reads": layer_reads}
+        return crossbatch_attention(queries, keys, keys, values, plan, segments=segments, **options)
 
     return op
 

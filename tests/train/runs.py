@@ -8,12 +8,12 @@ from fot_jax.train import loop
 def run(config, workdir, **arguments):
     """One run on one device; returns its lines and outcome."""
     lines = []
-    say = arguments.pop("say", None)
+    log = arguments.pop("log", None)
 
     def keep(line):
         lines.append(line)
-        if say:
-            say(line)
+        if log:
+            log(line)
 
-    outcome = loop.train(config, workdir=workdir, devices=jax.devices()[:1], say=keep, **arguments)
+    outcome = loop.train(config, workdir=workdir, devices=jax.devices()[:1], log=keep, **arguments)
     return lines, outcome

@@ -19,11 +19,11 @@ from fot_jax.config import AttentionBackend, UserError
 from fot_jax.eval.summary import plot_losses
 from fot_jax.train import loop
 from fot_jax.train.context_schedule import ContextSchedule
-from fot_jax.train.lost_time import Part
 from fot_jax.train.metrics import MetricsWriter, Speed, duration, progress_line, read_rows
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.recorder import NonFiniteError
 from fot_jax.train.tensorboard import ScalarEvents
+from fot_jax.train.time_accounting import Part
 from tests.train.runs import run
 from tests.train.tiny import tiny
 
@@ -82,7 +82,7 @@ def test_stopped_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, stop_
             os.kill(os.getpid(), signal.SIGTERM)
 
     handler = signal.getsignal(signal.SIGTERM)
-    lines, outcome = run(config, tmp_path, say=terminate)
+    lines, outcome = run(config, tmp_path, log=terminate)
     assert outcome.stopped and stop_at <= outcome.step <= stop_at + 1
     assert f"stopped by SIGTERM after step {outcome.step}, nothing is lost" in lines[-1]
     assert signal.getsignal(signal.SIGTERM) is handler
@@ -180,7 +180,7 @@ def test_a_non_finite_metric_stops_and_names_itself(tmp_path, monkeypatch):
 
     poisoned.calls = 0
     monkeypatch.setattr(loop, "make_train_step", poisoned)
-    monkeypatch.setattr(loop, "_guards", contextlib.nullcontext)
+    monkeypatch.setattr(loop, "_jax_guards", contextlib.nullcontext)
     with pytest.raises(NonFiniteError, match=r"step 4: loss is nan"):
         run(tiny(), tmp_path)
     assert load_params(tmp_path)[2] == 2

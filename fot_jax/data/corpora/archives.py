@@ -35,7 +35,7 @@ def read_members(path: pathlib.Path, kept: re.Pattern[str]) -> Members:
         raise UserError(f"'{path}' must be an archive that can be read here, got: {error}.") from error
 
 
-def _safe(name: str, path: pathlib.Path) -> str:
+def _safe_name(name: str, path: pathlib.Path) -> str:
     """Returns the name without a leading './'. Raises UserError for a name that leads out of a folder."""
     pure = pathlib.PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or re.match("[A-Za-z]:", name):
@@ -46,7 +46,7 @@ def _safe(name: str, path: pathlib.Path) -> str:
 def _zip_members(path: pathlib.Path, kept: re.Pattern[str]) -> Members:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            name = _safe(info.orig_filename, path)
+            name = _safe_name(info.orig_filename, path)
             if not info.is_dir() and kept.match(name):
                 yield name, archive.read(info)
 
@@ -59,7 +59,7 @@ def _tar_file(path: pathlib.Path, kept: re.Pattern[str]) -> Members:
 def _tar_members(file, path: pathlib.Path, kept: re.Pattern[str]) -> Members:
     with tarfile.open(fileobj=file) as archive:
         for member in archive:
-            name = _safe(member.name, path)
+            name = _safe_name(member.name, path)
             if member.isreg() and kept.match(name):
                 content = archive.extractfile(member)
                 assert content is not None  # a regular file has content

@@ -10,7 +10,7 @@ from fot_jax.config.errors import explained_disk_full
 from fot_jax.data.corpora.archives import read_members
 from fot_jax.data.corpora.catalogue import CORPORA, Corpus, Order, Package
 from fot_jax.data.corpora.download import Fetch, fetch, obtain
-from fot_jax.data.corpora.join import arrange, document_name, group
+from fot_jax.data.corpora.join import document_name, group_files, order_files
 from fot_jax.data.corpora.texts import read_texts
 
 SEED = 0
@@ -55,8 +55,8 @@ def package_documents(archive: pathlib.Path, package: Package, corpus: Corpus) -
     if not texts:
         raise UserError(f"'{archive}' must hold files that match {package.keep!r}, got none.")
     sizes = {path: len(text.encode()) for path, text in texts.items()}
-    for paths in group(sizes):
-        ordered = arrange(paths, texts, order=corpus.order, seed=SEED)
+    for paths in group_files(sizes):
+        ordered = order_files(paths, texts, order=corpus.order, seed=SEED)
         ends = "\n\n" if corpus.order is Order.NAME else "\n"
         yield (
             document_name(package.name, paths),

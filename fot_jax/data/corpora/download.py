@@ -57,10 +57,10 @@ def obtain(package: Package, folder: pathlib.Path, *, fetch: Fetch = fetch) -> p
     by_hand = f"Or put {package.file} with sha256 {package.sha256} into '{folder}' yourself."
     with explained_disk_full(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        return _fetched(package, folder, fetch=fetch, by_hand=by_hand)
+        return _fetch_and_check(package, folder, fetch=fetch, by_hand=by_hand)
 
 
-def _fetched(package: Package, folder: pathlib.Path, *, fetch: Fetch, by_hand: str) -> pathlib.Path:
+def _fetch_and_check(package: Package, folder: pathlib.Path, *, fetch: Fetch, by_hand: str) -> pathlib.Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
         try:
             fetch(package, pathlib.Path(temporary))

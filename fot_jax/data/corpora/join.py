@@ -13,7 +13,7 @@ COQ_REQUIRE = re.compile(r"\bRequire\b(?:\s+(?:Import|Export)\b)?([^\"(]*?)\.(?=
 HOL_NEEDS = re.compile(r"\b(?:needs|loadt|loads)\s*\"([^\"]+)\"")
 
 
-def group(sizes: dict[str, int]) -> list[list[str]]:
+def group_files(sizes: dict[str, int]) -> list[list[str]]:
     """Groups the files (path -> bytes) of a package into documents, each a list of paths sorted by folder.
 
     A folder of at most LARGE bytes stays whole; a larger one is split into its own files and its
@@ -50,20 +50,21 @@ def _units(paths: list[str], sizes: dict[str, int], *, depth: int) -> Iterator[l
         yield from _units(inside, sizes, depth=depth + 1)
 
 
-def arrange(paths: list[str], texts: dict[str, str], *, order: Order, seed: int) -> list[str]:
+def order_files(paths: list[str], texts: dict[str, str], *, order: Order, seed: int) -> list[str]:
     """Puts the paths of one document into the order of its corpus."""
     if order is Order.RANDOM:
         return [paths[index] for index in generator(seed, "files", paths[0]).permutation(len(paths))]
-    return by_imports(paths, texts) if order is Order.IMPORTS else paths
+    return order_by_imports(paths, texts) if order is Order.IMPORTS else paths
 
 
-def by_imports(paths: list[str], texts: dict[str, str]) -> list[str]:
+def order_by_imports(paths: list[str], texts: dict[str, str]) -> list[str]:
     """Puts each file after the files of the document that it requires; cycles are cut."""
     by_stem: dict[str, str] = {}
     for path in paths:
         by_stem.setdefault(_stem(path), path)
     wanted = {
-        path: [by_stem[stem] for stem in required(texts[path]) if by_stem.get(stem, path) != path] for path in paths
+        path: [by_stem[stem] for stem in required_stems(texts[path]) if by_stem.get(stem, path) != path]
+        for path in paths
     }
     done: dict[str, None] = {}
     for path in paths:
@@ -81,7 +82,7 @@ def by_imports(paths: list[str], texts: dict[str, str]) -> list[str]:
     return list(done)
 
 
-def required(text: str) -> list[str]:
+def required_stems(text: str) -> list[str]:
     """Finds the stems of the files that a Coq or HOL Light file names: `Require Import A.B.c.`, `needs "F/c.ml"`."""
     coq = [name.rsplit(".", 1)[-1] for names in COQ_REQUIRE.findall(text) for name in names.split()]
     return coq + [_stem(name) for name in HOL_NEEDS.findall(text)]

@@ -5,25 +5,28 @@ import sys
 
 from fot_jax.data.documents import DocumentSet
 from fot_jax.eval import context
-from fot_jax.eval.journal import Journal, Once
+from fot_jax.eval.journal import Journal, Memoize
 from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 
-Found = dict[str, list[tuple[Run, Sweep]]]  # by source
+Results = dict[str, list[tuple[Run, Sweep]]]  # by source
 
 
 def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Reports perplexity against context on each source's documents, of the model and any number of baselines."""
     documents = scored_documents(comparison)
     if max(comparison.evaluation.context_windows) == 1:
-        notice_once("evaluation.context_windows", "nothing is read before the scored window: all contexts are 1")
+        warn_once("evaluation.context_windows", "nothing is read before the scored window: all contexts are 1")
     journal = Journal(directory, "context", measured=comparison.identity)
-    found: Found = {
+    found: Results = {
         source: [
-            (run, _measure(comparison, run, source=source, documents=documents, once=journal.once(source, number)))
+            (
+                run,
+                _measure(comparison, run, source=source, documents=documents, memoize=journal.memoize(source, number)),
+            )
             for number, run in enumerate(comparison.all_runs)
         ]
         for source in documents.sources
@@ -36,7 +39,7 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
         method=_method(comparison, found),
         tables=tuple(_table(source, sweeps) for source, sweeps in found.items()),
         results={
-            "window": comparison.runs[0].subject.model.local_context,
+            "window": comparison.runs[0].evaluated.model.local_context,
             "retrieval": comparison.retrieval,
             "sources": {source: [_results(run, sweep) for run, sweep in sweeps] for source, sweeps in found.items()},
         },
@@ -44,24 +47,24 @@ def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
             row
             for source, sweeps in found.items()
             for run, sweep in sweeps
-            for row in _examples(run, sweep, documents=documents.of_source(source))
+            for row in _examples(run, sweep, documents=documents.only_source(source))
         ],
         plots=tuple(plots.values()),
         journal=journal,
     )
 
 
-def _measure(comparison: Comparison, run: Run, *, source: str, documents: DocumentSet, once: Once) -> Sweep:
+def _measure(comparison: Comparison, run: Run, *, source: str, documents: DocumentSet, memoize: Memoize) -> Sweep:
     evaluation = comparison.evaluation
 
     def progress(windows: int, done: int) -> None:
-        line = f"{source}, {run.subject.label}: context of {windows} windows, {done} targets scored"
+        line = f"{source}, {run.evaluated.label}: context of {windows} windows, {done} targets scored"
         print(line, file=sys.stderr, flush=True)
 
     return context.measure(
-        run.subject,
+        run.evaluated,
         reading=run.config.evaluation.reading,
-        documents=documents.of_source(source),
+        documents=documents.only_source(source),
         token_bytes=token_bytes(run.config),
         windows=evaluation.context_windows,
         most_documents=evaluation.documents,
@@ -69,12 +72,12 @@ def _measure(comparison: Comparison, run: Run, *, source: str, documents: Docume
         seed=comparison.runs[0].config.seed,
         batch=evaluation.documents,
         progress=progress,
-        once=once,
+        memoize=memoize,
     )
 
 
-def _method(comparison: Comparison, found: Found) -> str:
-    W = comparison.runs[0].subject.model.local_context
+def _method(comparison: Comparison, found: Results) -> str:
+    W = comparison.runs[0].evaluated.model.local_context
     counts = ", ".join(
         f"{source} {len(sweeps[0][1].targets)} windows of {len({t.document for t in sweeps[0][1].targets})} documents"
         for source, sweeps in found.items()
@@ -95,7 +98,7 @@ def _table(source: str, sweeps: list[tuple[Run, Sweep]]) -> Table:
             change = sweep.change(index)
             interval = f" ({change.percent(1)})" if index else ""
             cells.append(f"{sweep.score(index).perplexity:.2f}{interval}")
-        rows.append((run.subject.label, run.config.evaluation.reading.value, *cells))
+        rows.append((run.evaluated.label, run.config.evaluation.reading.value, *cells))
     header = ("model", "reading", *(f"{n}×" for n in sweeps[0][1].sizes))
     return Table(title=f"Perplexity against context: {source}", columns=header, rows=tuple(rows))
 
@@ -103,7 +106,7 @@ def _table(source: str, sweeps: list[tuple[Run, Sweep]]) -> Table:
 def _results(run: Run, sweep: Sweep) -> dict[str, object]:
     points = [{"windows": size, **sweep.figures(index)} for index, size in enumerate(sweep.sizes)]
     reading = run.config.evaluation.reading.value
-    label, count = run.subject.label, len(sweep.targets)
+    label, count = run.evaluated.label, len(sweep.targets)
     return {"model": label, "reading": reading, "step": run.step, "targets": count, "points": points}
 
 
@@ -111,7 +114,7 @@ def _examples(run: Run, sweep: Sweep, *, documents: DocumentSet) -> list[dict[st
     names = {target.document: documents.name(target.document) for target in sweep.targets}
     return [
         {
-            "model": run.subject.label,
+            "model": run.evaluated.label,
             "windows": size,
             "document": names[target.document],
             "chunk": target.chunk,
@@ -123,10 +126,10 @@ def _examples(run: Run, sweep: Sweep, *, documents: DocumentSet) -> list[dict[st
 
 
 def _plot(path: pathlib.Path, *, source: str, sweeps: list[tuple[Run, Sweep]]) -> None:
-    W = sweeps[0][0].subject.model.local_context
+    W = sweeps[0][0].evaluated.model.local_context
     curves = [
         Curve(
-            label=f"{run.subject.label} ({run.config.evaluation.reading.value})",
+            label=f"{run.evaluated.label} ({run.config.evaluation.reading.value})",
             x=[size * W for size in sweep.sizes],
             **sweep.curve(lambda score: score.perplexity),
         )

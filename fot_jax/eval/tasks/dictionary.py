@@ -7,7 +7,7 @@ import numpy as np
 
 from fot_jax.eval import lookup
 from fot_jax.eval.plots import Curve, Panel, plot_curves
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.reading import EvaluatedModel
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run
 from fot_jax.eval.statistics import min_max
@@ -17,16 +17,16 @@ PLOT = "dictionary.png"
 
 def dictionary_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Reports accuracy against dictionary size, with memory and without, and its range over seeds."""
-    ways: list[tuple[str, tuple[Run, ...], Callable[[Subject], lookup.Predictor]]] = []
+    variants: list[tuple[str, tuple[Run, ...], Callable[[EvaluatedModel], lookup.Predictor]]] = []
     for runs in filter(None, (comparison.runs, comparison.baselines)):
-        label = runs[0].subject.label
-        ways.append((f"{label}, memory", runs, lookup.with_memory))
-        ways.append((f"{label}, no memory", runs, lookup.without_memory))
+        label = runs[0].evaluated.label
+        variants.append((f"{label}, memory", runs, lookup.with_memory))
+        variants.append((f"{label}, no memory", runs, lookup.without_memory))
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     found = {
         label: [
             lookup.measure(
-                make(run.subject),
+                make(run.evaluated),
                 config=first.data.dictionary,
                 sizes=evaluation.dictionary_tokens,
                 episodes=evaluation.dictionary_episodes,
@@ -34,7 +34,7 @@ def dictionary_task(comparison: Comparison, *, directory: pathlib.Path) -> Repor
             )
             for run in runs
         ]
-        for label, runs, make in ways
+        for label, runs, make in variants
     }
     _plot(directory / PLOT, found=found, comparison=comparison)
     return _report(found, comparison=comparison)

@@ -20,7 +20,7 @@ def distraction_task(comparison: Comparison, *, directory: pathlib.Path) -> Repo
         (
             run,
             measure(
-                run.subject,
+                run.evaluated,
                 documents=documents,
                 contexts=evaluation.distraction_contexts,
                 rows=evaluation.documents * evaluation.target_chunks,
@@ -48,7 +48,7 @@ def distraction_task(comparison: Comparison, *, directory: pathlib.Path) -> Repo
 
 def _plot(path: pathlib.Path, measured: Measured) -> None:
     contexts = measured[0][1].contexts
-    curves = [Curve(label=run.subject.label, x=contexts, y=found.curve) for run, found in measured]
+    curves = [Curve(label=run.evaluated.label, x=contexts, y=found.curve) for run, found in measured]
     curves.append(Curve(label="1/d (no focus)", x=contexts, y=[1 / d for d in contexts], reference=True))
     panel = Panel(
         title="Attention on the document's own past",
@@ -62,7 +62,7 @@ def _plot(path: pathlib.Path, measured: Measured) -> None:
 
 def _table(measured: Measured, *, contexts: tuple[int, ...]) -> Table:
     rows = tuple((d, *(found.curve[index] for _, found in measured), 1 / d) for index, d in enumerate(contexts))
-    labels = tuple(run.subject.label for run, _ in measured)
+    labels = tuple(run.evaluated.label for run, _ in measured)
     return Table(title="Distraction: r_d", columns=("d", *labels, "1/d"), rows=rows)
 
 
@@ -75,18 +75,18 @@ def _head_table(measured: Measured, *, num_contexts: int) -> Table:
 
 
 def _head_rows(run: Run, found: Distraction) -> list[tuple[Cell, ...]]:
-    layers = run.subject.model.memory_layers
+    layers = run.evaluated.model.memory_layers
     return [
-        (run.subject.label, layer, float(heads.mean()), *map(float, heads))
+        (run.evaluated.label, layer, float(heads.mean()), *map(float, heads))
         for layer, heads in zip(layers, found.by_head[-1], strict=True)
     ]
 
 
 def _results(run: Run, found: Distraction) -> dict[str, object]:
     return {
-        "model": run.subject.label,
+        "model": run.evaluated.label,
         "step": run.step,
-        "memory_layers": list(run.subject.model.memory_layers),
+        "memory_layers": list(run.evaluated.model.memory_layers),
         "chunks": len(found.targets),
         "r": found.curve,
         "r_by_layer_and_head": found.by_head.tolist(),
@@ -97,7 +97,7 @@ def _examples(run: Run, found: Distraction, *, documents: Documents) -> list[dic
     names = {target.document: documents.name(target.document) for target in found.targets}
     return [
         {
-            "model": run.subject.label,
+            "model": run.evaluated.label,
             "d": d,
             "document": names[target.document],
             "chunk": target.chunk,

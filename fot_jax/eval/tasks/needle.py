@@ -11,48 +11,48 @@ from fot_jax.eval import needle
 from fot_jax.eval.journal import Journal
 from fot_jax.eval.plots import Curve, Panel, plot_panels
 from fot_jax.eval.report import Cell, Report, Table
-from fot_jax.eval.runs import Comparison, say_unread
+from fot_jax.eval.runs import Comparison, warn_if_memory_unread
 from fot_jax.eval.statistics import bounded_mean, wilson
 
 PLOT = "needle.png"
-Found = dict[str, list[needle.Found]]
+Results = dict[str, list[needle.NeedleResult]]
 
 
 def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Reports recall against prompt length for each kind of prompt, with memory and without."""
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
-    prompts = needle.prompts_of(
+    prompts = needle.make_prompts(
         vocabulary,
         kinds=evaluation.needle_kinds,
         lengths=evaluation.needle_tokens,
         trials=evaluation.needle_trials,
         seed=first.seed,
     )
-    say_unread(comparison, evaluation.needle_tokens)
-    found: Found = {}
+    warn_if_memory_unread(comparison, evaluation.needle_tokens)
+    found: Results = {}
     journal = Journal(directory, "needle", measured=comparison.identity)
-    for label, subject in comparison.ways.items():
+    for label, evaluated in comparison.variants.items():
 
-        def progress(so_far: needle.Found, label: str = label) -> None:
+        def progress(so_far: needle.NeedleResult, label: str = label) -> None:
             done = len(so_far.trials)
             line = f"{label}: {so_far.kind.value}, {so_far.length:,} tokens, recall {sum(so_far.recalls) / done:.3f}"
             print(f"{line} of {done} prompts (of {evaluation.needle_trials})", file=sys.stderr, flush=True)
 
         found[label] = needle.measure(
-            subject,
+            evaluated,
             vocabulary=vocabulary,
             prompts=prompts,
             batch=evaluation.needle_batch,
             progress=progress,
-            once=journal.once(label),
+            memoize=journal.memoize(label),
         )
     _plot(directory / PLOT, found=found, comparison=comparison)
     return dataclasses.replace(_report(found, comparison=comparison), journal=journal)
 
 
-def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
-    evaluation, window = comparison.evaluation, comparison.runs[0].subject.model.local_context
+def _plot(path: pathlib.Path, *, found: Results, comparison: Comparison) -> None:
+    evaluation, window = comparison.evaluation, comparison.runs[0].evaluated.model.local_context
     panels = []
     for label, results in found.items():
         curves = [_curve(kind, [one for one in results if one.kind is kind]) for kind in evaluation.needle_kinds]
@@ -67,7 +67,7 @@ def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
     plot_panels(path, panels=panels)
 
 
-def _curve(kind: NeedleKind, results: list[needle.Found]) -> Curve:
+def _curve(kind: NeedleKind, results: list[needle.NeedleResult]) -> Curve:
     means = [bounded_mean(one.recalls) for one in results]
     return Curve(
         label=kind.value,
@@ -78,7 +78,7 @@ def _curve(kind: NeedleKind, results: list[needle.Found]) -> Curve:
     )
 
 
-def _report(found: Found, *, comparison: Comparison) -> Report:
+def _report(found: Results, *, comparison: Comparison) -> Report:
     evaluation = comparison.evaluation
     rows: list[tuple[Cell, ...]] = []
     models = []

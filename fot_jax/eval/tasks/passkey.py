@@ -10,34 +10,34 @@ from fot_jax.eval import passkey
 from fot_jax.eval.journal import Journal
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
-from fot_jax.eval.runs import Comparison, say_unread
+from fot_jax.eval.runs import Comparison, warn_if_memory_unread
 from fot_jax.eval.statistics import Interval, wilson
 
 PLOT = "passkey.png"
-Found = dict[str, list[list[passkey.Trial]]]
+Results = dict[str, list[list[passkey.Trial]]]
 
 
 def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     """Reports the share of keys repeated exactly against prompt length, with memory and without."""
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
-    say_unread(comparison, evaluation.passkey_tokens)
-    found: Found = {}
+    warn_if_memory_unread(comparison, evaluation.passkey_tokens)
+    found: Results = {}
     journal = Journal(directory, "passkey", measured=comparison.identity)
-    for label, subject in comparison.ways.items():
+    for label, evaluated in comparison.variants.items():
 
         def progress(length: int, done: int, right: int, label: str = label) -> None:
             line = f"{label}: {length:,} tokens, {right} of {done} keys right (of {evaluation.passkey_lengths[length]})"
             print(line, file=sys.stderr, flush=True)
 
         found[label] = passkey.measure(
-            subject,
+            evaluated,
             vocabulary=vocabulary,
             lengths=evaluation.passkey_lengths,
             batch=evaluation.passkey_batch,
             seed=first.seed,
             progress=progress,
-            once=journal.once(label),
+            memoize=journal.memoize(label),
         )
     _plot(directory / PLOT, found=found, comparison=comparison)
     return dataclasses.replace(_report(found, comparison=comparison), journal=journal)
@@ -53,8 +53,8 @@ def _share(trials: list[passkey.Trial]) -> Interval:
     return wilson(sum(trial.right for trial in trials), trials=len(trials))
 
 
-def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
-    evaluation, window = comparison.evaluation, comparison.runs[0].subject.model.local_context
+def _plot(path: pathlib.Path, *, found: Results, comparison: Comparison) -> None:
+    evaluation, window = comparison.evaluation, comparison.runs[0].evaluated.model.local_context
     curves = []
     for label, lengths in found.items():
         shares = [_share(trials) for trials in lengths]
@@ -71,7 +71,7 @@ def _plot(path: pathlib.Path, *, found: Found, comparison: Comparison) -> None:
     plot_curves(path, curves=curves, panel=panel)
 
 
-def _report(found: Found, *, comparison: Comparison) -> Report:
+def _report(found: Results, *, comparison: Comparison) -> Report:
     evaluation = comparison.evaluation
     rows: list[tuple[Cell, ...]] = []
     models = []

@@ -8,7 +8,7 @@ from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 from fot_jax.eval.targets import Documents
-from fot_jax.memory.notices import notice_once
+from fot_jax.logging import warn_once
 
 DOCUMENT_CONTEXTS = 4  # local contexts that each document puts into a memory of several documents
 
@@ -19,7 +19,7 @@ def perplexity_task(comparison: Comparison, *, directory: pathlib.Path) -> Repor
     """Reports perplexity and bits per byte against memory size, of one document and of several."""
     documents = scored_documents(comparison)
     if not any(comparison.evaluation.memory_contexts):
-        notice_once("evaluation.memory_contexts", "no memory is read in the first table: all sizes are 0")
+        warn_once("evaluation.memory_contexts", "no memory is read in the first table: all sizes are 0")
     contexts = _measure_contexts(comparison, documents=documents)
     shared = _measure_documents(comparison, documents=documents)
     length = comparison.runs[0].config.model.local_context
@@ -58,7 +58,7 @@ def _measure_contexts(comparison: Comparison, *, documents: Documents) -> Sweeps
         (
             run,
             perplexity.measure_contexts(
-                run.subject,
+                run.evaluated,
                 documents=documents,
                 token_bytes=token_bytes(run.config),
                 sizes=evaluation.memory_contexts,
@@ -77,7 +77,7 @@ def _measure_documents(comparison: Comparison, *, documents: Documents) -> Sweep
         (
             run,
             perplexity.measure_documents(
-                run.subject,
+                run.evaluated,
                 documents=documents,
                 token_bytes=token_bytes(run.config),
                 contexts_per_document=DOCUMENT_CONTEXTS,
@@ -107,7 +107,7 @@ def _table(sweeps: Sweeps, *, title: str, column: str) -> Table:
             score, change = sweep.score(index), sweep.change(index)
             interval = change.percent(2) if index else "–"
             figures = (score.nats_per_token, score.perplexity, score.bits_per_byte)
-            rows.append((run.subject.label, size, *figures, interval))
+            rows.append((run.evaluated.label, size, *figures, interval))
     header = ("model", column, "nats/token", "perplexity", "bits/byte", "change [95 % interval]")
     return Table(title=title, columns=header, rows=tuple(rows), digits=4)
 
@@ -117,14 +117,14 @@ def _results(run: Run, sweep: Sweep) -> dict[str, object]:
         {"size": size, "nats_per_token": sweep.score(index).nats_per_token, **sweep.figures(index)}
         for index, size in enumerate(sweep.sizes)
     ]
-    return {"model": run.subject.label, "step": run.step, "targets": len(sweep.targets), "points": points}
+    return {"model": run.evaluated.label, "step": run.step, "targets": len(sweep.targets), "points": points}
 
 
 def _examples(run: Run, sweep: Sweep, *, kind: str, documents: Documents) -> list[dict[str, object]]:
     names = {target.document: documents.name(target.document) for target in sweep.targets}
     return [
         {
-            "model": run.subject.label,
+            "model": run.evaluated.label,
             "memory": kind,
             "size": size,
             "document": names[target.document],
@@ -140,7 +140,7 @@ def _examples(run: Run, sweep: Sweep, *, kind: str, documents: Documents) -> lis
 def _plot(path: pathlib.Path, sweeps: Sweeps, *, title: str, x_label: str) -> None:
     curves = [
         Curve(
-            label=run.subject.label,
+            label=run.evaluated.label,
             x=sweep.sizes,
             **sweep.curve(lambda score: score.bits_per_byte),
         )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fot_jax.config import AttentionBackend, Family, MemoryConfig, MemoryPositions, ModelConfig, Retrieval
-from fot_jax.eval.reading import Subject
+from fot_jax.eval.reading import EvaluatedModel
 from fot_jax.models.transformer import Decoder
 
 MODEL = ModelConfig(
@@ -37,12 +37,14 @@ def random_params(model: ModelConfig):
     return jax.tree.map(lambda leaf: 3 * np.asarray(leaf), fresh)
 
 
-def subject(model: ModelConfig = MODEL, *, zeros: bool = False, memory: MemoryConfig | None = None) -> Subject:
+def tiny_model(
+    model: ModelConfig = MODEL, *, zeros: bool = False, memory: MemoryConfig | None = None
+) -> EvaluatedModel:
     """A random model, or one of zeros (uniform over tokens and over keys); dense memory by default."""
     params = random_params(model)
     params = jax.tree.map(np.zeros_like, params) if zeros else params
     memory = memory or MemoryConfig(retrieval=Retrieval.DENSE)
-    return Subject(label="tiny", params=params, model=model, memory=memory)
+    return EvaluatedModel(label="tiny", params=params, model=model, memory=memory)
 
 
 class RandomDocuments:

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from fot_jax.config import UserError
-from launch.multihost import roll_call
-from launch.multihost.roll_call import DEAD, Hello, assemble
-from launch.multihost.seats import Seat
+from launch.multihost import preflight
+from launch.multihost.preflight import DEAD, Hello, assemble
+from launch.multihost.process_ids import ProcessId
 from launch.multihost.supervisor import digests
 from tests.e2e.test_multihost import free_port
 from tests.train.tiny import tiny
@@ -23,10 +23,10 @@ SAME = {"config": "aaaa", "code": "bbbb"}
 
 
 def call(process, port, *, processes=3, seconds=120.0, same=None, names=()):
-    """One process' part of a roll call, on a host named after its number."""
+    """One process' part of a preflight, on a host named after its number."""
     me = Hello(process=process, processes=processes, host=f"host{process}", same=SAME | (same or {}))
-    seat = Seat(host="localhost", port=port, process=process, processes=processes, names=names)
-    return assemble(seat, me, seconds=seconds, token=f"token{process}")
+    process_id = ProcessId(host="localhost", port=port, index=process, count=processes, names=names)
+    return assemble(process_id, me, seconds=seconds, token=f"token{process}")
 
 
 def together(*arguments):
@@ -113,7 +113,7 @@ def test_a_failure_reaches_all_with_its_line():
 
 
 def test_a_silent_process_is_dead(monkeypatch):
-    monkeypatch.setattr(roll_call, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(preflight, "SILENT_SECONDS", 0.5)
     port = free_port()
     watches = together(*((process, {"port": port, "processes": 2}) for process in range(2)))
     stop = watches[0].stops.get(timeout=60)
@@ -131,15 +131,16 @@ SUPERVISE = """
 import json, sys
 from pathlib import Path
 from launch.multihost import supervisor
-from launch.multihost.seats import Seat
+from launch.multihost.process_ids import ProcessId
 from fot_jax.config import UserError
 from tests.train.tiny import tiny
 given = json.loads(sys.argv[1])
-seat = Seat(host="localhost", port=given["port"], process=given["process"], processes=2)
+process_id = ProcessId(host="localhost", port=given["port"], index=given["process"], count=2)
 child = [sys.executable, "-c", given["child"]]
 supervisor.SHARED_SECONDS = 1.0
 try:
-    code = supervisor.run(child, seat=seat, config=tiny(), workdir=Path(given["workdir"]), seconds=60.0, say=print)
+    workdir = Path(given["workdir"])
+    code = supervisor.run(child, process_id=process_id, config=tiny(), workdir=workdir, seconds=60.0, log=print)
 except UserError as error:
     print("error:", error, file=sys.stderr)
     code = 2

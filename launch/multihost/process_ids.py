@@ -25,8 +25,8 @@ _METADATA_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Process number `process` of `processes`; process 0 runs the preflight on `host`:`port`.
+class ProcessId:
+    """Process number `index` of `count`; process 0 runs the preflight on `host`:`port`.
 
     Attributes:
       names: host of every process if the environment tells, else empty.
@@ -34,19 +34,19 @@ class Seat:
 
     host: str
     port: int
-    process: int
-    processes: int
+    index: int
+    count: int
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.process < self.processes:
-            raise UserError(f"--process-id must be in [0, --num-processes={self.processes}), got {self.process}.")
+        if not 0 <= self.index < self.count:
+            raise UserError(f"--process-id must be in [0, --num-processes={self.count}), got {self.index}.")
         if not 1 <= self.port <= 65534:
             raise UserError(f"--coordinator's port must be in [1, 65534] (the next one is JAX's), got {self.port}.")
 
 
-def from_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Seat | None:
-    """Returns the seat that the three flags name; None where none is given.
+def from_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> ProcessId | None:
+    """Returns the ProcessId that the three flags name; None where none is given.
 
     Raises:
       UserError: one of them is missing or out of range.
@@ -60,13 +60,13 @@ def from_flags(coordinator: str | None, num_processes: int | None, process_id: i
     match = re.fullmatch(r"\[?([A-Za-z0-9_.:-]+?)\]?:(\d{1,5})", coordinator)
     if not match:
         raise UserError(f"--coordinator must be HOST:PORT of process 0, got {coordinator!r}.")
-    return Seat(host=match[1], port=int(match[2]), process=process_id, processes=num_processes)
+    return ProcessId(host=match[1], port=int(match[2]), index=process_id, count=num_processes)
 
 
 def from_environment(
     environ: Mapping[str, str] = os.environ, *, attribute: Callable[[str], str | None] | None = None
-) -> Seat | None:
-    """Returns the seat of a TPU host; None elsewhere and where there is only one process.
+) -> ProcessId | None:
+    """Returns the ProcessId of a TPU host; None elsewhere and where there is only one process.
 
     Args:
       environ: the environment variables.
@@ -95,11 +95,11 @@ def from_environment(
     if num_slices > 1 and not slices["COORDINATOR_ADDRESS"]:
         raise UserError(f"MEGASCALE_COORDINATOR_ADDRESS must be set where MEGASCALE_NUM_SLICES={num_slices}.")
     first = (slices["COORDINATOR_ADDRESS"] or hosts[0]).split(":")[0]
-    return Seat(
+    return ProcessId(
         host=first,
         port=PORT,
-        process=which * len(hosts) + number,
-        processes=num_slices * len(hosts),
+        index=which * len(hosts) + number,
+        count=num_slices * len(hosts),
         names=hosts if num_slices == 1 else (),
     )
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from fot_jax.config import UserError
-from fot_jax.train.lost_time import LostTime, Part
 from fot_jax.train.metrics import read_rows
 from fot_jax.train.profile import ProfileSteps
+from fot_jax.train.time_accounting import Part, TimeAccount
 from launch import cli, train
 from tests.train.runs import run
 from tests.train.tiny import tiny
@@ -24,37 +24,37 @@ class Clock:
 
 def test_parts_and_what_is_left_for_steps():
     clock = Clock()
-    lost = LostTime(clock)
-    with lost.of(Part.EVALUATION):
+    account = TimeAccount(clock)
+    with account.charge(Part.EVALUATION):
         clock.now += 5
-        lost._event("/jax/core/compile/backend_compile_duration", 101.0, 104.0)
-    with lost.of(Part.DATA_WAIT):
+        account._event("/jax/core/compile/backend_compile_duration", 101.0, 104.0)
+    with account.charge(Part.DATA_WAIT):
         clock.now += 1
     clock.now += 14
-    assert lost.scalars() == {
+    assert account.scalars() == {
         "compile_seconds": 3.0,
         "data_wait_seconds": 1.0,
         "checkpoint_seconds": 0.0,
         "evaluation_seconds": 2.0,
     }
-    assert lost.summary() == "time: 70% steps, 15% compile, 5% data wait, 0% checkpoint, 10% evaluation"
+    assert account.summary() == "time: 70% steps, 15% compile, 5% data wait, 0% checkpoint, 10% evaluation"
 
 
 def test_traces_within_traces_count_once():
-    lost = LostTime(Clock())
+    account = TimeAccount(Clock())
     for start, end in [(1.0, 2.0), (2.5, 3.0), (0.5, 4.0), (6.0, 7.0)]:
-        lost._event("/jax/core/compile/jaxpr_trace_duration", start, end)
-    lost._event("/jax/other", 0.0, 50.0)
-    assert lost.seconds[Part.COMPILE] == 4.5
+        account._event("/jax/core/compile/jaxpr_trace_duration", start, end)
+    account._event("/jax/other", 0.0, 50.0)
+    assert account.seconds[Part.COMPILE] == 4.5
 
 
 def test_compiling_is_measured():
-    with LostTime() as lost:
+    with TimeAccount() as account:
         jax.jit(lambda x: jnp.sin(x) * 3.0)(jnp.ones(3))
-    measured = lost.seconds[Part.COMPILE]
+    measured = account.seconds[Part.COMPILE]
     assert 0.001 < measured < 30.0
     jax.jit(lambda x: jnp.cos(x) * 3.0)(jnp.ones(3))
-    assert lost.seconds[Part.COMPILE] == measured, "not after its end"
+    assert account.seconds[Part.COMPILE] == measured, "not after its end"
 
 
 def test_a_run_writes_a_trace_and_says_where_its_time_went(tmp_path):
@@ -104,16 +104,16 @@ def settings(monkeypatch):
 
 def test_what_is_compiled_is_kept_and_where_is_said(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    train._keep_compiled(None)
+    train._use_compilation_cache(None)
     assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/.cache/fot_jax/xla"
     assert capsys.readouterr().out == (
         f"compilation cache: {tmp_path}/.cache/fot_jax/xla (--compilation-cache=DIR or off)\n"
     )
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/xla")
-    train._keep_compiled(None)
+    train._use_compilation_cache(None)
     assert jax.config.jax_compilation_cache_dir == "gs://bucket/xla"
-    train._keep_compiled("/elsewhere")
+    train._use_compilation_cache("/elsewhere")
     assert jax.config.jax_compilation_cache_dir == "/elsewhere"
     capsys.readouterr()
-    train._keep_compiled("off")
+    train._use_compilation_cache("off")
     assert not jax.config.jax_enable_compilation_cache and not capsys.readouterr().out

@@ -21,7 +21,7 @@ class Part(enum.StrEnum):
 _COMPILING = "/jax/core/compile/"  # JAX's events: tracing, lowering, compiling or reading the compilation cache
 
 
-class LostTime:
+class TimeAccount:
     """Seconds of each part since it was entered, measured in this process's main thread.
 
     Compiling counts as compiling wherever it happens, and is subtracted from the part around it. The remaining
@@ -35,7 +35,7 @@ class LostTime:
         self._compiled: list[tuple[float, float]] = []  # (start, end) without overlap, ascending
         self._thread = threading.get_ident()
 
-    def __enter__(self) -> "LostTime":
+    def __enter__(self) -> "TimeAccount":
         jax.monitoring.register_event_time_span_listener(self._event)
         return self
 
@@ -52,7 +52,7 @@ class LostTime:
         self.seconds[Part.COMPILE] += end - start
 
     @contextlib.contextmanager
-    def of(self, part: Part) -> Iterator[None]:
+    def charge(self, part: Part) -> Iterator[None]:
         """Counts the time of the block, without its compiling, as `part`."""
         begin, compiled = self._clock(), self.seconds[Part.COMPILE]
         try:

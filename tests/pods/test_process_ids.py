@@ -3,13 +3,13 @@
 import pytest
 
 from fot_jax.config import UserError
-from launch.multihost.seats import PORT, Seat, from_environment, from_flags
+from launch.multihost.process_ids import PORT, ProcessId, from_environment, from_flags
 
 
 def test_flags_name_a_seat():
     assert from_flags(None, None, None) is None
-    assert from_flags("host-a:9000", 4, 2) == Seat(host="host-a", port=9000, process=2, processes=4)
-    assert from_flags("[fd00::1]:9000", 4, 2) == Seat(host="fd00::1", port=9000, process=2, processes=4)
+    assert from_flags("host-a:9000", 4, 2) == ProcessId(host="host-a", port=9000, index=2, count=4)
+    assert from_flags("[fd00::1]:9000", 4, 2) == ProcessId(host="fd00::1", port=9000, index=2, count=4)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_flags_that_name_none(given, message):
 def test_a_host_of_a_gke_slice():
     environ = {"TPU_WORKER_HOSTNAMES": "fot-0-0.fot,fot-0-1.fot", "TPU_WORKER_ID": "1"}
     names = ("fot-0-0.fot", "fot-0-1.fot")
-    assert from_environment(environ) == Seat(host="fot-0-0.fot", port=PORT, process=1, processes=2, names=names)
+    assert from_environment(environ) == ProcessId(host="fot-0-0.fot", port=PORT, index=1, count=2, names=names)
 
 
 def test_a_host_of_the_second_of_two_slices():
@@ -41,7 +41,7 @@ def test_a_host_of_the_second_of_two_slices():
         "MEGASCALE_NUM_SLICES": "2",
         "MEGASCALE_SLICE_ID": "1",
     }
-    assert from_environment(environ) == Seat(host="fot-0-0.fot", port=PORT, process=3, processes=4)
+    assert from_environment(environ) == ProcessId(host="fot-0-0.fot", port=PORT, index=3, count=4)
     del environ["MEGASCALE_COORDINATOR_ADDRESS"]
     with pytest.raises(UserError, match="MEGASCALE_COORDINATOR_ADDRESS must be set"):
         from_environment(environ)
@@ -51,13 +51,13 @@ def test_a_host_of_the_second_of_two_slices():
 def test_a_cloud_tpu_vm_asks_its_metadata_server(endpoints):
     values = {"agent-worker-number": "1", "worker-network-endpoints": endpoints, "tpu-env": "ZONE: 'z'\n"}
     names = ("10.0.0.7", "10.0.0.8")
-    seat = Seat(host="10.0.0.7", port=PORT, process=1, processes=2, names=names)
-    assert from_environment({}, attribute=values.get) == seat
+    process_id = ProcessId(host="10.0.0.7", port=PORT, index=1, count=2, names=names)
+    assert from_environment({}, attribute=values.get) == process_id
     values["tpu-env"] = (
         "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
         "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.1:8080'\n"
     )
-    assert from_environment({}, attribute=values.get) == Seat(host="10.0.0.1", port=PORT, process=3, processes=4)
+    assert from_environment({}, attribute=values.get) == ProcessId(host="10.0.0.1", port=PORT, index=3, count=4)
 
 
 def test_one_host_alone_has_no_seat():

@@ -25,7 +25,7 @@ def quotas(rates: tuple[float, ...]) -> np.ndarray:
     return counts
 
 
-class DrawOrder:
+class DocumentOrder:
     """The endless sequence of drawn documents of a mixture.
 
     Draw n belongs to block n // DRAWS_PER_BLOCK. In each block every component has its quota, in an
@@ -56,10 +56,10 @@ class DrawOrder:
         drawn = np.empty(DRAWS_PER_BLOCK, np.int64)
         for component, quota in enumerate(self._quotas):
             ranks = block * quota + np.arange(quota)
-            drawn[components == component] = self._starts[component] + self._ranked(component, ranks)
+            drawn[components == component] = self._starts[component] + self._documents_at(component, ranks)
         return drawn
 
-    def _ranked(self, component: int, ranks: np.ndarray) -> np.ndarray:
+    def _documents_at(self, component: int, ranks: np.ndarray) -> np.ndarray:
         size = self._sizes[component]
         epochs, places = np.divmod(ranks, size)
         orders = {
@@ -69,7 +69,7 @@ class DrawOrder:
         return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)])
 
 
-class Timeline:
+class StreamLayout:
     """Places of the drawn documents in each stream, found by cumulative lengths.
 
     Stream s reads draws s, s + R, s + 2R, ... in order. A draw is skipped if its stream has just read the
@@ -81,7 +81,7 @@ class Timeline:
     """
 
     def __init__(self, documents: DocumentSet, *, streams: int, length: int, document_end: DocumentEnd, seed: int):
-        self._order = DrawOrder(documents, seed=seed)
+        self._order = DocumentOrder(documents, seed=seed)
         self._streams = streams
         occupied = documents.lengths
         if document_end is DocumentEnd.PAD:
