@@ -47,7 +47,7 @@ def program(devices, tensor: int) -> str:
 
 
 def permutes(text: str) -> dict[str, int]:
-    """Of a scheduled program, in which instructions stand in the order in which they run."""
+    """A scheduled program, in which instructions are in the order in which they run."""
     found = {"permutes": 0, "asynchronous": 0, "beside a kernel": 0}
     for computation in parse_module(text).computations.values():
         under_way: dict[str, bool] = {}  # -start -> whether a kernel has run since

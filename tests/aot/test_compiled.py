@@ -109,7 +109,7 @@ def test_report_of_the_train_step():
     found = report(ProgramKind.TRAIN, **PLAIN)
     memory, record = found.memory, found.record()
     parameters = count_parameters(tiny(**PLAIN).model).total * 4
-    assert parameters / 4 < memory.inputs["parameters"] < parameters  # over fsdp and tensor; norms lie whole
+    assert parameters / 4 < memory.inputs["parameters"] < parameters  # over fsdp and tensor; norms are whole
     assert memory.inputs["optimizer"] == 2 * memory.inputs["parameters"] + 8  # AdamW's moments, two counts
     inputs = sum(memory.inputs.values())
     assert inputs + 4 == pytest.approx(memory.arguments, rel=0.01)  # the step's number too

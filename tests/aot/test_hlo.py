@@ -5,7 +5,7 @@ import pytest
 from fot_jax.aot.hlo import Array, group_size, largest_arrays, parse_instruction, parse_module, parse_shape, trip_count
 from fot_jax.aot.hlo_costs import count
 
-# A scan of 5 runs: one product 4x8 by 8x16, one all-gather, one fused slice of a stack that lies in HBM.
+# A scan of 5 runs: one product 4x8 by 8x16, one all-gather, one fused slice of a stack that is in HBM.
 LOOP = """
 HloModule jit_step, is_scheduled=true
 
@@ -89,7 +89,7 @@ def test_count_of_a_loop_is_as_often_as_it_runs():
     assert found.flops == 5 * 2 * 4 * 16 * 8
     assert found.received == {"all-gather": 5 * 16 * 16 * 4 * 3 / 4}
     assert found.collectives == {"all-gather": 5}
-    # a run: slice read and written; its product with x, which lies on the chip; the gathered array twice; the counter
+    # a run: slice read and written; its product with x, which is on the chip; the gathered array twice; the counter
     assert found.hbm_bytes == 5 * (512 + 4 + 512 + (512 + 256) + 2 * 1024 + 3 * 4)
     assert found.unknown_loops == 0
 

@@ -1,4 +1,4 @@
-"""A collective that a TPU's compiler spreads over the fusions beside it, in a literal program text."""
+"""A collective that a TPU's compiler spreads over the fusions around it, in a literal program text."""
 
 from tests.aot.test_hlo import costs
 

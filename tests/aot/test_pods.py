@@ -13,7 +13,7 @@ SMALL_3B = ("--config=configs/longllama_3b.py", "--config.model.num_layers=2", "
 
 
 def reports(tmp_path, *flags):
-    """What the command writes; layers are scanned, so that two of them compile the program of 26."""
+    """Reads what the command writes; layers are scanned, so that two of them compile the program of 26."""
     out = tmp_path / "out.json"
     command = [sys.executable, "-m", "launch.aot_compile", *flags, f"--out={out}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
@@ -22,7 +22,7 @@ def reports(tmp_path, *flags):
 
 
 def test_train_step_of_3b_compiles_for_v3(tmp_path):
-    """Fits into 16 GiB a device; keys travel beside the kernels."""
+    """Fits into 16 GiB a device; keys travel while the kernels run."""
     (report,) = reports(tmp_path, *SMALL_3B, "--topology=v3:8x8")
     assert report["mesh"]["fsdp"] == 64 and report["memory"]["limit"] == 16 * 2**30
     assert report["memory"]["spare"] > 0.5

@@ -1,4 +1,4 @@
-"""What `launch.bench` counts and prints; that its programs run. No test here measures time."""
+"""Holds what `launch.bench` counts and prints, and that its programs run. No test here measures time."""
 
 import json
 import shlex
@@ -64,7 +64,7 @@ def test_programs_take_turns_after_one_call_each_to_warm_up():
     assert seen[0] == (1, 6, "a") and seen[-1] == (6, 6, "b")
 
 
-def test_short_programs_are_called_again_until_their_turn_has_lasted(monkeypatch):
+def test_short_programs_fill_their_turn(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
@@ -151,12 +151,12 @@ def commands_of(target: str) -> list[list[str]]:
     [*(pytest.param("bench", n, marks=pytest.mark.slow) for n in (0, 1)), ("bench-gpu", 0), ("bench-gpu", 1)],
 )
 def test_the_makefiles_commands_run_with_smaller_models(target, number, tmp_path, monkeypatch):
-    """As a person with a GPU will: the config is valid, and no file is asked for that is not in the repository."""
+    """Asks for what a person with a GPU will: the config is valid, and no file is asked for that is not in the repository."""
     monkeypatch.setattr(machine, "SIDE", {"cpu": 64})
     monkeypatch.setattr(machine, "PASS_BYTES", {"cpu": 4096})
     commands = commands_of(target)
     assert len(commands) == 2
-    asked = cli.parse_flags(bench.make_parser(), commands[number])  # as it stands, before it is made small
+    asked = cli.parse_flags(bench.make_parser(), commands[number])  # as it is, before it is made small
     window = cli.load_experiment(asked).model.local_context
     assert not [length for length in asked.lengths.split(",") if int(length) % window]
     assert {*asked.retrievals.split(",")} <= {kind.value for kind in Retrieval}

@@ -71,7 +71,7 @@ def test_cpu_products_of_bfloat16_have_float32_results():
     assert all(line.endswith("xf32>") and line.count("xbf16>") == 2 for line in products), products
 
 
-def test_programs_for_a_tpu_keep_narrow_projections_with_and_without_axes():
+def test_programs_for_a_tpu_keep_narrow_projections():
     device = AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
     for axes in (((), ()), ((1,), ("data",))):
         with jax.sharding.use_abstract_mesh(AbstractMesh(*axes, abstract_device=device)):

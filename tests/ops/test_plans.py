@@ -73,7 +73,7 @@ def test_plan_is_the_drawn_table(name):
     assert as_drawn(plan) == drawn(table)
 
 
-def test_authors_range_reads_as_many_contexts_as_their_readme_says():
+def test_authors_range_reads_what_their_readme_says():
     plan = plans.constant_range_plan(8, k=4, r=6, stepping=True)
     assert (plan.context_ids >= 0).sum(axis=1).tolist() == [0, 1, 2, 3, 0, 3, 6, 6]
 

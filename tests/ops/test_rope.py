@@ -61,7 +61,7 @@ def test_rotation_is_the_oracle_in_values_and_gradient(factor):
     cases.assert_close([got[0][small], got[1][small]], [want[0][small], want[1][small]], ("output", "d x"))
 
 
-def test_position_zero_is_no_rotation_and_scores_depend_on_distance_alone():
+def test_rotated_scores_depend_on_distance_alone():
     x, y = cases.to_float32(*cases.arrays(1, (1, 1, 1, 8), (1, 1, 1, 8)))
     frequencies, _ = oracles.rope_frequencies(8, theta=1e4)
 

@@ -100,7 +100,7 @@ def kept(pod, *flags):
 ROUND = ["create", "sync", "train"]
 
 
-def test_a_preempted_slice_is_made_again_and_the_training_goes_on():
+def test_preempted_slice_is_made_again_and_training_goes_on():
     states = ["WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDED", "FAILED", "ACTIVE", "ACTIVE", "ACTIVE"]
     pod = Pod(states=states, codes=["", "", "0"])
     assert kept(pod) == [60.0, 60.0, 60.0]
@@ -114,7 +114,7 @@ def test_an_error_of_the_training_is_not_retried_and_retries_end():
         kept(Pod(states=["FAILED"] * 3, codes=[]), "--retries=2")
 
 
-def test_a_command_that_fails_on_a_living_slice_is_not_taken_for_a_preemption():
+def test_failed_command_on_a_living_slice_is_no_preemption():
     class Broken(Pod):
         def sync(self):
             raise UserError("gcloud ... ended with exit code 1")

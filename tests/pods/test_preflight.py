@@ -87,7 +87,7 @@ def test_two_with_one_number_and_another_count_are_refused():
     )
 
 
-def test_a_stranger_on_the_port_is_ignored_and_a_taken_port_is_said():
+def test_stranger_is_ignored_and_taken_port_is_said():
     port = free_port()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         first = pool.submit(call, 0, port, processes=2)
@@ -189,7 +189,7 @@ def test_a_child_that_fails_ends_the_other_process_with_its_line(tmp_path):
     assert line == f"error: stopped, as process 0 ({host}) failed: the corpus is empty."
 
 
-def test_a_killed_child_and_a_killed_supervisor_end_the_other_process(tmp_path):
+def test_killed_child_or_supervisor_ends_the_other(tmp_path):
     host = socket.gethostname()
     (other, _, line), (code, _, said) = ends(supervised(tmp_path, IDLE, KILLED))
     assert (other, code) == (3, 3) and said == "error: the training of this process was killed by signal 9"
@@ -218,7 +218,7 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path):
     assert f"stopped, as process 1 ({socket.gethostname()}) failed: preflight: --workdir" in first
 
 
-def test_a_process_that_dies_before_the_folder_is_checked_is_named(tmp_path):
+def test_process_that_dies_before_the_folder_check_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     workdirs = [tmp_path / "file" / "run", tmp_path / "two"]
     _, (code, _, line) = ends(supervised(tmp_path, IDLE, IDLE, workdirs=workdirs))

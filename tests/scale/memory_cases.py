@@ -35,7 +35,7 @@ def arrays() -> list[np.ndarray]:
 
 
 def whole_numbers() -> list[np.ndarray]:
-    """The same with scores that tie exactly: keys of few whole numbers, met again on other devices."""
+    """Arrays with scores that tie exactly: keys of few whole numbers, met again on other devices."""
     queries, keys, values = arrays()
     return [np.round(queries), np.round(keys[:, :, :, :1].repeat(DIM, axis=-1)), values]
 

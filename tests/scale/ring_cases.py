@@ -71,14 +71,14 @@ def problem(variant: str, *, rows: int, devices: int, d: int = 0) -> Problem:
 
 @contextlib.contextmanager
 def interpreted_kernels(*, query_block: int) -> Iterator[None]:
-    """Kernels that `choose` names inside run on any device, on blocks of so many queries."""
+    """Kernels that `choose` names inside run on any device, on blocks of `query_block` queries."""
     kernels = functools.partial(Pallas, query_block=query_block, interpret=True)
     with mock.patch.object(choose, "Pallas", kernels):
         yield
 
 
 def chosen(name: AttentionBackend, *, query_block: int = 5, **options) -> Backend:
-    """What `choose` gives where it is called, kernels interpreted; options are those of `choose`."""
+    """Returns what `choose` gives where it is called, kernels interpreted; options are those of `choose`."""
     with interpreted_kernels(query_block=query_block):
         return choose.choose(name, **options)
 

@@ -1,4 +1,4 @@
-"""Row shards that follow each other lie beside each other on the chips' network."""
+"""Row shards that follow each other are next to each other on the chips' network."""
 
 import itertools
 import math
@@ -84,7 +84,7 @@ def test_row_shards_are_beside_the_ones_before(chips, shape):
     ],
 )
 def test_row_shards_close_the_ring_where_they_can(chips, shape, closed):
-    """Puts the last beside the first, except on lines, odd numbers and blocks."""
+    """Puts the last next to the first, except on lines, odd numbers and blocks."""
     grid = neighbouring_rows(mesh_utils.create_device_mesh(shape, slice_of(**chips), allow_split_physical_axes=True))
     places = places_of(grid)
     sides = places[0].max(axis=0) - places[0].min(axis=0) + 1

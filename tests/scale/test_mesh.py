@@ -30,7 +30,7 @@ def test_mesh_splits_rows_and_positions():
 
 
 def test_compiler_options_of_tpus_allow_async_permutes():
-    """Asks XLA for permutes beside other work on TPUs, and for nothing on CPUs."""
+    """Asks XLA for permutes that overlap other work on TPUs, and for nothing on CPUs."""
     tpu = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
     assert compiler_options(tpu) == {"xla_enable_async_collective_permute": True}
     assert compiler_options(make_mesh(MeshConfig())) is None

@@ -97,7 +97,7 @@ def check(variant, mesh, one_device):
     devices, _, plan = inputs(config)
     ring = crossbatch_ring(config, devices, columns=plan.context_ids.shape[1])
     assert ring is not None
-    travels = ring.hops > 0 or config.mesh.context > 1  # else every reader's rows lie on its own device
+    travels = ring.hops > 0 or config.mesh.context > 1  # else every reader's rows are on its own device
     assert ("collective-permute" in program.as_text()) == travels
     if config.mesh.context == 1:
         assert not gathers(program, config)
@@ -162,7 +162,7 @@ def projections(params):
 def test_equation_2_is_the_function_that_trains(name, mesh, monkeypatch):
     """Puts zeros in the place of `crossbatch._attention`: no query, key or value then matters to the step's loss.
 
-    It would to a layer that attended by any other function. The zeros stand once in the scanned layers' body, and take
+    It would to a layer that attended by any other function. The zeros are once in the scanned layers' body, and take
     the place of the backend that the config names, in the ring where rows are split.
     """
     asked = []
