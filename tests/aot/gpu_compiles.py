@@ -49,7 +49,7 @@ def device_of(name: str):
 
 
 def kernels(device, head_dim: int, dtype: str, dump: Path) -> list[int]:
-    """Kernels of rows of 640 tokens, local and contexts, forward and backward: all, with tensor cores, that load ahead."""
+    """Kernels of rows of 640 tokens, local and contexts, forward and backward: with tensor cores, loading ahead."""
     import jax
     import jax.numpy as jnp
     import numpy as np

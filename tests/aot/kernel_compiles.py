@@ -13,7 +13,7 @@ CASES = [(64, "bfloat16"), (80, "bfloat16"), (100, "bfloat16"), (128, "bfloat16"
 
 
 def kernels(device, head_dim: int, dtype: str) -> int | str:
-    """Kernels of two rows of 640 tokens and up to three contexts, four heads over two: blocks that do not divide the row."""
+    """Kernels of two rows of 640 tokens and up to three contexts, four heads over two; no block divides the row."""
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -151,7 +151,7 @@ def commands_of(target: str) -> list[list[str]]:
     [*(pytest.param("bench", n, marks=pytest.mark.slow) for n in (0, 1)), ("bench-gpu", 0), ("bench-gpu", 1)],
 )
 def test_the_makefiles_commands_run_with_smaller_models(target, number, tmp_path, monkeypatch):
-    """Asks for what a person with a GPU will: the config is valid, and no file is asked for that is not in the repository."""
+    """Asks for what a person with a GPU will: the config is valid, and each file is in the repository."""
     monkeypatch.setattr(machine, "SIDE", {"cpu": 64})
     monkeypatch.setattr(machine, "PASS_BYTES", {"cpu": 4096})
     commands = commands_of(target)

@@ -78,7 +78,7 @@ def traced(variant: str, devices: int, d: int, *, rows=128, length=7, dtype=jnp.
 
 
 def bytes_sent(jaxpr) -> int:
-    """Bytes that a device gives to collective-permutes, each as often as its scan runs; no other collective may be there."""
+    """Bytes a device gives to collective-permutes, each as often as its scan runs; there is no other collective."""
     total = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = equation.primitive.name
