@@ -31,7 +31,8 @@ from tests.ops.kernel_cases import (
     program_without_gathered_contexts,
     step_for_a_chip,
 )  # fmt: skip
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 BLOCKS = Xla(boundaries=Boundaries.MASKED, block=BLOCK)
 YARN_FACTOR = 1.25  # tells the queries of the contexts from those of the own chunk

@@ -10,7 +10,8 @@ from fot_jax.ops.backends.pallas import Pallas
 from tests import cases
 from tests.ops.kernel_cases import GPU, on, program_without_gathered_contexts, step_for_a_chip
 from tests.scale import test_crossbatch_mesh
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,7 +6,6 @@ import pytest
 
 from fot_jax.config import AttentionBackend
 from tests.ops.kernel_cases import GPU, TPU, on
-from tests.train.conftest import _compiled, _quick_compiles  # noqa: F401
 
 REFERENCE, BLOCKWISE, PALLAS = AttentionBackend.REFERENCE, AttentionBackend.BLOCKWISE, AttentionBackend.PALLAS
 BACKENDS = [  # and the chip whose kernels run; the others ask for none
@@ -23,3 +22,8 @@ def backend(request) -> Iterator[AttentionBackend]:
     name, chip = request.param
     with on(chip):
         yield name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles(quick_compiles):
+    return quick_compiles
