@@ -1,11 +1,12 @@
 """The axis legend, and the types that flow between stages.
 
-One letter, one meaning, everywhere (code, einsum, docstring, sharding table):
+Letters of axes, in code, einsum, docstring and sharding table:
 
     B batch row          L query position     S key position     C crossbatch context slot
     K retrieved neighbour  M memory entry     H query head       G key/value head
     D head dim           E embedding          F mlp              V vocabulary
     N layer              P memory layer (index into `ModelConfig.memory_layers`)
+    R query heads per key/value head, H/G; in plans, streams of a batch
 """
 
 import dataclasses
@@ -135,9 +136,10 @@ class Plan:
 
     Attributes:
       context_ids: int32 [B, C], the batch row read through slot C, -1 where the slot is empty.
-      own_document: bool [B, C], True where that row holds an earlier chunk of the reader's own
-        stream (the positive), False where it is another document's (a negative).
-      ring: how the rows travel where they are split over several devices; None: they do not.
+      own_document: bool [B, C], True where that row holds an earlier chunk of the reader's own stream (a positive),
+        which may show another document too where streams join documents; False for another stream's (a negative).
+      ring: how the rows travel where they are split over several devices, set by the training step; None: they do
+        not.
     """
 
     context_ids: Array

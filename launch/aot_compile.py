@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, PlanKind, UserError
+from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.override import whole_number
 from launch import cli
 
@@ -84,7 +84,7 @@ def _mesh(text: str) -> MeshConfig:
 def contexts(flags: argparse.Namespace, config: ExperimentConfig) -> list[int]:
     """Lists the values of d to compile the train step for."""
     if flags.sweep_contexts:
-        if config.crossbatch.plan in (PlanKind.OFF, PlanKind.SEGMENTS, PlanKind.OWN_PAST):
+        if not config.crossbatch.uses_num_contexts:
             plan = config.crossbatch.plan.value
             raise ConfigError(f"--sweep-contexts needs a plan that uses d, got crossbatch.plan='{plan}'.")
         return [integer(text, "--sweep-contexts", least=1) for text in flags.sweep_contexts.split(",")]

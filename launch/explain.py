@@ -84,7 +84,7 @@ REASONS = {
     "rows of other streams. Never a later row: two memory layers would carry its future back.",
     PlanKind.SEGMENTS: "The place in the pack fixes the counts (positives, negatives), as LongLLaMA trains (sec. 4).",
     PlanKind.CONSTANT_RANGE: "A row reads the rows just before it, as many as the authors' range and stepping allow.",
-    PlanKind.OWN_PAST: "A row reads its own earlier rows alone (d = 1), as the Memorizing Transformer trains.",
+    PlanKind.OWN_PAST: "A row reads at most w of its own earlier rows, as the Memorizing Transformer trains.",
 }
 
 
@@ -92,7 +92,7 @@ def schedule_line(config: ExperimentConfig) -> str:
     """Describes the schedule of d in words."""
     schedule = config.crossbatch.schedule
     ds = schedule.num_contexts
-    if config.crossbatch.plan in (PlanKind.OFF, PlanKind.SEGMENTS, PlanKind.OWN_PAST):
+    if not config.crossbatch.uses_num_contexts:
         return f"the plan '{config.crossbatch.plan.value}' does not use d"
     if schedule.kind is ScheduleKind.CONSTANT:
         return f"d = {ds[0]} at every step"
@@ -155,6 +155,7 @@ def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> 
     model, crossbatch, train = config.model, config.crossbatch, config.train
     micro = f" in {train.accumulation} micro-batches, one of them drawn" if train.accumulation > 1 else ""
     layers = ", ".join(map(str, model.memory_layers)) or "none"
+    at_d = f" at d = {num_contexts}" if crossbatch.uses_num_contexts else ""
     lines = [
         f"{config.name}: {model.family.value} family, {model.num_layers} layers, memory layers {layers}"
         f" ({model.memory_positions.value})",
@@ -163,7 +164,7 @@ def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> 
         f" a stream advances {crossbatch.chunks_per_step} chunk(s) a step",
         f"Schedule: {schedule_line(config)}",
         "",
-        f"Plan '{crossbatch.plan.value}' at d = {num_contexts}. {REASONS[crossbatch.plan]}",
+        f"Plan '{crossbatch.plan.value}'{at_d}. {REASONS[crossbatch.plan]}",
         "Marks: * the reader, + read, own document (positive), - read, another document (negative), . not read",
         *plan_lines(config, num_contexts=num_contexts, shown_rows=shown_rows),
         *([] if (notice := plan_notice(config)) is None else [f"note: {notice}"]),

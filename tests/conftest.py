@@ -69,6 +69,15 @@ def quick_compiles(compilation_folder) -> Iterator[None]:
 
 
 @pytest.fixture
+def optimised_compiles() -> Iterator[None]:
+    """Compiles as users do, where a module has `quick_compiles`: for a test that reads the compiled program."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def abandoned_reads():
     """For a test that damages checkpoints: what Orbax abandons is finalised at its end, not within another test."""
     yield

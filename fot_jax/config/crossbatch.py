@@ -9,7 +9,7 @@ from fot_jax.config.errors import check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The schedule of d, the number of contexts that a row reads.
+    """The schedule of d, by which a plan sets how many contexts a row reads; each `PlanKind` says what d counts.
 
     `num_contexts` holds one d (CONSTANT), the d before and after (SWITCH_*), or the choices
     (RANDOM). `switch_step` counts optimizer steps; `switch_accuracy` is a training accuracy.
@@ -67,13 +67,12 @@ class CrossbatchConfig:
     @property
     def chunks_per_step(self) -> int:
         """The number of chunks by which a stream advances in a step (two-pass re-reads C_prev)."""
-        match self.plan:
-            case PlanKind.TWO_PASS | PlanKind.OFF:
-                return 1
-            case PlanKind.PACKED | PlanKind.SEGMENTS | PlanKind.CONSTANT_RANGE | PlanKind.OWN_PAST:
-                return self.packing
-            case unknown:
-                assert_never(unknown)
+        return 1 if self.plan is PlanKind.TWO_PASS else self.rows_per_stream
+
+    @property
+    def uses_num_contexts(self) -> bool:
+        """Whether the plan depends on d."""
+        return self.plan not in (PlanKind.OFF, PlanKind.SEGMENTS, PlanKind.OWN_PAST)
 
     def loss_rows(self, batch_rows: int) -> int:
         """Returns the number of rows that bear loss: all but C_prev's in two-pass plans without `loss_on_previous`."""

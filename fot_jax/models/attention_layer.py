@@ -79,7 +79,7 @@ class Attention(nn.Module):
         if call.lengths is not None:
             positions = call.lengths[:, None] + positions
         queries = apply_rope(self._scaled(queries, positions + 1, inputs, role), positions)
-        # Keys of contexts and memories are not rotated (position 0); the queries take YARN's factor, which they lack.
+        # Keys of contexts and memories are not rotated (position 0), so they lack YARN's factor: their queries take it.
         context_queries = queries if yarn_factor is None else (queries * yarn_factor).astype(x.dtype)
         if isinstance(inputs, TrainInputs):
             arrays = queries, apply_rope(keys, positions), keys, values
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
 
     def _rope(self, role: LayerRole):
-        """(rotate(x, positions), YARN's factor or None); neither does anything in layers without positions."""
+        """Returns rotate(x, positions) and YARN's factor (None: 1); under NOPE it leaves memory layers' x as it is."""
         config = self.config
         frequencies, factor = rope_frequencies(config.rope, config.head_dim, config.local_context)
         without_positions = {MemoryPositions.NOPE: True, MemoryPositions.ROPE0: False}[config.memory_positions]

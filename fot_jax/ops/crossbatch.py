@@ -2,12 +2,12 @@
 
     v_i = Σ_{(k,v) ∈ C_<i ∪ p^δ} softmax(<q_i, k>) · v          (eq. 2)
 
-p^δ is gathered over the batch axis by an integer plan `context_ids[row, slot]`; every published variant is another way
-to fill that array (`fot_jax/ops/plans.py`). This module has the equation and its gradient; who sees what is in
-`visibility.py`, and how scores are computed in `backends`.
+p^δ, the contexts of d documents, is gathered over the batch axis by an integer plan `context_ids[row, slot]`; every
+published variant is another way to fill that array (`fot_jax/ops/plans.py`). This module has the equation and its
+gradient; who sees what is in `visibility.py`, and how scores are computed in `backends`.
 
-Kept for the backward pass are the inputs, the output and its peaks and totals; scores are computed again. In bfloat16
-the backward pass takes the rounded output, as FlashAttention does.
+The backward pass keeps the inputs, the output, its peaks and totals, and computes the scores again. In bfloat16 it
+takes the rounded output, as FlashAttention does.
 """
 
 import functools
@@ -50,7 +50,7 @@ def crossbatch_attention(
       segments: document ids, 0 for padding.
       backend: how scores are computed, and which documents see each other (`backends.choose`).
       reads: whether this layer reads the contexts; may be known at run time only.
-      yarn_factor: the factor of queries that meet contexts, whose keys lack it; it gets no gradient. None: 1.
+      yarn_factor: multiplies the queries when they meet context keys, which lack it; it gets no gradient. None: 1.
       stopped: whether the contexts get no gradient.
 
     Returns:

@@ -41,7 +41,7 @@ def scores(queries, keys, mask: Bool[Array, "#B #L S"]) -> Float[Array, "B G R L
 
 
 def weigh(scores: Float[Array, "*queries S"], peak: Float[Array, "*queries"]):
-    """Returns (exp(scores − new peak), the new peak, the sum of the weights) of scores that join those up to `peak`."""
+    """Returns the weights exp(scores − new peak), new peak = max(peak, scores), and the weights' sum."""
     new_peak = jax.lax.stop_gradient(jnp.maximum(peak, scores.max(axis=-1)))
     weights = jnp.exp(scores - new_peak[..., None])
     return weights, new_peak, weights.sum(axis=-1)

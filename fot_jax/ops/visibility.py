@@ -27,9 +27,9 @@ NO_SEGMENT = jnp.iinfo(jnp.int32).max
 
 
 def visible(query_segments, key_segments, own, *, boundaries: Boundaries):
-    """Returns the drawn table for arrays that broadcast; `own` is 0 or 1, of int32 as TPU kernels want it."""
+    """Returns whether queries see keys, by the table above; arguments broadcast, `own` is 0 or 1 as int32."""
     same = jnp.where(query_segments == key_segments, 1, 0)
-    allowed = same == own if boundaries is Boundaries.MASKED else same <= own
+    allowed = same == own if boundaries is Boundaries.MASKED else same <= own  # JOINED, own: both 0 and 1
     return allowed & (key_segments != 0)
 
 
@@ -114,7 +114,7 @@ def keys_in_sight(plan: Plan, local: Int[Array, "#B L"]) -> Int[Array, "B L"]:
 
     Args:
       plan: which rows each row reads.
-      local: the number of places up to and with each query's own in its chunk, L queries.
+      local: the number of places up to and including each query's own in its chunk, L queries.
     """
     filled = jnp.sum(jnp.asarray(plan.context_ids) >= 0, axis=1, dtype=jnp.int32)
     return local + filled[:, None] * local.shape[1]

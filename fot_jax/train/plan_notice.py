@@ -69,7 +69,7 @@ def unseen_notice(config: ExperimentConfig, batch: Batch, *, num_contexts: int) 
 
 
 def _sees(queries: set[int], keys: set[int], *, own: bool, boundaries: Boundaries) -> bool:
-    """True if a query of documents `queries` sees a key of documents `keys` in one slot (`crossbatch.context_mask`)."""
+    """True if a query of documents `queries` sees a key of documents `keys` in one slot (`visibility.context_mask`)."""
     if not (queries and keys):
         return False
     if not own:
@@ -110,7 +110,7 @@ def _advice(crossbatch: CrossbatchConfig) -> str:
 
 def _at_d(found: list[int], crossbatch: CrossbatchConfig) -> str:
     """Returns ` at d = 1` and the part of the schedule with that d; "" for plans that do not use d."""
-    if crossbatch.plan in (PlanKind.SEGMENTS, PlanKind.OWN_PAST):
+    if not crossbatch.uses_num_contexts:
         return ""
     listed = f" at d = {', '.join(map(str, found))}"
     ds = _contexts(crossbatch)

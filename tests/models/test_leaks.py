@@ -23,6 +23,8 @@ from fot_jax.types import Plan
 from tests import cases, oracles
 from tests.models import decoders
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 ROWS, LENGTH, MASKED = 8, decoders.LENGTH, Boundaries.MASKED
 MODEL = decoders.config(vocab_size=ROWS * LENGTH + 1)  # three layers, memory in 0 and 2: two hops between rows
 TOKENS = np.arange(1, ROWS * LENGTH + 1, dtype=np.int32).reshape(ROWS, LENGTH)

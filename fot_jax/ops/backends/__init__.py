@@ -8,9 +8,9 @@
     ring         any backend in a mesh, on rows that travel (`fot_jax/ops/distributed/ring.py`)
 
 `choose.py` chooses one for each trace. Arrays are heads first: queries [B, H, L, D], `Rows` [rows, G, S, D]. A backend
-is a frozen dataclass whose fields are all that is static about it. Gradients are float32 and of (queries, keys,
-values), by an `Upstream` whose peak is that of all keys in one softmax, so that each set of keys needs no softmax of
-its own.
+is a frozen dataclass whose fields are all that is static about it. Gradients are those of (queries, keys, values), in
+float32 (a ring rounds them to the dtypes of its arrays), by an `Upstream` whose peak is that of all keys in one
+softmax, so that each set of keys needs no softmax of its own.
 """
 
 import dataclasses

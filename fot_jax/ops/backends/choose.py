@@ -32,7 +32,7 @@ def choose(
     """Returns the backend for the place where it is traced.
 
     Args:
-      name: BLOCKWISE is `Cpu` (which is `Xla` on accelerators), and `Xla` where XLA splits arrays over devices.
+      name: BLOCKWISE is `Xla` where XLA splits arrays over devices, else `Cpu`, which is `Xla` on accelerators.
       boundaries: MASKED or JOINED documents.
       block: keys per block of scores, in tokens; REFERENCE has none.
       layout: mesh axes of queries [B, H, L, D], for kernels in a mesh of several devices.
@@ -97,7 +97,7 @@ def automatic(device: Target, *, known: bool) -> AttentionBackend:
 
     Args:
       device: the device that is traced for.
-      known: whether there is one device, or a mesh that is traced in.
+      known: whether the layout of arrays is known: there is one device, or a mesh that is traced in.
     """
     chosen = AttentionBackend.PALLAS if device.platform == "tpu" and known else AttentionBackend.BLOCKWISE
     logger.info("model.attention 'auto' is %r here (%s, %s)", chosen.value, device.platform, device.kind)

@@ -29,8 +29,7 @@ TILE_BLOCKS = 4  # at most: each is two copies and two additions of the program
 class Cpu(Xla):
     """By row and head where the program is compiled for a CPU, by `Xla` for any other device.
 
-    A CPU too takes all rows and heads at once where there are neither empty slots to skip nor scores that outgrow its
-    cache.
+    A CPU too takes the own chunk of all rows and heads at once if the scores fit its cache.
     """
 
     def forward(self, loop: Loop, queries, rows: Rows, plan: Plan, segments) -> Partial:
@@ -151,7 +150,7 @@ def add_keys(carry, queries, keys, values, mask, *, clear):
 
 
 def _masked(weighed, scores, mask, *, clear):
-    """weighed(scores), without mask() where `clear`; with it the backward pass of a tile took 1.3 times as long."""
+    """weighed(scores), masked unless `clear`; masking made the backward pass of a tile take 1.3 times as long."""
     if clear is None:
         return weighed(scores)
     return jax.lax.cond(clear, weighed, lambda scores: weighed(jnp.where(mask(), scores, MASKED_SCORE)), scores)

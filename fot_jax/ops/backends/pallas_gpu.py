@@ -227,7 +227,7 @@ def forward_kernel(spec: KernelSpec, *refs):
 
 
 def queries_kernel(spec: KernelSpec, *refs):
-    """Computes dq = Σ ds k with ds = w (dweighted·v + dtotal), w = exp(s − peak)."""
+    """Computes dq = Σ ds k with ds = w (d_weighted·v + d_total), w = exp(s − peak)."""
     lists, refs = refs[:LISTS], refs[LISTS:]
     q_ref, k_ref, v_ref, q_segments, k_segments, d_weighted_ref, peak_ref, d_total_ref, dq_ref = refs
     i, q, d_weighted = pl.program_id(0), _load(spec, q_ref), _load(spec, d_weighted_ref)
@@ -244,7 +244,7 @@ def queries_kernel(spec: KernelSpec, *refs):
 
 
 def keys_kernel(spec: KernelSpec, *refs):
-    """Computes dv = Σ w dweighted and dk = Σ ds q over all readers; scores are [key block, query block] here."""
+    """Computes dv = Σ w d_weighted and dk = Σ ds q over all readers; scores are [key block, query block] here."""
     lists, refs = refs[:LISTS], refs[LISTS:]
     q_ref, k_ref, v_ref, q_segments, k_segments, d_weighted_ref, peak_ref, d_total_ref, dk_ref, dv_ref = refs
     j, g, b = (pl.program_id(axis) for axis in range(3))

@@ -206,7 +206,7 @@ def forward_kernel(spec: KernelSpec, *refs):
 
 
 def queries_kernel(spec: KernelSpec, *refs):
-    """Computes dq = Σ ds k with ds = w (dweighted·v + dtotal), w = exp(s − peak)."""
+    """Computes dq = Σ ds k with ds = w (d_weighted·v + d_total), w = exp(s − peak)."""
     tables, refs = refs[:TABLES], refs[TABLES:]
     q, k, v, q_segments, k_segments, d_weighted, peak_row, d_total_row, dq, peak, d_total = refs
     i, pair, j = (pl.program_id(axis) for axis in (1, 2, 3))
@@ -228,7 +228,7 @@ def queries_kernel(spec: KernelSpec, *refs):
 
 
 def keys_kernel(spec: KernelSpec, *refs):
-    """Computes dv = Σ w dweighted and dk = Σ ds q over all readers; scores are [key block, query block] here."""
+    """Computes dv = Σ w d_weighted and dk = Σ ds q over all readers; scores are [key block, query block] here."""
     tables, refs = refs[:TABLES], refs[TABLES:]
     q, k, v, q_segments, k_segments, d_weighted, peak_row, d_total_row, dk, dv = refs
     j, pair, head, i = (pl.program_id(axis) for axis in (1, 2, 3, 4))

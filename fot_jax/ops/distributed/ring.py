@@ -153,7 +153,7 @@ def _zeros(rows: Rows) -> list[jax.Array]:
 def _repeat(step: Callable, carry, times: int):
     """Applies `step` to the carry that many times; once without a scan.
 
-    Of a scan in which blocks do not move JAX takes what each hop finds out of the loop, and keeps it hop by hop.
+    JAX hoists the hops out of a scan whose blocks do not move, and would keep the results of each hop.
     """
     if times == 1:
         return step(carry)
@@ -161,7 +161,7 @@ def _repeat(step: Callable, carry, times: int):
 
 
 def _travel(ring: RingSchedule, block: Rows, state, visit: Callable, leave: Callable):
-    """Calls `visit` for the own rows and each block that comes by, the next on its way, and `leave` after a stage."""
+    """Calls `visit` for the own rows and each block that comes by while the next is sent, and `leave` after a stage."""
     home = RingStage(rows=tuple(range(len(block.segments))), hops=1, slots=ring.home_slots)
     stages = [home, *_first_alone(ring.stages), None]
     held, number = block, 0
