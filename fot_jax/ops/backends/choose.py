@@ -52,6 +52,8 @@ def choose(
                     "backend 'pallas' in a mesh of several devices needs `layout`, their mesh axes, got None"
                 )
             outside = Sharded(backend=inside, layout=layout)
+    elif name is not AttentionBackend.BLOCKWISE:
+        raise ValueError(f"an attention backend must be known here, got {name!r}")
     else:
         inside = Cpu(boundaries=boundaries, block=block)
         outside = Xla(boundaries=boundaries, block=block) if split else inside
