@@ -272,11 +272,3 @@ class MemoryView(Protocol):
           float32 [#B, L].
         """
         ...
-
-
-class ScalarWriter(Protocol):
-    """A destination of metrics (JSONL, TensorBoard)."""
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one row."""
-        ...

@@ -9,6 +9,7 @@ import numpy as np
 
 from fot_jax.config import Boundaries
 from fot_jax.ops import cache_attention
+from fot_jax.ops.backends import Backend, cpu, reference, xla
 from fot_jax.types import Plan
 from tests import oracles
 
@@ -114,6 +115,13 @@ def joint_expected(
         flows * context[1],
         local[2] + flows * context[2],
     ]
+
+
+def backend_of(name: str, boundaries: Boundaries, *, block: int = 2) -> Backend:
+    """Makes the backend "reference", "xla" or "cpu" anew, so that a changed class is the one that runs."""
+    if name == "reference":
+        return reference.Reference(boundaries=boundaries)
+    return {"xla": xla.Xla, "cpu": cpu.Cpu}[name](boundaries=boundaries, block=block)
 
 
 LOOPS = ("cpu", "default")  # the branches of jax.lax.platform_dependent

@@ -85,7 +85,7 @@ def stored_bytes(workdir: str | os.PathLike[str], *, step: int | Literal["latest
 def num_bytes(model: ModelConfig, dtype: Dtype) -> int:
     """Returns the bytes of a model's parameters in a dtype."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(model)))
-    return count * np.dtype(DTYPES[dtype]).itemsize
+    return count * dtype.itemsize
 
 
 def _dtype(checkpoints: Checkpointer, step: int, workdir: str | os.PathLike[str]) -> Dtype:

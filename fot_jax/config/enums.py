@@ -66,6 +66,11 @@ class Dtype(enum.Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2}[self]
+
 
 class PlanKind(enum.Enum):
     """The published ways to fill `context_ids` (see `fot_jax/ops/plans.py` for drawn tables)."""

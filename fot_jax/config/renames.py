@@ -1,11 +1,9 @@
 """Config fields under their former names: saved runs that have them still load."""
 
-import functools
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from fot_jax.logging import warn_once
 
 # Former path -> the field's name today, in the same section.
 RENAMED = {
@@ -26,11 +24,6 @@ def with_current_names(values: Any) -> Any:
         section, former = path.split(".")
         fields = found.get(section)
         if isinstance(fields, Mapping) and former in fields and name not in fields:
-            _log_once(path, f"{section}.{name}")
+            warn_once(path, f"this field of the saved config is {section}.{name} now")
             found[section] = {name if key == former else key: value for key, value in fields.items()}
     return found
-
-
-@functools.cache
-def _log_once(former: str, current: str) -> None:
-    logger.warning("%s of the saved config is %s now", former, current)

@@ -23,6 +23,7 @@ from fot_jax.config import (
 )
 from fot_jax.config.build import build, to_dict
 from fot_jax.config.enums import RopeScaling
+from fot_jax.config.renames import with_current_names
 from fot_jax.convert.hf_keys import check_keys
 from fot_jax.convert.rope_scaling import finite, read_rope, write_rope
 
@@ -140,6 +141,7 @@ def read_config(
         model = _Values(ours, f"{source}: {FOT_JAX_KEY}").get("model", (dict,), {})
         fields |= {key: model[key] for key in FOT_JAX_FIELDS if key in model}
         memory = _Values(ours, f"{source}: {FOT_JAX_KEY}").get("memory", (dict,), {})
+        memory = with_current_names({"memory": memory})["memory"]
     return _build_sections(fields, dict(memory), changes, source=source)
 
 

@@ -26,8 +26,8 @@ WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"  # of PEFT
 MAX_HEADER = 100_000_000  # bytes, as the library has it
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
+FILE_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+NAMES = {np.dtype(kind): name for name, kind in FILE_DTYPES.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -99,7 +99,9 @@ class SafetensorsFolder:
             )
             self._stack = stack.pop_all()
         self.shapes = {name: tuple(part.get_shape()) for name, part in self._slices.items()}
-        sizes = {name: np.dtype(DTYPES.get(part.get_dtype(), np.uint8)).itemsize for name, part in self._slices.items()}
+        sizes = {
+            name: np.dtype(FILE_DTYPES.get(part.get_dtype(), np.uint8)).itemsize for name, part in self._slices.items()
+        }
         self.num_bytes = {
             name: int(np.prod(shape, dtype=np.int64)) * sizes[name] for name, shape in self.shapes.items()
         }
@@ -171,11 +173,11 @@ class SafetensorsFolder:
         """Yields (rows, their values) of a tensor in its own dtype, in order, about BLOCK_BYTES at a time.
 
         Raises:
-          UserError: a dtype that is no float of DTYPES, or a file that shrank meanwhile.
+          UserError: a dtype that is no float of FILE_DTYPES, or a file that shrank meanwhile.
         """
         part = self._slices[name]
-        if part.get_dtype() not in DTYPES:
-            raise UserError(f"{self.folder}: {name} must be one of {', '.join(DTYPES)}, got {part.get_dtype()}.")
+        if part.get_dtype() not in FILE_DTYPES:
+            raise UserError(f"{self.folder}: {name} must be one of {', '.join(FILE_DTYPES)}, got {part.get_dtype()}.")
         for rows in row_blocks(self.shapes[name], self.num_bytes[name]):
             try:
                 yield rows, part[rows]

@@ -36,7 +36,7 @@ from fot_jax.data.vocabulary import existing_file, load_vocabulary
 # Raise it whenever the same files would give other tokens or files.
 #   3: byte order marks are no text; contents.npy; names of special tokens in documents are text
 CACHE_VERSION = 3
-DTYPES = (np.dtype(np.uint16), np.dtype(np.uint32))
+TOKEN_DTYPES = (np.dtype(np.uint16), np.dtype(np.uint32))
 PROGRESS_SECONDS = 5.0
 
 
@@ -124,7 +124,7 @@ def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
         dtype = np.dtype(meta["dtype"])
         digest, size = str(meta["digest"]), (folder / "tokens.bin").stat().st_size
-        if meta["fingerprint"] != expected or dtype not in DTYPES or size != meta["tokens"] * dtype.itemsize:
+        if meta["fingerprint"] != expected or dtype not in TOKEN_DTYPES or size != meta["tokens"] * dtype.itemsize:
             raise ValueError("its meta.json does not match it")
         tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r") if size else np.zeros(0, dtype)
         offsets = _load_array(folder / "offsets.npy", np.int64, (meta["documents"] + 1,))

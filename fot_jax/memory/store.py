@@ -13,13 +13,12 @@ single-doc memory, one that is kept its multi-doc memory.
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import Dtype, ModelConfig, UserError, check
+from fot_jax.config import ModelConfig, UserError, check
+from fot_jax.models.layers import DTYPES
 from fot_jax.types import KeyValue
 
-DTYPES = {Dtype.FLOAT32: np.dtype(np.float32), Dtype.BFLOAT16: np.dtype(jnp.bfloat16)}
 SMALLEST_CAPACITY = 64  # slots of a stream's first allocation
 
 
@@ -41,7 +40,7 @@ class MemoryStore:
         streams: int,
         kv_heads: int,
         head_dim: int,
-        dtype: np.dtype = DTYPES[Dtype.FLOAT32],
+        dtype: np.dtype = np.dtype(np.float32),
         budget: int = 0,
     ):
         check(len(memory_layers) >= 1, "model.memory_layers", "name at least one layer", tuple(memory_layers))
@@ -63,7 +62,7 @@ class MemoryStore:
             streams=streams,
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            dtype=DTYPES[config.dtype],
+            dtype=np.dtype(DTYPES[config.dtype]),
             budget=budget,
         )
 

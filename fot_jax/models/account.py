@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fot_jax.config import Dtype, ExperimentConfig, Family, ModelConfig, OptimizerKind, Remat
+from fot_jax.config import ExperimentConfig, Family, ModelConfig, OptimizerKind, Remat
 from fot_jax.types import Plan
 
 FLOAT32_BYTES = 4
 MIN_FACTORED = 128  # as fot_jax/train/optimizer.py gives Adafactor
-DTYPE_BYTES = {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +133,7 @@ def mean_contexts(plan: Plan) -> float:
 
 def memory_entry_bytes(model: ModelConfig) -> int:
     """Bytes that one token takes in the external memory: 2·P·G·D·itemsize (all memory layers and heads)."""
-    return 2 * len(model.memory_layers) * model.num_kv_heads * model.head_dim * DTYPE_BYTES[model.dtype]
+    return 2 * len(model.memory_layers) * model.num_kv_heads * model.head_dim * model.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,20 +164,22 @@ def activation_bytes(model: ModelConfig, *, tokens: int) -> int:
 
         per token and layer   NONE  6·E + 2·(H + 2·G)·D + 2·H·D + 4·F (PAPER: 2·F)   values of the compute dtype
                               DOTS  2·E + (H + 2·G)·D + H·D + 2·F (PAPER: F)
-                              FULL  E
-        besides               one layer as under NONE while it is differentiated (DOTS, FULL)
+                              FULL  E + H·D
+        in addition           2·H float32 per token and layer: peaks and totals of the softmax
+                              one layer as under NONE while it is differentiated (DOTS, FULL)
                               2·V float32 per token: logits and their gradient
 
-    XLA fuses and reuses: expect the compiler's figure within a factor of two. Local scores add
-    L·attention_block·H per row of a layer at work; contexts add their queries' running sums only.
+    XLA fuses and reuses: expect the compiler's figure within a factor of two. Scores add L·attention_block·H per row
+    of a layer at work.
     """
     E, F, N = model.embed_dim, model.mlp_dim, model.num_layers
     heads, kv = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
     gated = 1 if model.family is Family.PAPER else 2
     whole = 6 * E + 2 * (heads + kv) + 2 * heads + 2 * gated * F
     dots = 2 * E + heads + kv + heads + gated * F
-    kept = {Remat.NONE: N * whole, Remat.DOTS: N * dots + whole, Remat.FULL: N * E + whole}[model.remat]
-    return tokens * (kept * DTYPE_BYTES[model.dtype] + 2 * model.vocab_size * FLOAT32_BYTES)
+    kept = {Remat.NONE: N * whole, Remat.DOTS: N * dots + whole, Remat.FULL: N * (E + heads) + whole}[model.remat]
+    numbers = 2 * model.vocab_size + 2 * N * model.num_heads
+    return tokens * (kept * model.dtype.itemsize + numbers * FLOAT32_BYTES)
 
 
 def _unfactored(model: ModelConfig) -> int:

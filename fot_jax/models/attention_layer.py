@@ -19,7 +19,7 @@ from fot_jax.models.inputs import Inputs, ReadInputs, TrainInputs
 from fot_jax.ops import softmax, visibility
 from fot_jax.ops.backends import Backend, ContextsAlone
 from fot_jax.ops.cache_attention import cache_attention
-from fot_jax.ops.crossbatch import crossbatch_attention
+from fot_jax.ops.crossbatch import context_queries, crossbatch_attention
 from fot_jax.ops.linear import project
 from fot_jax.ops.memory_attention import gated_mix, log_length_scale
 from fot_jax.ops.rope import rope_frequencies, rotate
@@ -36,6 +36,7 @@ class Call:
       segments: int32 [B, L], document ids, 0 for padding.
       follows: bool [B, L], whether the token before each one is known and of the same text.
       lengths: int32 [B], tokens in the cache before these; None without a cache.
+      sees_contexts: bool [B, L], whether each query sees any context; None without a gate.
       backend: attends to the own chunk and to contexts.
       capture: whether to return queries, keys and values.
     """
@@ -44,6 +45,7 @@ class Call:
     segments: jax.Array
     follows: jax.Array
     lengths: jax.Array | None
+    sees_contexts: jax.Array | None
     backend: Backend = flax.struct.field(pytree_node=False)
     capture: bool = flax.struct.field(pytree_node=False)
 
@@ -79,8 +81,7 @@ class Attention(nn.Module):
         if call.lengths is not None:
             positions = call.lengths[:, None] + positions
         queries = apply_rope(self._scaled(queries, positions + 1, inputs, role), positions)
-        # Keys of contexts and memories are not rotated (position 0), so they lack YARN's factor: their queries take it.
-        context_queries = queries if yarn_factor is None else (queries * yarn_factor).astype(x.dtype)
+        memory_queries = context_queries(queries, yarn_factor)
         if isinstance(inputs, TrainInputs):
             arrays = queries, apply_rope(keys, positions), keys, values
             mixed = self._train(inputs, arrays, call, role, yarn_factor, gate)
@@ -89,9 +90,10 @@ class Attention(nn.Module):
                 local, cache = self._cached(call, queries, keys, values, products, apply_rope, positions, cache)
             else:
                 own = Rows(heads_first(apply_rope(keys, positions)), heads_first(values), call.segments)
-                local = jax.tree.map(heads_first, call.backend.local(heads_first(queries), own))
-            mixed = self._with_memory(inputs, local, context_queries, role, gate)
-        captured = (context_queries, keys, values) if call.capture else None
+                with jax.named_scope("local_scores"):
+                    local = jax.tree.map(heads_first, call.backend.local(heads_first(queries), own))
+            mixed = self._with_memory(inputs, local, memory_queries, role, gate)
+        captured = (memory_queries, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
 
     def _rope(self, role: LayerRole):
@@ -101,8 +103,10 @@ class Attention(nn.Module):
         without_positions = {MemoryPositions.NOPE: True, MemoryPositions.ROPE0: False}[config.memory_positions]
         no_rope = role.is_memory & without_positions
         yarn_factor = None if factor == 1.0 else jnp.where(no_rope, 1.0, factor)
-        turn = functools.partial(rotate, frequencies=frequencies, factor=1.0 if yarn_factor is None else yarn_factor)
-        return lambda x, positions: turn(x, jnp.where(no_rope, 0, positions)), yarn_factor
+        rotate_by = functools.partial(
+            rotate, frequencies=frequencies, factor=1.0 if yarn_factor is None else yarn_factor
+        )
+        return lambda x, positions: rotate_by(x, jnp.where(no_rope, 0, positions)), yarn_factor
 
     def _scaled(self, queries, local, inputs: Inputs, role: LayerRole) -> jax.Array:
         """Queries of a memory layer times the scale that the memory or the plan asks for, those of others as they are.
@@ -134,8 +138,9 @@ class Attention(nn.Module):
             return attend(inputs.plan, backend=call.backend)
         local = attend(None, backend=call.backend)
         contexts = attend(inputs.plan, backend=ContextsAlone(call.backend))
-        seen = visibility.sees_contexts(inputs.plan, call.segments, boundaries=inputs.boundaries) & role.is_memory
-        return gated_mix(contexts, local, seen=seen[..., None], gate_bias=gate)
+        assert call.sees_contexts is not None
+        seen = (call.sees_contexts & role.is_memory)[..., None]
+        return gated_mix(contexts, local, seen=seen, gate_bias=gate)
 
     def _cached(self, call: Call, queries, keys, values, products, apply_rope, positions, cache):
         """(attention to the local cache, with the new keys, as a partial; the cache)."""

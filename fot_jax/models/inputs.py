@@ -37,7 +37,7 @@ class ReadInputs:
       token_counts: int32 [B], how many of the tokens count (the rest is padding), with a cache; None: all.
       memory: the external memory that memory layers read.
       segments: int32 [B, L] document ids, 0 for padding, without a cache; None: one document a row.
-      boundaries: whether documents of one row see each other, without a cache.
+      boundaries: whether documents of one row see each other; with a cache a row is one document.
     """
 
     cache: LocalCache | None = None

@@ -17,6 +17,7 @@ from fot_jax.config import Boundaries, ModelConfig, Remat
 from fot_jax.models import attention_layer, layers
 from fot_jax.models.attention_layer import Call, LayerRole
 from fot_jax.models.inputs import Inputs, ReadInputs, TrainInputs
+from fot_jax.ops import visibility
 from fot_jax.ops.backends.choose import choose
 from fot_jax.ops.linear import unembed
 from fot_jax.ops.softmax import JOINT_ATTENTION_CHECKPOINT
@@ -90,7 +91,7 @@ class Decoder(nn.Module):
           hidden: [B, L, E], what layers below these made of the tokens (`layer_ranges.py`); None: their embeddings.
 
         Raises:
-          ValueError: a plan was given without segments.
+          ValueError: a plan was given without segments, or a cache with them.
         """
         config = self.config
         embedding = layers.weight(
@@ -129,9 +130,14 @@ class Decoder(nn.Module):
         plan = inputs.plan if isinstance(inputs, TrainInputs) else None
         if plan is not None and inputs.segments is None:
             raise ValueError("a crossbatch plan needs segments: without them every row is one document to the others")
+        if plan is not None:
+            plan = jax.tree.map(jnp.asarray, plan)
+            inputs = dataclasses.replace(inputs, plan=plan)
         segments = jnp.ones_like(tokens) if inputs.segments is None else inputs.segments
         lengths = None
         if isinstance(inputs, ReadInputs) and inputs.cache is not None:
+            if inputs.segments is not None:
+                raise ValueError("a cache excludes segments: all tokens of a row are of one text, got both")
             lengths = inputs.cache.lengths
             inputs = dataclasses.replace(inputs, cache=None, token_counts=counts)
         backend = choose(
@@ -142,9 +148,13 @@ class Decoder(nn.Module):
             ring=None if plan is None else plan.ring,
         )
         follows = _follows(segments, inputs.boundaries, lengths)
+        seen = None
+        if plan is not None and self.config.memory_gate:
+            seen = visibility.sees_contexts(plan, segments, boundaries=inputs.boundaries)
         return Call(
-            inputs=inputs, segments=segments, follows=follows, lengths=lengths, backend=backend, capture=capture
-        )
+            inputs=inputs, segments=segments, follows=follows, lengths=lengths, sees_contexts=seen,
+            backend=backend, capture=capture,
+        )  # fmt: skip
 
     def _stack(self, x, call: Call, cache):
         """Runs the N layers, scanned or one by one; caches and captures are stacked along N."""

@@ -62,7 +62,7 @@ def crossbatch_attention(
     arrays = (heads_first(x) for x in (queries, keys, context_keys, values))
     if plan is not None:
         plan = jax.tree.map(jnp.asarray, plan)
-    return heads_first(_attention(backend, stopped, *arrays, plan, jnp.asarray(reads), yarn_factor, segments))
+    return _attention(backend, stopped, *arrays, plan, jnp.asarray(reads), yarn_factor, segments)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -73,7 +73,6 @@ def _attention(
 
 
 def _forward(backend: Backend, stopped: bool, *arguments):
-    del stopped
     queries, keys, context_keys, values, plan, reads, yarn_factor, segments = arguments
     with jax.named_scope("local_scores"):
         partial = backend.local(queries, Rows(keys, values, segments))
@@ -81,21 +80,22 @@ def _forward(backend: Backend, stopped: bool, *arguments):
 
         def with_contexts(partial: Partial) -> Partial:
             rows = Rows(context_keys, values, segments)
-            found = backend.contexts(_context_queries(queries, yarn_factor), rows, plan, segments=segments)
+            with jax.named_scope("crossbatch_scores"):
+                found = backend.contexts(context_queries(queries, yarn_factor), rows, plan, segments=segments)
             return softmax.merge(partial, found)
 
         # A branch at run time: the stack of layers is scanned, and any of them may hold memory.
         with jax.named_scope("memory_branch"):
             partial = jax.lax.cond(reads, with_contexts, lambda partial: partial, partial)
     with jax.named_scope("joint_softmax"):
-        out = softmax.normalise(partial).astype(values.dtype)
+        out = heads_first(softmax.normalise(partial)).astype(values.dtype)
     out, peak, total = (checkpoint_name(x, JOINT_ATTENTION_CHECKPOINT) for x in (out, partial.peak, partial.total))
     return out, (*arguments, out, peak, total)
 
 
 def _backward(backend: Backend, stopped: bool, saved, d_out):
     queries, keys, context_keys, values, plan, reads, yarn_factor, segments, out, peak, total = saved
-    upstream = softmax.normalise_gradients(out, peak, total, d_out)
+    upstream = softmax.normalise_gradients(heads_first(out), peak, total, heads_first(d_out))
     with jax.named_scope("local_scores"):
         dq, dk, dv = backend.local_gradients(queries, Rows(keys, values, segments), upstream)
     d_context_keys = jnp.zeros(context_keys.shape, context_keys.dtype)
@@ -104,9 +104,10 @@ def _backward(backend: Backend, stopped: bool, saved, d_out):
         def with_contexts(sums):
             dq, dv, d_context_keys = sums
             rows = Rows(context_keys, values, segments)
-            more, found_keys, found_values = backend.context_gradients(
-                _context_queries(queries, yarn_factor), rows, plan, upstream, segments=segments
-            )
+            asking = context_queries(queries, yarn_factor)
+            with jax.named_scope("crossbatch_scores"):
+                found = backend.context_gradients(asking, rows, plan, upstream, segments=segments)
+            more, found_keys, found_values = found
             dq += more if yarn_factor is None else more * yarn_factor
             if stopped:
                 return dq, dv, d_context_keys
@@ -120,7 +121,8 @@ def _backward(backend: Backend, stopped: bool, saved, d_out):
 _attention.defvjp(_forward, _backward)
 
 
-def _context_queries(queries, yarn_factor):
+def context_queries(queries, yarn_factor: Float[Array, ""] | None):
+    """Returns the queries that meet the keys of contexts or of a memory, which lack YaRN's factor."""
     return queries if yarn_factor is None else (queries * yarn_factor).astype(queries.dtype)
 
 
@@ -147,5 +149,5 @@ def context_log_masses(
         mass = part.peak + jnp.log(jnp.maximum(part.total, 1e-30))
         return heads_first(jnp.where(part.total > 0, mass, softmax.MASKED_SCORE))
 
-    slots = jnp.asarray(plan.context_ids).T, jnp.asarray(plan.own_document).T
+    slots = plan.context_ids.T, plan.own_document.T
     return jax.lax.map(of_slot, slots).swapaxes(0, 1)

@@ -27,13 +27,6 @@ class Losses:
     row_z_loss: Array
 
 
-def token_cross_entropy(logits: Float[Array, "B L V"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """−log softmax(logits)[target], in nats, float32."""
-    logits = logits.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
-
-
 def cross_entropy(
     logits: Float[Array, "B L V"],
     targets: Int[Array, "B L"],

@@ -100,7 +100,7 @@ def sees_contexts(plan: Plan, segments: Int[Array, "B L"], *, boundaries: Bounda
         mask = context_mask(segments, segments[jnp.maximum(ids, 0)], own, ids >= 0, boundaries=boundaries)
         return seen | mask.any(axis=2), None
 
-    slots = jnp.asarray(plan.context_ids).T, jnp.asarray(plan.own_document).T
+    slots = plan.context_ids.T, plan.own_document.T
     return jax.lax.scan(of_slot, jnp.zeros(segments.shape, bool), slots)[0]
 
 
@@ -116,7 +116,7 @@ def keys_in_sight(plan: Plan, local: Int[Array, "#B L"]) -> Int[Array, "B L"]:
       plan: which rows each row reads.
       local: the number of places up to and including each query's own in its chunk, L queries.
     """
-    filled = jnp.sum(jnp.asarray(plan.context_ids) >= 0, axis=1, dtype=jnp.int32)
+    filled = jnp.sum(plan.context_ids >= 0, axis=1, dtype=jnp.int32)
     return local + filled[:, None] * local.shape[1]
 
 
@@ -191,7 +191,7 @@ def context_sights(
     at = jnp.maximum(plan.context_ids, 0)
     read = jax.tree.map(lambda x: x[at], keys)
     given = queries.low[..., None], queries.high[..., None], read.low, read.high
-    own = jnp.asarray(plan.own_document)[..., None]
+    own = plan.own_document[..., None]
     none = nobody_sees(*given, own, boundaries=boundaries) | (plan.context_ids < 0)[..., None]
     every = everybody_sees(*given, read.whole, own, boundaries=boundaries)
     return jnp.where(none, Sight.NOBODY, jnp.where(every, Sight.EVERYBODY, Sight.SOME)).astype(jnp.int32)

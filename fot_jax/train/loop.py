@@ -18,7 +18,6 @@ from fot_jax.config import ExperimentConfig, PlanKind, UserError
 from fot_jax.data.batches import Stream
 from fot_jax.data.streams import make_stream
 from fot_jax.models import account
-from fot_jax.models.layers import DTYPES
 from fot_jax.ops.backends.choose import check_platform
 from fot_jax.ops.distributed import ring_schedule
 from fot_jax.ops.plans import make_plan
@@ -240,7 +239,7 @@ def _ring_lines(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list
     if ring is None:
         return []
     model = config.model
-    row_bytes = 2 * model.local_context * model.num_kv_heads * model.head_dim * np.dtype(DTYPES[model.dtype]).itemsize
+    row_bytes = 2 * model.local_context * model.num_kv_heads * model.head_dim * model.dtype.itemsize
     return [ring_schedule.describe(ring, row_bytes=row_bytes)]
 
 

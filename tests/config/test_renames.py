@@ -8,6 +8,7 @@ import pytest
 from fot_jax import workdir
 from fot_jax.config import ConfigError, ExperimentConfig, UserError, renames
 from fot_jax.config.build import build, field_types, to_dict
+from fot_jax.logging import warn_once
 from tests.train.tiny import tiny
 
 SECTIONS = ("memory", "crossbatch")
@@ -29,7 +30,7 @@ def with_former_names(values: dict) -> dict:
 @pytest.fixture
 def read(tmp_path):
     """Writes a config.json and reads it as a run's; former names are logged anew."""
-    renames._log_once.cache_clear()
+    warn_once.cache_clear()
 
     def write_and_read(values: dict) -> ExperimentConfig:
         (tmp_path / "config.json").write_text(json.dumps(values))
@@ -53,7 +54,7 @@ def test_former_names_are_logged_once_by_name(read, caplog):
         for _ in range(2):
             read(with_former_names(saved()))
     assert sorted(caplog.messages) == [
-        f"{section}.logn_from of the saved config is {section}.log_length_scaling_from now"
+        f"{section}.logn_from: this field of the saved config is {section}.log_length_scaling_from now"
         for section in ("crossbatch", "memory")
     ]
 

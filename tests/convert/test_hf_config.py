@@ -7,6 +7,7 @@ import pytest
 from fot_jax.config import LastContext, MemoryPositions, Retrieval, RopeConfig, RopeScaling, UserError
 from fot_jax.convert.hf_config import Changes, read_config
 from fot_jax.convert.importing import import_checkpoint
+from fot_jax.logging import warn_once
 from tests.convert.checkpoints import SMALL, random_tensors, write_folder
 
 LONG_LLAMA_3B = {
@@ -58,6 +59,14 @@ def test_a_last_context_beyond_the_window_is_said(caplog):
         caplog.clear()
         assert read(values, **changes)[1].last_context_length == window
         assert caplog.text.count(f"is more than the local context: {window} is taken") == 1
+
+
+def test_exported_settings_with_former_names_are_read(caplog):
+    """Reads a folder that was exported before a field of the memory was renamed, and logs it once."""
+    warn_once.cache_clear()
+    values = {**SMALL, "fot_jax": {"memory": {"logn_from": 4096}}}
+    assert [read(values)[1].log_length_scaling_from for _ in range(2)] == [4096, 4096]
+    assert caplog.text.count("memory.logn_from: this field of the saved config is") == 1
 
 
 def test_keys_that_nothing_knows_are_logged_once(caplog):

@@ -153,6 +153,14 @@ def test_a_plan_needs_segments():
         Decoder(model).apply({"params": decoders.params(model)}, decoders.tokens_for(6), inputs)
 
 
+def test_cache_excludes_segments():
+    """Refuses documents of a row that attention to the cache would not keep apart."""
+    model, tokens = decoders.config(), decoders.tokens_for(6)
+    inputs = ReadInputs(cache=init_cache(model, 6), segments=jnp.ones(tokens.shape, jnp.int32))
+    with pytest.raises(ValueError, match="a cache excludes segments"):
+        Decoder(model).apply({"params": decoders.params(model)}, tokens, inputs)
+
+
 def test_gate_of_the_memorizing_transformer_is_trained_and_read():
     model, tokens = decoders.config(memory_gate=True), decoders.tokens_for(2)
     parameters, memory = decoders.params(model), decoders.memory_for(model, 2, 6)

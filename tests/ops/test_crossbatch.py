@@ -24,8 +24,7 @@ CONTEXT_NAMES = ("output", "d queries", "d context keys", "d values")
 
 def backends(boundaries: Boundaries, *, block: int = 2) -> dict[str, Backend]:
     """One of each kind; PALLAS: tests/ops/test_pallas.py."""
-    options = {"boundaries": boundaries, "block": block}
-    return {"reference": Reference(boundaries=boundaries), "xla": Xla(**options), "cpu": Cpu(**options)}
+    return {name: cases.backend_of(name, boundaries, block=block) for name in ("reference", "xla", "cpu")}
 
 
 @pytest.fixture(autouse=True)
@@ -118,18 +117,20 @@ def test_bfloat16_stays_within_its_precision(name):
 
 
 def test_backward_keeps_inputs_output_and_two_numbers():
-    """Keeps neither scores nor float32 sums: the output, a peak and a total for each query and head."""
+    """Keeps neither scores nor float32 sums: the output, once with a projection of it, a peak and a total."""
     case = cases.crossbatch_case()
     queries, keys, context_keys, values = cases.to_float32(case.queries, case.rotated_keys, case.keys, case.values)
 
     def op(*arrays):
         segments = jnp.asarray(case.segments)
         backend = Xla(boundaries=Boundaries.MASKED, block=2)
-        return crossbatch.crossbatch_attention(*arrays, case.plan, segments=segments, backend=backend)
+        out = crossbatch.crossbatch_attention(*arrays[:-1], case.plan, segments=segments, backend=backend)
+        return jnp.einsum("BLHD,HDE->BLE", out, arrays[-1])
 
-    pullback = jax.vjp(op, queries, keys, context_keys, values)[1]
+    weight = jnp.ones((*queries.shape[2:], 3))
+    pullback = jax.vjp(op, queries, keys, context_keys, values, weight)[1]
     kept = sum(x.size for x in jax.tree.leaves(pullback) if x.dtype == jnp.float32)
-    assert kept == 2 * queries.size + 3 * keys.size + 2 * queries[..., 0].size
+    assert kept == 2 * queries.size + 3 * keys.size + 2 * queries[..., 0].size + weight.size
 
 
 def tiled_case() -> cases.Case:

@@ -82,10 +82,3 @@ def test_logits_of_a_thousand_are_finite():
     logits = jnp.array([[[1000.0, -1000.0]]])
     sums = losses.cross_entropy(logits, jnp.array([[1]]), jnp.ones((1, 1)), z_loss=0.0)
     assert float(sums.cross_entropy) == 2000.0
-
-
-def test_token_losses_sum_to_the_loss():
-    logits, targets, mask = problem()
-    tokens = losses.token_cross_entropy(*cases.to_float32(logits), jnp.asarray(targets))
-    want = oracles.cross_entropy(logits, targets, mask)["nll"]
-    cases.assert_close([(np.asarray(tokens) * mask).sum()], [want], ["sum"])

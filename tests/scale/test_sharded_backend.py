@@ -16,7 +16,6 @@ from fot_jax.ops.backends.sharded import Sharded
 from fot_jax.ops.backends.xla import Xla
 from fot_jax.ops.crossbatch import crossbatch_attention
 from fot_jax.ops.distributed.ring import Ring
-from fot_jax.sharding import spec
 from fot_jax.types import Plan
 from tests import cases, oracles
 from tests.scale.ring_cases import ARRAYS, LAYOUT, NAMES, arrays, chosen, in_mesh, mesh_of, problem, segments_of
@@ -28,7 +27,7 @@ OPTIONS = {"boundaries": Boundaries.MASKED, "block": 2}
 def sharded(name: AttentionBackend, boundaries: Boundaries) -> Sharded:
     """The backend of one device inside `Sharded`, on blocks of two keys and two queries."""
     inside = chosen(name, boundaries=boundaries, block=2, query_block=2)
-    return Sharded(backend=inside, layout=spec("batch", "heads", "length", "head_dim"))
+    return Sharded(backend=inside, layout=LAYOUT)
 
 
 def on_mesh(backend: Backend, plan: Plan | None, mesh) -> list[np.ndarray]:
@@ -77,7 +76,7 @@ def test_choose_shards_kernels_where_arrays_are_split():
     """Leaves other backends to XLA there; what attends to rows that travel is always the backend of one device."""
     reference, cpu, xla = Reference(boundaries=Boundaries.MASKED), Cpu(**OPTIONS), Xla(**OPTIONS)
     pallas = Pallas(**OPTIONS)
-    apart = Sharded(backend=pallas, layout=spec("batch", "heads", "length", "head_dim"))
+    apart = Sharded(backend=pallas, layout=LAYOUT)
     whole = {"reference": reference, "blockwise": cpu, "auto": cpu, "pallas": pallas}
     split = {"reference": reference, "blockwise": xla, "auto": xla, "pallas": apart}
     ring = problem("packed", rows=ROWS, devices=2).ring

@@ -8,9 +8,9 @@
     ring         any backend in a mesh, on rows that travel (`fot_jax/ops/distributed/ring.py`)
 
 `choose.py` chooses one for each trace. Arrays are heads first: queries [B, H, L, D], `Rows` [rows, G, S, D]. A backend
-is a frozen dataclass whose fields are all that is static about it. Gradients are those of (queries, keys, values), in
-float32 (a ring rounds them to the dtypes of its arrays), by an `Upstream` whose peak is that of all keys in one
-softmax, so that each set of keys needs no softmax of its own.
+is a frozen dataclass whose fields are all that is static about it. Gradients are float32 and those of (queries, keys,
+values), by an `Upstream` whose peak is that of all keys in one softmax, so that each set of keys needs no softmax of
+its own.
 """
 
 import dataclasses
@@ -72,12 +72,10 @@ class ContextsAlone:
 
     def local(self, queries, own: Rows) -> Partial:
         """Attends to no key."""
-        del own
         return softmax.empty_partial(queries)
 
     def local_gradients(self, queries, own: Rows, upstream: Upstream) -> Gradients:
         """Returns zeros."""
-        del upstream
         dq, dk, dv = (jnp.zeros(x.shape, jnp.float32) for x in (queries, own.keys, own.values))
         return dq, dk, dv
 

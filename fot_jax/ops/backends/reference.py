@@ -1,7 +1,8 @@
-"""All scores of a layer in one array: the backend to read first, and to compare the others with."""
+"""All scores of a layer in one array, and gradients by autodiff: the backend to read first."""
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from fot_jax.config import Boundaries
@@ -19,35 +20,11 @@ class Reference:
 
     def local(self, queries, own: Rows) -> Partial:
         """See `Backend`."""
-        return softmax.attend(queries, own.keys, own.values, mask=self._local_mask(own))
-
-    def local_gradients(self, queries, own: Rows, upstream: Upstream) -> Gradients:
-        """See `Backend`."""
-        return softmax.attend_gradients(queries, own.keys, own.values, upstream, mask=self._local_mask(own))
+        mask = local_mask(own.segments, own.segments, boundaries=self.boundaries)
+        return softmax.attend(queries, own.keys, own.values, mask=mask)
 
     def contexts(self, queries, rows: Rows, plan: Plan, *, segments) -> Partial:
         """See `Backend`."""
-        keys, values, mask = self._gathered(rows, plan, segments)
-        return softmax.attend(queries, keys, values, mask=mask)
-
-    def context_gradients(self, queries, rows: Rows, plan: Plan, upstream: Upstream, *, segments) -> Gradients:
-        """See `Backend`; the gradients of keys and values are added where the plan gathered them."""
-        keys, values, mask = self._gathered(rows, plan, segments)
-        dq, *gathered = softmax.attend_gradients(queries, keys, values, upstream, mask=mask)
-        B, C = plan.context_ids.shape
-        dk, dv = (
-            jnp.zeros(rows.keys.shape, jnp.float32)
-            .at[jnp.maximum(plan.context_ids, 0)]
-            .add(x.reshape(B, x.shape[1], C, -1, x.shape[-1]).swapaxes(1, 2))
-            for x in gathered
-        )
-        return dq, dk, dv
-
-    def _local_mask(self, own: Rows):
-        return local_mask(own.segments, own.segments, boundaries=self.boundaries)
-
-    def _gathered(self, rows: Rows, plan: Plan, segments):
-        """Keys and values [B, G, C·S, D] and the mask [B, L, C·S]."""
         ids = jnp.maximum(plan.context_ids, 0)
         mask = gathered_mask(plan, segments, rows.segments, boundaries=self.boundaries)
 
@@ -55,4 +32,30 @@ class Reference:
             found = x[ids].swapaxes(1, 2)  # [B, G, C, S, D]
             return found.reshape(*found.shape[:2], -1, found.shape[-1])
 
-        return gathered(rows.keys), gathered(rows.values), mask.reshape(*mask.shape[:2], -1)
+        arrays = gathered(rows.keys), gathered(rows.values)
+        return softmax.attend(queries, *arrays, mask=mask.reshape(*mask.shape[:2], -1))
+
+    def local_gradients(self, queries, own: Rows, upstream: Upstream) -> Gradients:
+        """See `Backend`."""
+        return _gradients(self.local, queries, own, upstream)
+
+    def context_gradients(self, queries, rows: Rows, plan: Plan, upstream: Upstream, *, segments) -> Gradients:
+        """See `Backend`."""
+
+        def attend(queries, rows: Rows) -> Partial:
+            return self.contexts(queries, rows, plan, segments=segments)
+
+        return _gradients(attend, queries, rows, upstream)
+
+
+def _gradients(attend, queries, rows: Rows, upstream: Upstream) -> Gradients:
+    """Differentiates attend(queries, rows), whose partial is relative to its own peak instead of the upstream's."""
+
+    def op(queries, keys, values):
+        partial = attend(queries, Rows(keys, values, rows.segments))
+        return (partial.weighted, partial.total), partial.peak
+
+    arrays = (x.astype(jnp.float32) for x in (queries, rows.keys, rows.values))
+    _, pullback, peak = jax.vjp(op, *arrays, has_aux=True)
+    shrink = jnp.exp(peak - upstream.peak)
+    return pullback((upstream.d_weighted * shrink[..., None], upstream.d_total * shrink))

@@ -71,9 +71,9 @@ def starts_of(targets: Int[Array, " V"], count, *, num_targets: int) -> Int[Arra
 
 def _pairs(plan: Plan):
     """Returns (readers, contexts, flags) of all slots, flat."""
-    ids = jnp.asarray(plan.context_ids, jnp.int32)
+    ids = plan.context_ids.astype(jnp.int32)
     readers = jnp.broadcast_to(jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None], ids.shape)
-    flags = jnp.where(ids >= 0, FILLED + jnp.asarray(plan.own_document, jnp.int32) * OWN, 0)
+    flags = jnp.where(ids >= 0, FILLED + plan.own_document.astype(jnp.int32) * OWN, 0)
     return readers.reshape(-1), ids.reshape(-1), flags.reshape(-1)
 
 

@@ -98,6 +98,7 @@ class Xla:
 
     def gradients(self, loop: Loop, queries, rows: Rows, plan: Plan, segments, upstream: Upstream) -> Gradients:
         """Runs the backward loop; the gradients of keys and values have the shape of `rows`."""
+        upstream = dataclasses.replace(upstream, d_weighted=upstream.d_weighted.astype(rows.values.dtype))
 
         def visit(sums: Gradients, place):
             ids, own = plan.context_ids[:, place[0]], plan.own_document[:, place[0]]
@@ -129,7 +130,7 @@ class Xla:
 
 
 def own_plan(rows: int) -> Plan:
-    """Returns the plan by which each row reads itself, in the loops' form: one slot, whose row is not looked up."""
+    """Returns the plan by which each row reads itself, as the loops take it: one slot, whose row is not looked up."""
     return Plan(context_ids=jnp.zeros((rows, 1), jnp.int32), own_document=jnp.ones((rows, 1), bool))
 
 

@@ -95,11 +95,11 @@ def sharded_topk_partial(
 
 def _on_devices(local, layout: MemoryLayout):
     """`local(queries, keys, values, valid) -> Partial` on each device's part."""
-    queries, far, sums = layout.spec("B L H D"), layout.spec("B M G D"), layout.spec("B L H")
+    queries, memory, sums = layout.spec("B L H D"), layout.spec("B M G D"), layout.spec("B L H")
     return jax.shard_map(
         local,
         mesh=layout.mesh,
-        in_specs=(queries, far, far, layout.spec("B M")),
+        in_specs=(queries, memory, memory, layout.spec("B M")),
         out_specs=Partial(weighted=queries, peak=sums, total=sums),
         check_vma=False,  # the results are alike along the entries' axes, which gathered scores do not show
     )

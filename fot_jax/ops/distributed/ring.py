@@ -61,13 +61,11 @@ class Ring:
 
     def contexts(self, queries, rows: Rows, plan: Plan, *, segments) -> Partial:
         """See `Backend`; queries and rows are the same rows of the batch."""
-        del segments  # those of the rows
         with jax.named_scope("crossbatch_ring"):
             return self._on_devices(self._attend, partial_specs)(queries, rows, plan)
 
     def context_gradients(self, queries, rows: Rows, plan: Plan, upstream: Upstream, *, segments) -> Gradients:
-        """See `Backend`; in the dtypes of the arrays, as rounded sums go home."""
-        del segments
+        """See `Backend`; sums that go home are rounded to the dtype of the keys."""
         with jax.named_scope("crossbatch_ring"):
             return self._on_devices(self._gradients, lambda layout: (layout,) * 3)(queries, rows, plan, upstream)
 
@@ -102,7 +100,7 @@ class Ring:
         return dataclasses.replace(partial, weighted=jnp.where(unread[:, None, None, None], jnp.nan, partial.weighted))
 
     def _gradients(self, queries, own: Rows, plan: Plan, upstream: Upstream) -> Gradients:
-        """One device's gradients of its queries, keys and values, in their dtypes."""
+        """One device's gradients of its queries, keys and values."""
         ring = self.schedule
 
         def visit(state, held: Rows, stage: RingStage, number):
@@ -142,7 +140,7 @@ class Ring:
         start = own, jnp.zeros(queries.shape, jnp.float32), _zeros(own)
         _, dq, sums = _repeat(around, start, jax.lax.axis_size(ring.length))
         dk, dv = _shift(sums, ring.length, 1)
-        return dq.astype(queries.dtype), dk.astype(own.keys.dtype), dv.astype(own.values.dtype)
+        return dq, dk, dv
 
 
 def _zeros(rows: Rows) -> list[jax.Array]:
