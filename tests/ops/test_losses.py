@@ -28,6 +28,7 @@ def test_sums_are_the_oracle():
     names = ("cross_entropy", "z_loss", "weight", "correct")
     wanted = [want["nll"], COEFFICIENT * want["z"], want["weight"], want["correct"]]
     assert want["correct"] >= 1
+    assert abs(float(got.z_loss) - COEFFICIENT * want["z"] ** 0.5) > cases.FAR, "z not squared can be told"
     cases.assert_close([getattr(got, name) for name in names], wanted, names)
 
 

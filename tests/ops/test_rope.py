@@ -56,6 +56,8 @@ def test_rotation_is_the_oracle_in_values_and_gradient(factor):
     # a rotation's gradient is the rotation back
     want = oracles.rotate(x, positions, frequencies, factor), oracles.rotate(upstream, -positions, frequencies, factor)
     cases.assert_close(got[:1], want[:1], ("output",), tolerance=3e-5)  # 2000 radians in float32
+    backwards = oracles.rotate(x, -positions, frequencies, factor)
+    assert oracles.relative_error(got[0], backwards) > cases.FAR, "the other way round can be told"
     cases.assert_close(got[1:], want[1:], ("d x",), tolerance=3e-5)
     small = slice(0, 1)  # positions of a few tokens: the full tolerance
     cases.assert_close([got[0][small], got[1][small]], [want[0][small], want[1][small]], ("output", "d x"))
