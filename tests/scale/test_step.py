@@ -15,6 +15,7 @@ from fot_jax.ops.backends.reference import Reference
 from fot_jax.ops.backends.xla import Xla
 from fot_jax.ops.distributed.ring import Ring
 from fot_jax.ops.plans import make_plan
+from fot_jax.ops.softmax import heads_first
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
 from fot_jax.train.state import abstract_state, create_state, state_shardings
 from fot_jax.train.step import crossbatch_ring, loss_gradient, make_eval_step, make_train_step
@@ -169,7 +170,7 @@ def test_equation_2_is_the_function_that_trains(name, mesh, monkeypatch):
 
     @jax.jit
     def zeros_of_equation_2(queries, values):
-        return (0 * queries).astype(values.dtype)
+        return heads_first(0 * queries).astype(values.dtype)
 
     def zeros(backend, stopped, queries, keys, context_keys, values, plan, *_):
         if plan is not None:  # it is None where parameters are initialised
