@@ -70,11 +70,10 @@ def quick_compiles(compilation_folder) -> Iterator[None]:
 
 @pytest.fixture
 def optimised_compiles() -> Iterator[None]:
-    """Compiles as users do, where a module has `quick_compiles`: for a test that reads the compiled program."""
-    before = jax.config.jax_disable_most_optimizations
+    """Compiles as users do, in a module with `quick_compiles`: for a test that reads the compiled program."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

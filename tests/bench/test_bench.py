@@ -141,7 +141,7 @@ SHRUNK = [
 
 def commands_of(target: str) -> list[list[str]]:
     """The flags of each `launch.bench` that `make target` runs."""
-    command = ["make", "-n", target, "GPU_FORMS=blockwise"]  # the kernels are for GPUs
+    command = ["make", "-n", target, "GPU_BACKENDS=blockwise"]  # the kernels are for GPUs
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     commands = [shlex.split(line) for line in lines.replace("\\\n", " ").splitlines()]
     return [words[words.index("launch.bench") + 1 :] for words in commands if "launch.bench" in words]
@@ -174,10 +174,10 @@ def test_the_makefiles_commands_run_with_smaller_models(target, number, tmp_path
         (["--repeats=0"], "--repeats must be integers >= 1, got '0'"),
         (["--measure=steps"], "--measure must name some of step, read, decode, data, got 'steps'"),
         (["--measure=read", "--lengths=40"], "--lengths must be whole windows of 16 tokens, got 40"),
-        (["--forms=cudnn"], "--forms must name some of reference, blockwise, pallas, auto, got 'cudnn'"),
+        (["--backends=cudnn"], "--backends must name some of reference, blockwise, pallas, auto, got 'cudnn'"),
         (
-            ["--forms=pallas"],
-            "--forms must be one of 'reference', 'blockwise', 'auto' on a cpu, got 'pallas'",
+            ["--backends=pallas"],
+            "--backends must be one of 'reference', 'blockwise', 'auto' on a cpu, got 'pallas'",
         ),
         (["--retrievals=faiss"], "--retrievals must name some of dense, exact"),
         (["--config.model.memory_layers=", "--config.crossbatch.plan=off"], "must name at least one layer"),
