@@ -72,7 +72,13 @@ class CrossbatchConfig:
     @property
     def uses_num_contexts(self) -> bool:
         """Whether the plan depends on d."""
-        return self.plan not in (PlanKind.OFF, PlanKind.SEGMENTS, PlanKind.OWN_PAST)
+        match self.plan:
+            case PlanKind.TWO_PASS | PlanKind.PACKED | PlanKind.CONSTANT_RANGE:
+                return True
+            case PlanKind.OFF | PlanKind.SEGMENTS | PlanKind.OWN_PAST:
+                return False
+            case unknown:
+                assert_never(unknown)
 
     def loss_rows(self, batch_rows: int) -> int:
         """Returns the number of rows that bear loss: all but C_prev's in two-pass plans without `loss_on_previous`."""

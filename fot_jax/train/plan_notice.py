@@ -105,6 +105,8 @@ def _advice(crossbatch: CrossbatchConfig) -> str:
     """Returns the advice that gives a row more contexts."""
     if crossbatch.plan is PlanKind.SEGMENTS:
         return "Raise the counts of crossbatch.segments, or train.batch_rows"
+    if not crossbatch.uses_num_contexts:
+        return "Raise crossbatch.packing, crossbatch.previous_chunks or train.batch_rows"
     return "Raise crossbatch.schedule.num_contexts, or train.batch_rows"
 
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from fot_jax.config import PlanKind
 from fot_jax.data.streams import make_stream
 from fot_jax.train.plan_notice import plan_notice, unseen_notice
 from fot_jax.types import Batch
-from launch.explain import explain
+from launch.explain import REASONS, explain
+from tests.scale.ring_cases import VARIANTS
 from tests.train.tiny import tiny
 
 SEGMENTS = {"plan": "segments", "packing": 2, "segments": [[0, 0], [1, 0]]}
@@ -85,3 +87,9 @@ def test_unseen_notice_finds_contexts_that_are_masked():
     assert "'packed': no query" in str(notice([1, 0, 1, 0, 1, 0, 1, 0], plan="packed", packing=2, **d(2)))
     assert notice([1, 1, 0, 0, 0, 0, 0, 0], plan="off") is None
     assert notice([0, 1, 0, 1, 0, 1, 0, 1], **own) == text
+
+
+def test_every_plan_is_explained_and_travels():
+    """Names the lists that a new `PlanKind` must join: the reasons of launch.explain, the plans of the ring's tests."""
+    assert set(REASONS) == set(PlanKind)
+    assert {fields["plan"] for fields, _ in VARIANTS.values()} == {kind.value for kind in PlanKind} - {"off"}
