@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from fot_jax.config import UserError
@@ -271,3 +273,24 @@ def test_the_wheel_holds_the_library_alone(tmp_path):
     assert "fot_jax/py.typed" in files
     assert set(metadata.get_all("Provides-Extra", [])) == {*EXTRAS, "all"}
     assert metadata["License-Expression"] == PROJECT["license"]
+
+
+def test_python_versions_agree():
+    """The versions of pyproject.toml are those of the Makefile; the workflow runs the oldest and the newest."""
+    supported = SpecifierSet(PROJECT["requires-python"])
+    versions = [f"3.{minor}" for minor in range(30) if f"3.{minor}" in supported]
+    assert versions == ["3.11", "3.12", "3.13"]
+    assert "(3, 11) <= sys.version_info < (3, 14)" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    job = workflow["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == [versions[0], versions[-1]]
+    assert job["steps"][-1] == {"run": "bash .ci/run"}
+
+
+def test_the_citation_names_this_code_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert str(citation["version"]) == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    (paper,) = citation["references"]
+    assert paper["url"] in (ROOT / "README.md").read_text(encoding="utf-8")
