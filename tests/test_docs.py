@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -25,7 +25,7 @@ def test_links_and_named_files_exist(page):
 
 def test_every_page_can_be_found_from_the_readme():
     readme = PAGES[0].read_text()
-    assert not [page.name for page in PAGES[2:] if f"(docs/{page.name})" not in readme]
+    assert not [page.name for page in PAGES[1:] if f"({page.relative_to(ROOT)})" not in readme]
 
 
 SOURCES = [path for folder in ("fot_jax", "launch", "configs", "tests") for path in (ROOT / folder).rglob("*.py")]

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
 import numpy as np
 
 from fot_jax.config import UserError
@@ -19,6 +18,10 @@ from fot_jax.convert import gguf_tokenizer, names
 from fot_jax.convert.gguf_metadata import ROPE_FACTORS, Metadata, check_is_model
 from fot_jax.convert.gguf_reader import StoredTensor, read_contents
 from fot_jax.convert.safetensors_files import row_blocks
+from fot_jax.extras import needs
+
+with needs("convert", "Importing a GGUF file"):
+    import gguf
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 from fot_jax.config import UserError
 from fot_jax.convert import file_kinds
+from fot_jax.extras import needs
+
+with needs("convert", "Importing a GGUF file"):
+    import gguf
 
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MIN_VERSION, MAX_VERSION = min(gguf.gguf_reader.READER_SUPPORTED_VERSIONS), gguf.GGUF_VERSION

@@ -14,10 +14,13 @@ from typing import Any
 
 import ml_dtypes  # registers bfloat16 with numpy, for safetensors too
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from fot_jax.config import UserError
 from fot_jax.convert import file_kinds
+from fot_jax.extras import needs
+
+with needs("convert", "Importing and exporting checkpoints"):
+    from safetensors import SafetensorError, safe_open
 
 logger = logging.getLogger(__name__)
 

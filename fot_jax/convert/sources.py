@@ -80,10 +80,10 @@ def open_source(path: Path) -> Source:
     Raises:
       UserError: nothing is there, or it cannot be read.
     """
-    from fot_jax.convert.gguf_file import GGUFFile
-
     if path.is_dir():
         return HuggingFaceFolder(path)
     if path.is_file():
+        from fot_jax.convert.gguf_file import GGUFFile
+
         return GGUFFile(path)
     raise UserError(f"--from must name a Hugging Face folder or a GGUF file, got {str(path)!r}, which does not exist.")

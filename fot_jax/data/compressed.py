@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from fot_jax.config import UserError
+from fot_jax.extras import needs
 
 BLOCK = 1 << 20  # bytes of a plain file read at once
 PIECE = 1 << 10  # compressed bytes at once: zstd packs up to 128 KiB into 4 bytes
@@ -54,9 +55,11 @@ def decompressed(path: pathlib.Path) -> Iterator[bytes]:
     if stated != found:
         raise _wrong_suffix_error(path, stated=stated, found=found, empty=not head)
     if stated == "gzip":
-        yield from _members(path, _open_gzip_member, "gzip")
+        yield from _members(path, _open_gzip_member, "gzip", damage=zlib.error)
     elif stated == "zstd":
-        yield from _members(path, _open_zstd_frame, "zstd")
+        with needs("data", f"Reading zstd files ('{path}')"):
+            import zstandard
+        yield from _members(path, _open_zstd_frame, "zstd", damage=zstandard.ZstdError)
     else:
         with open(path, "rb") as file:
             while block := file.read(BLOCK):
@@ -76,10 +79,17 @@ def _wrong_suffix_error(path: pathlib.Path, *, stated: str | None, found: str | 
     return UserError(f"'{path}' must be {stated or 'text'}, as its name says, got {found or 'something else'}. {fix}")
 
 
-def _members(path: pathlib.Path, begin: Callable[[bytes, pathlib.Path], _Decompressor], name: str) -> Iterator[bytes]:
-    """Yields the content of a file's gzip members or zstd frames, in order, to the end of the file."""
-    import zstandard
+def _members(
+    path: pathlib.Path,
+    begin: Callable[[bytes, pathlib.Path], _Decompressor],
+    name: str,
+    *,
+    damage: type[Exception],
+) -> Iterator[bytes]:
+    """Yields the content of a file's gzip members or zstd frames, in order, to the end of the file.
 
+    Raises UserError where the library raises `damage`, and for what is cut short or not of the format.
+    """
     member = None
     with open(path, "rb") as file:
         while block := file.read(PIECE):
@@ -96,7 +106,7 @@ def _members(path: pathlib.Path, begin: Callable[[bytes, pathlib.Path], _Decompr
                     member = begin(block, path)
                 try:
                     content = member.decompress(block)
-                except (zlib.error, zstandard.ZstdError) as error:
+                except damage as error:
                     raise _damaged_error(path, name, error, at=file.tell()) from error
                 yield content
                 if not member.eof:

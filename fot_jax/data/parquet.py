@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fot_jax.config import UserError
 from fot_jax.data.compressed import format_of
 from fot_jax.data.utf8 import decode_utf8
+from fot_jax.extras import needs
 
 if TYPE_CHECKING:
     import pyarrow
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 
 def read_parquet(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
     """Yields one document a row, from a string or binary column."""
-    import pyarrow
-    import pyarrow.parquet
+    with needs("data", f"Reading Parquet files ('{path}')"):
+        import pyarrow
+        import pyarrow.parquet
 
     _check_parquet_ends(path)
     try:

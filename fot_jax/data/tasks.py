@@ -13,13 +13,16 @@ if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before TensorFlow is imported: it logs an error where no GPU is
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
 from fot_jax.config import DataConfig, SourceConfig, VocabularyConfig, VocabularyKind
 from fot_jax.data.readers import read_source
 from fot_jax.data.sentencepiece_vocabulary import SentencePieceVocabulary
 from fot_jax.data.vocabulary import Vocabulary, load_vocabulary
+from fot_jax.extras import needs
+
+with needs("data", "Making a token cache"):
+    import seqio
+    import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
 

@@ -14,6 +14,7 @@ from typing import IO
 from fot_jax.config import UserError
 from fot_jax.data.compressed import BY_SUFFIX, format_of
 from fot_jax.data.utf8 import decode_utf8
+from fot_jax.extras import needs
 
 HEAD, TAIL = 12, 4  # bytes around a record
 PIECE = 1 << 20
@@ -21,7 +22,8 @@ PIECE = 1 << 20
 
 def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
     """Yields one document a record: a tf.train.Example with one bytes feature; .gz is decompressed."""
-    import tensorflow as tf
+    with needs("data", f"Reading TFRecord files ('{path}')"):
+        import tensorflow as tf
     from google.protobuf.message import DecodeError
 
     compressed = _is_gzip(path)

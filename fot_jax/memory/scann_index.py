@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fot_jax.config import MemoryConfig, UserError, check
+from fot_jax.extras import needs
 from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 
@@ -32,17 +33,17 @@ LONGEST = 1e15
 
 
 def _scann() -> Any:
-    """Imports scann without its TensorFlow ops, which are not used here and take 10-20 s to import."""
+    """Imports scann without its TensorFlow ops, which are not used here and take 10-20 s to import.
+
+    Raises:
+      UserError: the extra `scann` is not installed.
+    """
     hide = "tensorflow" not in sys.modules and "scann" not in sys.modules
     if hide:
         sys.modules["tensorflow"] = None  # type: ignore[assignment]  # makes `import tensorflow` raise
     try:
-        return importlib.import_module("scann").scann_ops_pybind
-    except ImportError as error:
-        raise UserError(
-            f"memory.retrieval='scann' needs the package scann (Linux x86-64), got: {error}. "
-            "Install requirements.txt or choose 'exact'."
-        ) from error
+        with needs("scann", "memory.retrieval='scann' (Linux x86-64)", otherwise="choose 'exact'"):
+            return importlib.import_module("scann").scann_ops_pybind
     finally:
         if hide:
             del sys.modules["tensorflow"]
@@ -194,6 +195,8 @@ class ScannIndex:
     """Index of a store: one HeadIndex per memory layer, stream and key/value head."""
 
     def __init__(self, store: MemoryStore, config: MemoryConfig):
+        """Begins an empty index. Raises UserError without ScaNN, before anything is read."""
+        _scann()
         self.store, self.config = store, config
         self._epochs = store.epochs.copy()
         places = np.ndindex(len(store.memory_layers), store.streams, store.kv_heads)
