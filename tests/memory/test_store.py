@@ -1,5 +1,7 @@
 """The store against Python lists: append, clear, evict, share, refuse."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -87,11 +89,11 @@ def test_a_fork_and_its_origin_grow_apart(budget):
     store.append(random_entries(rng, rows=3, length=50), np.array([50, 20, 9]))
     fork, last = store.fork(), store.fork([2])
     np.testing.assert_array_equal(last.take(0, last.live(0))[0], store.take(2, store.live(2))[0])
-    for grown, others in ((fork, (store, last)), (store, (fork, last)), (last, (store, fork))):
+    turns = ((fork, (store, last)), (store, (fork, last)), (last, (store, fork)))
+    for length, (grown, others) in itertools.product((5, 60), turns):
         before = [[x.copy() for x in one.take(s, one.live(s))] for one in others for s in range(one.streams)]
         lengths = [one.appended.tolist() for one in others]
-        for length in (5, 60):
-            grown.append(random_entries(rng, rows=grown.streams, length=length), np.full(grown.streams, length))
+        grown.append(random_entries(rng, rows=grown.streams, length=length), np.full(grown.streams, length))
         after = [list(one.take(s, one.live(s))) for one in others for s in range(one.streams)]
         assert [one.appended.tolist() for one in others] == lengths
         for old, new in zip(before, after, strict=True):
