@@ -22,10 +22,14 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fot_jax.config import ExperimentConfig, LastContext, MemoryConfig, ModelConfig, Retrieval, UserError, check
+from fot_jax.infer.progress import show_progress
 from launch import cli, interrupts
+
+if TYPE_CHECKING:
+    from fot_jax import Model
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -111,48 +115,9 @@ def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namespace) -> list[Any]:
     """Returns token ids of each prompt from its beginning (BOS), with --chat as a message in the chat template."""
-    import numpy as np
+    from fot_jax.library import encode
 
-    from fot_jax.data.chat import encode_chat
-    from fot_jax.data.vocabulary import encode_prompt
-
-    if flags.chat:
-        rows = [encode_chat(vocabulary, user=text, system=flags.system) for text in texts]
-    else:
-        rows = [encode_prompt(vocabulary, text) for text in texts]
-    return [np.asarray(row, np.int32) for row in rows]
-
-
-def shard_params(params: Any, config: ExperimentConfig, flags: argparse.Namespace) -> tuple[Any, Any]:
-    """Spreads the parameters over the mesh that the flags name; returns both, or them as they are and None."""
-    sizes = cli.mesh_of(flags)
-    if sizes is None:
-        return params, None
-    import jax
-
-    from fot_jax.sharding import make_mesh, param_shardings
-    from fot_jax.train.state import abstract_params
-
-    mesh = make_mesh(sizes)
-    return jax.device_put(params, param_shardings(abstract_params(config), mesh)), mesh
-
-
-PROGRESS_SECONDS = 5.0  # between lines where stderr is no terminal
-
-
-def show_progress(progress: Any, shown: list[float]) -> None:
-    """Prints a line on stderr, rewritten on a terminal, else one every few seconds. `shown`: time of the last one."""
-    more = progress.tokens_read < progress.tokens_total
-    if more and not sys.stderr.isatty() and progress.seconds - shown[0] < PROGRESS_SECONDS:
-        return
-    shown[0] = progress.seconds
-    rate = progress.tokens_read / max(progress.seconds, 1e-9)
-    line = (
-        f"read {progress.tokens_read:,} of {progress.tokens_total:,} tokens, {rate:,.0f} tokens/s, "
-        f"memory {progress.memory_bytes / 2**20:,.1f} MiB"
-    )
-    rewrite = sys.stderr.isatty()
-    print("\r" * rewrite + line, end="" if rewrite and more else "\n", file=sys.stderr, flush=True)
+    return [encode(vocabulary, text, chat=flags.chat, system=flags.system) for text in texts]
 
 
 def write_texts(steps: Any, vocabulary: Any, paths: list[str]) -> None:
@@ -185,13 +150,11 @@ def main(flags: argparse.Namespace) -> None:
     sampling.validate("sampling")
     check(flags.max_new_tokens >= 1, "--max-new-tokens", "be >= 1", flags.max_new_tokens)
 
-    from fot_jax import checkpoint
-    from fot_jax.data.vocabulary import check_ids, check_vocabulary, load_vocabulary
-    from fot_jax.infer.generate import generate
-    from fot_jax.infer.windows import flush_local_cache, read
+    from fot_jax.config.build import to_dict
+    from fot_jax.data.vocabulary import check_ids
+    from fot_jax.infer.windows import flush_local_cache
+    from fot_jax.library import load, open_vocabulary
     from fot_jax.memory import files
-    from fot_jax.memory.fingerprint import fingerprint
-    from fot_jax.memory.store import MemoryStore
     from fot_jax.workdir import read_config
 
     config = read_config(flags.workdir)
@@ -203,24 +166,15 @@ def main(flags: argparse.Namespace) -> None:
         files.check_writable(flags.save_memory)
         if files.is_memory(flags.save_memory):
             print(f"the memory in {flags.save_memory} is replaced once the new one is whole", file=sys.stderr)
-    vocabulary = load_vocabulary(config.data.vocabulary, config.data.dictionary)
-    check_vocabulary(vocabulary, config.model)
+    vocabulary = open_vocabulary(config)
     prompts = encode_prompts(vocabulary, texts, flags)
     for prompt in prompts:
         check_ids(vocabulary, prompt.tolist(), config.model)
-    config, params, _ = checkpoint.load_params(flags.workdir, step=flags.step)
-    identity = fingerprint(params, config.model)
-    store = None
-    if flags.load_memory:
-        store = files.load(
-            flags.load_memory, fingerprint=identity, scaling_from=memory.log_length_scaling_from, budget=memory.budget
-        )
-    elif config.model.memory_layers:
-        store = MemoryStore.for_model(config.model, streams=len(prompts), budget=memory.budget)
+    model = load(flags.workdir, step=flags.step, mesh=cli.mesh_of(flags)).with_memory(**to_dict(memory))
+    store = model.load_store(flags.load_memory) if flags.load_memory else model.new_store(streams=len(prompts))
     before = 0 if store is None else int(store.appended.sum())
     if (flags.memory or flags.top_k_memory) and not before:
-        warn_if_memory_unread(config.model, memory, prompts)
-    params, mesh = shard_params(params, config, flags)
+        warn_if_memory_unread(model.config.model, memory, prompts)
     stop, shown = interrupts.SignalStop(), [0.0]
 
     def progress(so_far: Any) -> None:
@@ -229,29 +183,15 @@ def main(flags: argparse.Namespace) -> None:
 
     with stop.catch_signals() if flags.save_memory else contextlib.nullcontext():
         try:
-            reading = read(params, config.model, prompts, memory=memory, store=store, mesh=mesh, progress=progress)
-            steps = generate(
-                params,
-                config.model,
-                reading,
-                sampling=dataclasses.replace(sampling, vocab_limit=vocabulary.size),
-                max_new_tokens=flags.max_new_tokens,
-                end_ids=vocabulary.end_ids,
-            )
+            reading = model.read_prompts(prompts, store=store, progress=progress)
+            steps = model.next_tokens(reading, sampling=sampling, max_new_tokens=flags.max_new_tokens)
             write_texts(stop.until(steps), vocabulary, names)
             if flags.save_memory:
-                flush_local_cache(config.model, reading)
+                flush_local_cache(model.config.model, reading)
         except interrupts.Stopped:
             pass  # between two windows: the store holds those before
         if flags.save_memory and store is not None:
-            save_memory(
-                store,
-                flags,
-                fingerprint=identity,
-                scaling_from=memory.log_length_scaling_from,
-                before=before,
-                stop=stop,
-            )
+            save_memory(model, store, flags, before=before, stop=stop)
 
 
 def warn_if_memory_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
@@ -270,13 +210,7 @@ def warn_if_memory_unread(model: ModelConfig, memory: MemoryConfig, prompts: lis
 
 
 def save_memory(
-    store: Any,
-    flags: argparse.Namespace,
-    *,
-    fingerprint: str,
-    scaling_from: int,
-    before: int,
-    stop: interrupts.SignalStop,
+    model: "Model", store: Any, flags: argparse.Namespace, *, before: int, stop: interrupts.SignalStop
 ) -> None:
     """Writes the memory, which held `before` entries at the start; after a signal it says so and ends the process."""
     from fot_jax.memory import files
@@ -287,7 +221,7 @@ def save_memory(
     place = flags.save_memory
     if stop.number and files.is_memory(place):
         place += ".interrupted"
-    files.save(store, place, fingerprint=fingerprint, scaling_from=scaling_from)
+    model.save_store(store, place)
     saved = f"memory of {store.bytes() / 2**20:,.1f} MiB saved to {place}"
     if stop.number:
         interrupts.exit_interrupted(

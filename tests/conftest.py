@@ -30,7 +30,7 @@ CHECKED = ["fot_jax.ops"]  # packages whose jaxtyping signatures beartype checks
 install_import_hook(CHECKED, "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-LONG = ("e2e", "train", "mutants", "aot", "scale", "convert", "eval", "infer", "ops", "checkpoint")
+LONG = ("e2e", "train", "mutants", "aot", "scale", "convert", "eval", "infer", "library", "ops", "checkpoint")
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -14,6 +14,7 @@ LIGHT = (
     "fot_jax.checkpoint",
     "fot_jax.memory.views",
     "fot_jax.infer.generate",
+    "fot_jax.library",
     "fot_jax.train.loop",
 )
 COMMANDS = sorted(

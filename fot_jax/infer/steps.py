@@ -37,6 +37,17 @@ def next_logits(params: Any, config: ModelConfig, tokens, counts, cache: LocalCa
     return logits, after
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def score_tokens(
+    params: Any, config: ModelConfig, tokens, targets, counts, cache: LocalCache, view: MemoryView | None
+) -> tuple[jax.Array, LocalCache]:
+    """Returns (log p(targets) [B, T], each the next of tokens [B, T], cache); scores from counts[b] on say nothing."""
+    output = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view))
+    assert output.cache is not None
+    picked = jnp.take_along_axis(output.logits, targets[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(output.logits, axis=-1), _constrain_shardings(output.cache, view)[0]
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def memory_entries(config: ModelConfig, cache: LocalCache) -> KeyValue:
     """Returns the memory layers' part [P, B, W, G, D] of a local cache."""

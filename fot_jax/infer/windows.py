@@ -171,7 +171,8 @@ def last_context(config: ModelConfig, memory: MemoryConfig) -> int:
     return memory.last_context_length or half
 
 
-def _check_inputs(config: ModelConfig, tokens: Sequence[np.ndarray]) -> None:
+def check_inputs(config: ModelConfig, tokens: Sequence[np.ndarray]) -> None:
+    """Raises UserError unless there are inputs and each holds tokens of the model."""
     check(len(tokens) >= 1, "inputs", "hold at least one input", len(tokens))
     for row, ids in enumerate(tokens):
         if len(ids) == 0:
@@ -210,7 +211,7 @@ def read(
     tokens: Sequence[Int[np.ndarray, " n"]],
     *,
     memory: MemoryConfig,
-    store: MemoryStore | None = None,
+    store: MemoryStore | ViewSource | None = None,
     piece: int = 0,
     mesh: Mesh | None = None,
     progress: Callable[[ReadProgress], None] = lambda _: None,
@@ -223,7 +224,8 @@ def read(
       tokens: one array of token ids per row.
       memory: options of retrieval, budget and windows.
       store: a memory to continue (one stream per row, or one that all rows share and extend, in
-        row order: rows then see each other's earlier windows); a new one by default.
+        row order: rows then see each other's earlier windows), or its source, with what that has copied or
+        indexed already; a new one by default.
       piece: tokens processed at once; 0: a whole window. Smaller pieces need less memory.
       mesh: devices of this process over which the memory, and rows and heads of the local cache, are split
         (`sharding.memory_layout`); parameters must be on it already, or not be committed to any device.
@@ -234,12 +236,11 @@ def read(
       ConfigError: rows or heads do not divide over the mesh; a memory of ScaNN is not on devices;
         `memory.log_length_scaling_from` would change what fits the local context.
     """
-    _check_inputs(config, tokens)
+    check_inputs(config, tokens)
     memory.validate_window("memory", config.local_context)
     _check_devices(params, mesh)
     tokens = [np.asarray(ids, np.int32) for ids in tokens]
-    keep = last_context(config, memory)
-    reading = _start(config, memory, store, len(tokens), keep, mesh)
+    reading = start_reading(config, memory, store, batch=len(tokens), mesh=mesh)
     cuts = [window_lengths(len(ids), config, memory) for ids in tokens]
     if not config.memory_layers and max(map(len, cuts)) > 1:
         warn_once("model.memory_layers", "none, so only the last window of a long input counts")
@@ -252,7 +253,7 @@ def read(
     _read_past(params, config, tokens, cuts, reading, overlap=memory.overlap, piece=piece, report=report)
     last = [ids[len(ids) - cut[-1] :] for ids, cut in zip(tokens, cuts, strict=True)]
     _read_last(params, config, last, reading, piece=piece)
-    if keep == 0 and config.memory_layers:
+    if reading.keep == 0 and config.memory_layers:
         flush_local_cache(config, reading)
     report(total)
     return reading
@@ -284,12 +285,12 @@ def _read_past(
             cache = extend_cache(params, lower, block, counts, cache, view)
         entries = jax.tree.map(lambda x, place=unique.place: np.asarray(x)[:, place], memory_entries(lower, cache))
         kept = np.array([overlap if number < len(cut) - 2 else 0 for cut in cuts])
-        held = _append_window(reading, entries, np.array([len(part) for part in parts]), kept, held)
+        held = append_window(reading, entries, np.array([len(part) for part in parts]), kept, held)
         done += sum(max(0, len(part) - repeated) for part in parts)
         report(done)
 
 
-def _append_window(
+def append_window(
     reading: Reading, entries: KeyValue, counts: np.ndarray, kept: np.ndarray, held: KeyValue | None
 ) -> KeyValue | None:
     """Pushes a window's entries except the newest `kept[b]` of each row; returns those for the next window.
@@ -321,9 +322,16 @@ def _window(ids: np.ndarray, cut: list[int], number: int, *, repeated: int) -> n
     return ids[start - repeated : start + cut[number]] if number < len(cut) - 1 else ids[:0]
 
 
-def _start(
-    config: ModelConfig, memory: MemoryConfig, store: MemoryStore | None, batch: int, keep: int, mesh: Mesh | None
+def start_reading(
+    config: ModelConfig,
+    memory: MemoryConfig,
+    store: MemoryStore | ViewSource | None,
+    *,
+    batch: int,
+    mesh: Mesh | None = None,
 ) -> Reading:
+    """Returns a reading of `batch` rows that has read nothing yet; arguments and errors as in `read`."""
+    source, store = (store, store.store) if isinstance(store, ViewSource) else (None, store)
     if store is None and config.memory_layers:
         store = MemoryStore.for_model(config, streams=batch, budget=memory.budget)
     if store is not None:
@@ -335,11 +343,11 @@ def _start(
             raise UserError(f"memory must have one stream or one per input ({batch}), got {store.streams} streams.")
     reading = Reading(
         store=store,
-        source=None if store is None else ViewSource(store, memory, mesh=mesh),
+        source=source if source or store is None else ViewSource(store, memory, mesh=mesh),
         cache=init_cache(config, batch),
         lengths=np.zeros(batch, np.int64),
         logits=jnp.zeros((batch, config.vocab_size), jnp.float32),
-        keep=keep,
+        keep=last_context(config, memory),
     )
     reading.cache, reading.logits = reading.place(reading.cache, reading.logits)
     return reading

@@ -53,6 +53,7 @@ class MemoryStore:
         self.epochs = np.zeros(streams, np.int64)
         self._keys = [self._allocate(0) for _ in range(streams)]
         self._values = [self._allocate(0) for _ in range(streams)]
+        self._shared: set[int] = set()  # streams whose arrays another store holds too
 
     @classmethod
     def for_model(cls, config: ModelConfig, *, streams: int, budget: int = 0) -> "MemoryStore":
@@ -65,6 +66,31 @@ class MemoryStore:
             dtype=np.dtype(DTYPES[config.dtype]),
             budget=budget,
         )
+
+    def fork(self, streams: Sequence[int] | None = None) -> "MemoryStore":
+        """Returns a store of the same entries; afterwards each of the two grows without the other.
+
+        Arrays are not copied before one of the two stores appends to their stream.
+
+        Args:
+          streams: the streams to take, in order; all by default.
+        """
+        chosen = list(range(self.streams) if streams is None else streams)
+        for stream in chosen:
+            check(0 <= stream < self.streams, "stream", f"be in 0..{self.streams - 1}", stream)
+        forked = MemoryStore(
+            memory_layers=self.memory_layers,
+            streams=len(chosen),
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            budget=self.budget,
+        )
+        forked.appended, forked.epochs = self.appended[chosen], self.epochs[chosen]
+        forked._keys, forked._values = ([arrays[stream] for stream in chosen] for arrays in (self._keys, self._values))
+        forked._shared = set(range(len(chosen)))
+        self._shared.update(chosen)
+        return forked
 
     def _allocate(self, slots: int) -> np.ndarray:
         return np.zeros((len(self.memory_layers), self.kv_heads, slots, self.head_dim), self.dtype)
@@ -148,14 +174,15 @@ class MemoryStore:
     def _reserve(self, stream: int, entries: int) -> None:
         need = min(entries, self.budget) if self.budget else entries
         have = self._keys[stream].shape[2]
-        if need <= have:
+        if need <= have and stream not in self._shared:
             return
-        grown = max(need, 2 * have, SMALLEST_CAPACITY)
+        grown = have if need <= have else max(need, 2 * have, SMALLEST_CAPACITY)
         grown = min(grown, self.budget) if self.budget else grown
         for arrays in (self._keys, self._values):
             larger = self._allocate(grown)
             larger[:, :, :have] = arrays[stream]
             arrays[stream] = larger
+        self._shared.discard(stream)
 
     def clear(self, stream: int) -> None:
         """Forgets a stream (the end of a document in single-doc use) and frees its arrays."""

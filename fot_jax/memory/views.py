@@ -137,6 +137,24 @@ class ViewSource:
             self.layout = memory_layout(mesh, streams=store.streams, kv_heads=store.kv_heads)
         self._copy: DeviceCopy | None = None
         self._index: ScannIndex | None = None
+        self._origin: ViewSource | None = None
+        self._forked_at: list[list[int]] = []
+
+    def fork(self) -> "ViewSource":
+        """Returns a source over a fork of the store; it shares this source's views until one of the stores grows.
+
+        Afterwards it has device arrays or ScaNN indexes of its own, made from all entries.
+        """
+        forked = ViewSource(self.store.fork(), self.config, mesh=self.mesh)
+        forked._origin, forked._forked_at = self, _position(self.store)
+        return forked
+
+    def _forked_from(self) -> "ViewSource | None":
+        """Returns the source whose views show this store too; None once one of the two stores has grown."""
+        if self._origin is not None:
+            stores = (self.store, self._origin.store)
+            self._origin = self._origin if all(_position(store) == self._forked_at for store in stores) else None
+        return self._origin
 
     @property
     def can_select(self) -> bool:
@@ -150,6 +168,8 @@ class ViewSource:
         Args:
           rows: streams to show, if `can_select`; by default, or for as many as there are, the whole store.
         """
+        if origin := self._forked_from():
+            return origin.view(rows)
         if self.config.retrieval is Retrieval.SCANN:
             self._index = self._index or ScannIndex(self.store, self.config)
             self._index.refresh()
@@ -163,6 +183,11 @@ class ViewSource:
             keys, values = jax.device_put((keys[:, rows], values[:, rows]), copy.sharding)
             lengths = lengths[rows]
         return DeviceView.of(keys, values, jnp.asarray(lengths), config=self.config, layout=self.layout)
+
+
+def _position(store: MemoryStore) -> list[list[int]]:
+    """Returns a value that differs after every append and every clearing."""
+    return [store.epochs.tolist(), store.appended.tolist()]
 
 
 def make_view(store: MemoryStore, config: MemoryConfig) -> MemoryView:

@@ -1,5 +1,7 @@
 """The store against Python lists: append, clear, evict, share, refuse."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -77,3 +79,35 @@ def test_wrong_shapes_are_refused(entries_shape, counts, message):
     array = np.zeros(entries_shape, np.float32)
     with pytest.raises(UserError, match=message):
         make_store().append(KeyValue(keys=array, values=array), np.array(counts))
+
+
+@pytest.mark.parametrize("budget", [0, 70])
+def test_a_fork_and_its_origin_grow_apart(budget):
+    """Appends to either within the capacity, past it and past the budget; the other holds what it held."""
+    rng = np.random.default_rng(2)
+    store = make_store(streams=3, budget=budget)
+    store.append(random_entries(rng, rows=3, length=50), np.array([50, 20, 9]))
+    fork, last = store.fork(), store.fork([2])
+    np.testing.assert_array_equal(last.take(0, last.live(0))[0], store.take(2, store.live(2))[0])
+    turns = ((fork, (store, last)), (store, (fork, last)), (last, (store, fork)))
+    for length, (grown, others) in itertools.product((5, 60), turns):
+        before = [[x.copy() for x in one.take(s, one.live(s))] for one in others for s in range(one.streams)]
+        lengths = [one.appended.tolist() for one in others]
+        grown.append(random_entries(rng, rows=grown.streams, length=length), np.full(grown.streams, length))
+        after = [list(one.take(s, one.live(s))) for one in others for s in range(one.streams)]
+        assert [one.appended.tolist() for one in others] == lengths
+        for old, new in zip(before, after, strict=True):
+            np.testing.assert_array_equal(old[0], new[0])
+            np.testing.assert_array_equal(old[1], new[1])
+    assert store.appended.tolist() == fork.appended.tolist() == [115, 85, 74]
+    with pytest.raises(UserError, match=r"stream must be in 0\.\.2, got 3"):
+        store.fork([3])
+
+
+def test_a_fork_shares_arrays_until_one_of_them_grows():
+    store = make_store(streams=1)
+    store.append(random_entries(np.random.default_rng(3), rows=1, length=9), np.array([9]))
+    fork = store.fork()
+    assert fork.head(0, 0, 0)[0].base is store.head(0, 0, 0)[0].base
+    fork.append(random_entries(np.random.default_rng(4), rows=1, length=1), np.array([1]))
+    assert fork.head(0, 0, 0)[0].base is not store.head(0, 0, 0)[0].base

@@ -73,3 +73,26 @@ def test_query_blocks_pad_and_join():
     whole = query_blocks.over_query_blocks(lambda x: {"sum": x.sum(-1)}, rows, L)
     parts = query_blocks.over_query_blocks(lambda x: {"sum": x.sum(-1)}, rows, 2)
     np.testing.assert_array_equal(whole["sum"], parts["sum"])
+
+
+@pytest.mark.parametrize("retrieval", list(Retrieval))
+def test_a_forked_source_shows_its_own_entries(retrieval):
+    """It shares the first view; then both grow by equally many entries, unseen, and by more, one after the other."""
+    rng, store = np.random.default_rng(0), make_store()
+    append_random(store, rng, [50, 20])
+    source = ViewSource(store, MemoryConfig(retrieval=retrieval, top_k=4096))
+    forks = [source.fork() for _ in range(2)]
+    views = [one.view() for one in (source, *forks)]
+    if retrieval is Retrieval.SCANN:
+        assert len({int(view.number) for view in views}) == 1
+    else:
+        assert all(view.keys is views[0].keys for view in views)
+    append_random(forks[0].store, rng, [3, 3])
+    append_random(store, rng, [3, 3])
+    for counts in ([0, 0], [5, 0]):
+        for one in (source, *forks):
+            if max(counts):
+                append_random(one.store, rng, counts)
+            got = np.asarray(read_all_layers(one.view(), QUERIES))
+            want = np.stack([attend_by_loops(one.store, QUERIES, slot, 4096) for slot in range(P)])
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

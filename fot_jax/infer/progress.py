@@ -1,0 +1,42 @@
+"""Progress of a reading on stderr; imports nothing that computes."""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fot_jax.infer.windows import ReadProgress
+
+Progress = Callable[["ReadProgress"], None]  # called after each window
+PROGRESS_SECONDS = 5.0  # between lines where stderr is no terminal
+
+
+def progress_line(progress: "ReadProgress") -> str:
+    """Returns the tokens read, their rate and the memory's size as one line."""
+    rate = progress.tokens_read / max(progress.seconds, 1e-9)
+    return (
+        f"read {progress.tokens_read:,} of {progress.tokens_total:,} tokens, {rate:,.0f} tokens/s, "
+        f"memory {progress.memory_bytes / 2**20:,.1f} MiB"
+    )
+
+
+def show_progress(progress: "ReadProgress", shown: list[float]) -> None:
+    """Prints a line on stderr, rewritten on a terminal, else one every few seconds. `shown`: time of the last one."""
+    more = progress.tokens_read < progress.tokens_total
+    if more and not sys.stderr.isatty() and progress.seconds - shown[0] < PROGRESS_SECONDS:
+        return
+    shown[0] = progress.seconds
+    rewrite = sys.stderr.isatty()
+    line = progress_line(progress)
+    print("\r" * rewrite + line, end="" if rewrite and more else "\n", file=sys.stderr, flush=True)
+
+
+def show_on_terminal(progress: "ReadProgress") -> None:
+    """Prints a line with the time left on stderr, rewritten by the next one; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        return
+    left = progress.tokens_total - progress.tokens_read
+    seconds = round(progress.seconds * left / max(progress.tokens_read, 1))
+    ending = f", {seconds // 60}:{seconds % 60:02} left" if left else ""
+    erase = "\r\x1b[K"  # the line before may be longer
+    print(erase + progress_line(progress) + ending, end="" if left else "\n", file=sys.stderr, flush=True)

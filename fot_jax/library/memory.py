@@ -1,0 +1,193 @@
+"""A memory that a model has read: to ask, to continue, to read on with, to save."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from fot_jax.config import UserError, check
+from fot_jax.infer import windows
+from fot_jax.infer.generate import FINISHED
+from fot_jax.infer.progress import Progress, show_on_terminal
+from fot_jax.infer.sampling import SamplingConfig
+from fot_jax.infer.text_stream import TextStream
+from fot_jax.infer.windows import ReadProgress
+from fot_jax.library.texts import Text
+from fot_jax.memory import files
+from fot_jax.memory.views import ViewSource
+
+if TYPE_CHECKING:
+    from fot_jax.library.model import Model
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Memory:
+    """Texts that a model has read, in one memory; from `Model.read`. It never changes.
+
+    In all methods `max_new_tokens` is the most new tokens of an answer, `sampling` says how they are chosen (default:
+    greedily), and each of `end_ids` ends an answer (None: the vocabulary's end tokens).
+
+    Attributes:
+      model: the model that read them.
+      source: its views of them; None for a model without memory layers.
+    """
+
+    model: "Model"
+    source: ViewSource | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in memory, not counting those that `memory.budget` has evicted."""
+        return 0 if self.source is None else int(self.source.store.lengths[0])
+
+    def __repr__(self) -> str:
+        held = 0 if self.source is None else self.source.store.bytes()
+        return f"Memory({self.num_tokens:,} tokens, {held / 2**20:,.1f} MiB)"
+
+    def fork(self) -> ViewSource | None:
+        """Returns views of these entries for a reading, which may append to them; this memory stays as it is."""
+        return None if self.source is None else self.source.fork()
+
+    def read(self, *texts: Text, progress: Progress = show_on_terminal) -> "Memory":
+        """Returns a memory of these texts too, each read with all before it in memory.
+
+        Args:
+          texts: texts, files (`pathlib.Path`) or token ids.
+          progress: called after each window; by default a line with the time left, on a terminal.
+
+        Raises:
+          UserError: there is no text, an empty one, ids that the model lacks, or a model without memory layers.
+        """
+        self.model.check_memory_layers()
+        rows = self.model.encode_all(texts)
+        source, started = self.fork(), time.monotonic()
+        done, total = 0, sum(map(len, rows))
+
+        def report(so_far: ReadProgress) -> None:
+            whole = {"tokens_read": done + so_far.tokens_read, "tokens_total": total}
+            progress(dataclasses.replace(so_far, seconds=time.monotonic() - started, **whole))
+
+        for ids in rows:
+            reading = self.model.read_prompts([ids], store=source, progress=report)
+            windows.flush_local_cache(self.model.config.model, reading)
+            done += len(ids)
+        return Memory(self.model, source)
+
+    def ask(
+        self,
+        question: Text,
+        *,
+        max_new_tokens: int = 256,
+        sampling: SamplingConfig = SamplingConfig(),
+        end_ids: Collection[int] | None = None,
+    ) -> str:
+        """Returns the model's answer: the text that follows the question."""
+        how = {"max_new_tokens": max_new_tokens, "sampling": sampling, "end_ids": end_ids}
+        return self.ask_each([question], **how)[0]
+
+    def ask_each(
+        self,
+        questions: Sequence[Text],
+        *,
+        max_new_tokens: int = 256,
+        sampling: SamplingConfig = SamplingConfig(),
+        end_ids: Collection[int] | None = None,
+    ) -> list[str]:
+        """Returns the answer to each question, none of which sees the others; see `generate_each`."""
+        rows = self.generate_each(questions, max_new_tokens=max_new_tokens, sampling=sampling, end_ids=end_ids)
+        ends = self._ends(end_ids)
+        return [self.model.vocabulary.decode([token for token in row if token not in ends]) for row in rows]
+
+    def stream(
+        self,
+        prompt: Text,
+        *,
+        max_new_tokens: int = 256,
+        sampling: SamplingConfig = SamplingConfig(),
+        end_ids: Collection[int] | None = None,
+    ) -> Iterator[str]:
+        """Reads a prompt and returns an iterator over its answer, whose pieces come as they are generated."""
+        rows = self.model.encode_all([prompt])
+        steps = self._steps(rows, max_new_tokens=max_new_tokens, sampling=sampling, end_ids=end_ids)
+        return self._pieces(steps, self._ends(end_ids))
+
+    def generate_each(
+        self,
+        prompts: Sequence[Text],
+        *,
+        max_new_tokens: int = 256,
+        sampling: SamplingConfig = SamplingConfig(),
+        end_ids: Collection[int] | None = None,
+    ) -> list[list[int]]:
+        """Returns the token ids that follow each prompt, with the end token where one ended it.
+
+        Prompts that fit the local context with their answers are one batch. The others would append to memory, which
+        one memory for many rows shows to all of them, so they are read one by one.
+        """
+        rows = self.model.encode_all(prompts)
+        local = [self._stays_local(len(ids) + max_new_tokens - 1, prompt=len(ids)) for ids in rows]
+        together = [row for row, fits in enumerate(local) if fits]
+        answers: list[list[int]] = [[] for _ in rows]
+        for group in [together] * bool(together) + [[row] for row, fits in enumerate(local) if not fits]:
+            chosen = [rows[row] for row in group]
+            steps = self._steps(chosen, max_new_tokens=max_new_tokens, sampling=sampling, end_ids=end_ids)
+            columns = np.stack(list(steps), axis=1).tolist()
+            for row, tokens in zip(group, columns, strict=True):
+                answers[row] = [token for token in tokens if token != FINISHED]
+        return answers
+
+    def save(self, directory: str | os.PathLike[str], *, replace: bool = False) -> None:
+        """Writes the memory to a folder, from which `Model.load_memory` reads it.
+
+        Args:
+          directory: a new or empty folder; with `replace`, also one that holds another memory.
+          replace: whether that one may be replaced, once the new one is whole.
+
+        Raises:
+          UserError: the folder holds something else, or a memory without `replace`.
+        """
+        self.model.check_memory_layers()
+        assert self.source is not None
+        if files.is_memory(directory) and not replace:
+            raise UserError(
+                f"memory folder must be new or empty, got '{os.fspath(directory)}', which holds a memory. Name another"
+                " folder, or replace it: save(…, replace=True)."
+            )
+        self.model.save_store(self.source.store, directory)
+
+    def _ends(self, end_ids: Collection[int] | None) -> set[int]:
+        """Returns the tokens that are no text of an answer."""
+        return {*self.model.vocabulary.end_ids, *(end_ids or ())}
+
+    def _stays_local(self, length: int, *, prompt: int) -> bool:
+        """True if nothing goes to memory while a prompt of `prompt` tokens is read and continued to `length`."""
+        config, memory = self.model.config.model, self.model.config.memory
+        fits = length <= config.local_context and not windows.reads_memory(prompt, config, memory)
+        return fits or not config.memory_layers
+
+    def _steps(
+        self,
+        rows: Sequence[Int[np.ndarray, " n"]],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingConfig,
+        end_ids: Collection[int] | None,
+    ) -> Iterator[Int[np.ndarray, " B"]]:
+        """Reads rows of tokens into a fork and yields the next token of each."""
+        check(max_new_tokens >= 1, "max_new_tokens", "be >= 1", max_new_tokens)
+        sampling.validate("sampling")
+        reading = self.model.read_prompts(rows, store=self.fork())
+        how = {"max_new_tokens": max_new_tokens, "sampling": sampling, "end_ids": end_ids}
+        return self.model.next_tokens(reading, **how)
+
+    def _pieces(self, steps: Iterator[Int[np.ndarray, " B"]], ends: set[int]) -> Iterator[str]:
+        stream = TextStream(self.model.vocabulary.decode)
+        for (token,) in steps:
+            if int(token) not in ends and (piece := stream.push(int(token))):
+                yield piece
+        if rest := stream.finish():
+            yield rest
