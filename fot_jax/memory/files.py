@@ -161,7 +161,7 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
     if meta["logn_from"] != scaling_from:
         raise UserError(
             f"memory '{path}' was written with memory.log_length_scaling_from={meta['logn_from']}, got {scaling_from}."
-            f" Read on with --log-length-scaling-from={meta['logn_from']}, or read the text again."
+            f" Read on with --memory.log_length_scaling_from={meta['logn_from']}, or read the text again."
         )
     for stream, length in enumerate(meta["lengths"]):
         if length:
