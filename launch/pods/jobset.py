@@ -115,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_action(parser: argparse.ArgumentParser, action: str) -> None:
     word = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
     parser.add_argument("--name", required=True, type=shell.NAME, help="of the JobSet")
-    parser.add_argument("--image", required=True, type=shell.IMAGE, help="made from the Dockerfile of docs/pods.md")
+    parser.add_argument("--image", required=True, type=shell.IMAGE, help="built from the Dockerfile (docs/pods.md)")
     claim = shell.matching(word, what="must be a PersistentVolumeClaim's name")
     parser.add_argument("--claim", required=True, type=claim, help=f"ReadWriteMany, mounted at {MOUNT}")
     parser.add_argument("--topology", required=True, type=shell.TOPOLOGY, help="of one slice, e.g. 4x4")
