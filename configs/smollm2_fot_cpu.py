@@ -8,7 +8,7 @@ Time:     48 steps of 2,048 tokens, 12 minutes on cores shared with tests (127-1
 Expected: passkeys repeated exactly (generated text, read in windows of 512 tokens, dense memory): 20 of 20 at 1,024,
           2,048 and 4,096 tokens, 15 of 20 at 8,192, 10 of 10 at 16,384. Perplexity of windows of 256 tokens of the
           standard library without memory: 8.22, of the imported weights 8.92. Measured 2026-11-22, one seed; the
-          training text holds no passkeys (docs/smollm2.md, recipe A; proofs and prose are there).
+          training text holds no passkeys (experiments/smollm2.md, recipe A; proofs and prose are there).
 """
 
 from ml_collections import config_dict

@@ -10,7 +10,7 @@ Time:     36 steps of 8,192 tokens: 22 minutes on two cores of an Intel Xeon wit
           2026-11-27), both while other work ran.
 Expected: averaged, passkeys repeated exactly: 20 of 20 at 1,024, 2,048, 4,096 and 8,192 tokens, 10 of 10 at 16,384 and
           32,768; perplexity of windows of 256 tokens without memory, standard library / proofs / prose: 7.826 / 30.69 /
-          31.30, of smollm2_plain_cpu_32k 7.770 / 30.47 / 31.36 (docs/smollm2.md).
+          31.30, of smollm2_plain_cpu_32k 7.770 / 30.47 / 31.36 (experiments/smollm2.md).
 """
 
 from ml_collections import config_dict

@@ -7,7 +7,7 @@ Hardware: two CPU cores; in float32, which is quicker than bfloat16 where they h
 Time:     48 steps of 2,048 tokens, 13.5 minutes on two vCPUs of one AMD EPYC (Zen 3) core (2026-11-27).
 Expected: averaged, passkeys repeated exactly: 20 of 20 at 1,024, 2,048 and 4,096 tokens, 17 of 20 at 8,192, 10 of 10 at
           16,384; perplexity of windows of 256 tokens without memory, standard library / proofs / prose: 8.073 / 31.00 /
-          31.93, of smollm2_plain_cpu 8.083 / 31.15 / 31.91 (docs/smollm2.md, recipe B).
+          31.93, of smollm2_plain_cpu 8.083 / 31.15 / 31.91 (experiments/smollm2.md, recipe B).
 """
 
 from ml_collections import config_dict

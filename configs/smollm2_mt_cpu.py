@@ -6,7 +6,7 @@ other document is seen (FoT sec. 5.6.1).
 Command:  python -m launch.train --config=configs/smollm2_mt_cpu.py
 Hardware: two CPU cores, as smollm2_fot_cpu.
 Time:     48 steps of 2,048 tokens, 5.5 minutes (median 304 tokens/s, 2026-11-22).
-Expected: docs/smollm2.md, "Perplexity against context".
+Expected: experiments/smollm2.md, "Perplexity against context".
 """
 
 from ml_collections import config_dict

@@ -5,7 +5,7 @@ Hardware: two CPU cores.
 Time:     48 steps of 2,048 tokens, 7 minutes while tests ran (median 238 tokens/s, 2026-11-22).
 Expected: perplexity of held-out windows of 256 tokens without memory, standard library / proofs / prose, with
           model.dtype=float32: 8.083 / 31.15 / 31.91 (2026-11-27); in bfloat16 8.09 on the standard library
-          (docs/smollm2.md).
+          (experiments/smollm2.md).
 """
 
 from ml_collections import config_dict

@@ -5,7 +5,7 @@ Hardware: two CPU cores.
 Time:     36 steps of 8,192 tokens, 38 minutes on two vCPUs of one AMD EPYC (Zen 3) core (median 137 tokens/s,
           2026-11-28).
 Expected: perplexity of windows of 256 tokens, standard library / proofs / prose: 7.770 / 30.47 / 31.36
-          (docs/smollm2.md).
+          (experiments/smollm2.md).
 """
 
 from ml_collections import config_dict

@@ -6,7 +6,8 @@ tokens, in rows of 2,048, one a step.
 Command:  python -m launch.train --config=configs/smollm2_rope_cpu.py
 Hardware: two CPU cores, as smollm2_fot_cpu.
 Time:     48 steps of 2,048 tokens, 10 minutes while tests ran (median 159 tokens/s, 2026-11-22).
-Expected: docs/smollm2.md, "Perplexity against context"; measured with --evaluation.window=256, its rows being longer.
+Expected: experiments/smollm2.md, "Perplexity against context"; measured with --evaluation.window=256, its rows being
+          longer.
 """
 
 from ml_collections import config_dict
