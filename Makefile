@@ -163,7 +163,7 @@ $(DOCS_VENV)/.installed: requirements-docs.txt
 	@touch $@
 
 docs: $(DOCS_VENV)/.installed
-	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 	@echo "== open site/index.html, or see it with search: $(DOCS_VENV)/bin/mkdocs serve"
 
 lint: $(VENV)/.dev
