@@ -1,8 +1,8 @@
 """Compiles a config's real programs for a TPU pod without having it, and reports the load of each device.
 
-python -m launch.aot_compile --config=configs/longllama_3b.py --topology=v3:8x8
-python -m launch.aot_compile --config=configs/longllama_7b.py --topology=v5e:16x16 --programs=train,read,decode
-python -m launch.aot_compile --config=configs/paper_600m.py --topology=v5p:4x4x4 --sweep-contexts=2,16,64 \
+python -m launch.aot_compile --config=configs/longllama.py:3b --topology=v3:8x8
+python -m launch.aot_compile --config=configs/longllama.py:7b --topology=v5e:16x16 --programs=train,read,decode
+python -m launch.aot_compile --config=configs/paper.py:600m --topology=v5p:4x4x4 --sweep-contexts=2,16,64 \
     --sweep-mesh=fsdp=8,fsdp=32:tensor=2
 python -m launch.aot_compile --config=configs/tiny_code.py --topology=cpu:8      # a dry run, without libtpu
 

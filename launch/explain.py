@@ -2,7 +2,7 @@
 
 python -m launch.explain --config=configs/tiny_code.py
 python -m launch.explain --config=configs/dictionary.py --contexts=8 --rows=40
-python -m launch.explain --config=configs/paper_184m.py --at-step=460000
+python -m launch.explain --config=configs/paper.py:184m --at-step=460000
 python -m launch.explain --retrieval-layers --workdir=runs/smollm2 --length=1024
 
 The last one measures which layers and heads of a trained model attend to a fact that is asked for. Give those memory.

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.aot
 
-SMALL_3B = ("--config=configs/longllama_3b.py", "--config.model.num_layers=2", "--config.model.memory_layers=1")
+SMALL_3B = ("--config=configs/longllama.py:3b", "--config.model.num_layers=2", "--config.model.memory_layers=1")
 
 
 def reports(tmp_path, *flags):
