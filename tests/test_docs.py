@@ -1,4 +1,4 @@
-"""Pages are short, can be found and point at what is there; prose is plain. Commands: test_commands_of_docs.py."""
+"""Pages are short, can be found and point at what is there; prose is plain. Commands: test_command_lines.py."""
 
 import ast
 import functools
