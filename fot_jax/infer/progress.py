@@ -1,17 +1,37 @@
 """Progress of a reading on stderr; imports nothing that computes."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from fot_jax.infer.windows import ReadProgress
-
-Progress = Callable[["ReadProgress"], None]  # called after each window
 PROGRESS_SECONDS = 5.0  # between lines where stderr is no terminal
 
 
-def progress_line(progress: "ReadProgress") -> str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadProgress:
+    """Progress of a reading.
+
+    Attributes:
+      tokens_read: tokens of all rows so far.
+      tokens_total: tokens of all rows.
+      seconds: since its beginning; compiling does not count.
+      memory_bytes: of the memory's entries.
+    """
+
+    tokens_read: int
+    tokens_total: int
+    seconds: float
+    memory_bytes: int
+
+
+class StopReading(Exception):  # noqa: N818  # a signal, as StopIteration
+    """Raised by a progress function: ends `Memory.read` after the window at hand."""
+
+
+Progress = Callable[[ReadProgress], None]  # called after each window
+
+
+def progress_line(progress: ReadProgress) -> str:
     """Returns the tokens read, their rate and the memory's size as one line."""
     rate = progress.tokens_read / max(progress.seconds, 1e-9)
     return (
@@ -20,7 +40,7 @@ def progress_line(progress: "ReadProgress") -> str:
     )
 
 
-def show_progress(progress: "ReadProgress", shown: list[float]) -> None:
+def show_progress(progress: ReadProgress, shown: list[float]) -> None:
     """Prints a line on stderr, rewritten on a terminal, else one every few seconds. `shown`: time of the last one."""
     more = progress.tokens_read < progress.tokens_total
     if more and not sys.stderr.isatty() and progress.seconds - shown[0] < PROGRESS_SECONDS:
@@ -31,7 +51,7 @@ def show_progress(progress: "ReadProgress", shown: list[float]) -> None:
     print("\r" * rewrite + line, end="" if rewrite and more else "\n", file=sys.stderr, flush=True)
 
 
-def show_on_terminal(progress: "ReadProgress") -> None:
+def show_on_terminal(progress: ReadProgress) -> None:
     """Prints a line with the time left on stderr, rewritten by the next one; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         return

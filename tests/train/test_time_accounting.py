@@ -27,7 +27,7 @@ def test_parts_and_what_is_left_for_steps():
     account = TimeAccount(clock)
     with account.charge(Part.EVALUATION):
         clock.now += 5
-        account._event("/jax/core/compile/backend_compile_duration", 101.0, 104.0)
+        account.compiling._add("/jax/core/compile/backend_compile_duration", 101.0, 104.0)
     with account.charge(Part.DATA_WAIT):
         clock.now += 1
     clock.now += 14
@@ -43,8 +43,8 @@ def test_parts_and_what_is_left_for_steps():
 def test_traces_within_traces_count_once():
     account = TimeAccount(Clock())
     for start, end in [(1.0, 2.0), (2.5, 3.0), (0.5, 4.0), (6.0, 7.0)]:
-        account._event("/jax/core/compile/jaxpr_trace_duration", start, end)
-    account._event("/jax/other", 0.0, 50.0)
+        account.compiling._add("/jax/core/compile/jaxpr_trace_duration", start, end)
+    account.compiling._add("/jax/other", 0.0, 50.0)
     assert account.seconds[Part.COMPILE] == 4.5
 
 
