@@ -174,7 +174,7 @@ def main(flags: argparse.Namespace) -> None:
     store = model.load_store(flags.load_memory) if flags.load_memory else model.new_store(streams=len(prompts))
     before = 0 if store is None else int(store.appended.sum())
     if (flags.memory or flags.top_k_memory) and not before:
-        warn_if_memory_unread(model.config.model, memory, prompts)
+        warn_if_memory_unread(model.config, memory, prompts)
     stop, shown = interrupts.SignalStop(), [0.0]
 
     def progress(so_far: Any) -> None:
@@ -187,7 +187,7 @@ def main(flags: argparse.Namespace) -> None:
             steps = model.next_tokens(reading, sampling=sampling, max_new_tokens=flags.max_new_tokens)
             write_texts(stop.until(steps), vocabulary, names)
             if flags.save_memory:
-                flush_local_cache(model.config.model, reading)
+                flush_local_cache(model.config, reading)
         except interrupts.Stopped:
             pass  # between two windows: the store holds those before
         if flags.save_memory and store is not None:

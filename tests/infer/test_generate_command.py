@@ -240,7 +240,7 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
         ((f"--workdir={tmp_path / 'none'}", f"--prompt-file={good}"), "--workdir must hold a run"),
         ((work,), "needs a prompt: --prompt-file=FILE, --question=TEXT or both"),
         ((work, f"--prompt-file={good}", "--system=x"), "--system needs --chat"),
-        ((work, "--question=who?", "--chat"), "--chat needs a tokenizer with a chat template"),
+        ((work, "--question=who?", "--chat"), "chat needs a tokenizer with a chat template"),
         ((work, f"--prompt-file={tmp_path / 'missing'}"), "must name a readable file or '-'"),
         ((work, f"--prompt-file={binary}"), "binary' must be valid UTF-8, got byte 0xff at offset 2"),
         ((work, f"--prompt-file={wide}"), "wide' must be UTF-8, got UTF-16LE by its byte order mark. Convert it"),

@@ -112,7 +112,7 @@ def test_retrievals_that_find_everything_score_alike(model, book, retrieval):
 
 
 def oracle(model) -> Reader:
-    config = model.config.model
+    config = model.config
     return Reader(
         jax.tree.map(lambda x: np.asarray(x, np.float64), random_params(config)),
         memory_layers=config.memory_layers,
@@ -154,7 +154,7 @@ def test_scores_equal_the_oracle(model, overlap):
     """A text alone, and another one after it in memory."""
     model, reader = model.with_memory(overlap=overlap), oracle(model)
     first, second = model.encode(TEXT), model.encode(OTHER)
-    cuts = [window_lengths(len(ids), model.config.model, model.config.memory) for ids in (first, second)]
+    cuts = [window_lengths(len(ids), model.config, model.memory) for ids in (first, second)]
     assert min(map(len, cuts)) >= 4
     want = [oracle_scores(reader, ids, cut, overlap) for ids, cut in zip((first, second), cuts, strict=True)]
     book = model.read(TEXT)
@@ -170,7 +170,7 @@ def test_forced_tokens_equal_the_oracle(model, book):
     """A prompt of one window, then 40 tokens, for which the local context slides."""
     reader = oracle(model)
     ids = model.encode(TEXT)
-    oracle_scores(reader, ids, window_lengths(len(ids), model.config.model, model.config.memory), 0)
+    oracle_scores(reader, ids, window_lengths(len(ids), model.config, model.memory), 0)
     prompt, forced = model.encode("It was a"), model.encode(OTHER)[:40]
     for token in prompt:
         logits = reader.feed(int(token))
@@ -305,7 +305,7 @@ def test_what_a_user_gets_wrong_is_one_line(model, book, folder, tmp_path):
     other = fot_jax.load(folder / "other")
     (tmp_path / "binary").write_bytes(b"ab\xff")
     cases = [
-        (lambda: fot_jax.load(tmp_path), "must hold config.json, got '.*', which has none. Name the --workdir"),
+        (lambda: fot_jax.load(tmp_path), "must hold config.json, got '.*', which has none. Name the folder"),
         (lambda: fot_jax.load(folder / "run", step=7), r"must hold the checkpoint asked for \(7\)"),
         (lambda: fot_jax.load(folder / "run", dtype="float8"), "model.dtype must be one of 'float32', 'bfloat16'"),
         (lambda: fot_jax.load(folder / "run", mesh=fot_jax.MeshConfig(data=3)), "must multiply to the 8 devices"),
