@@ -79,7 +79,7 @@ smollm2: $(RUNS)/smollm2/config.json
 	@echo "== 2/3 who wrote Python's smtplib.py? Its last 3,000 characters do not say"
 	tail -c 3000 $(SMTPLIB) | $(ASK) --prompt-file=- $(AUTHOR)
 	@echo "== 3/3 its first lines do, 10,000 tokens before the question: read 1,024 at a time, with memory"
-	$(ASK) --prompt-file=$(SMTPLIB) --memory=dense $(AUTHOR)
+	$(ASK) --prompt-file=$(SMTPLIB) --memory.retrieval=dense $(AUTHOR)
 
 corpora: $(VENV)/.runtime
 	$(PY) -m launch.corpora --to=$(DATA_CACHE)/corpora

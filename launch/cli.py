@@ -12,33 +12,39 @@ Importing this module imports neither JAX nor TensorFlow, so that `--help` is qu
 
 import argparse
 import dataclasses
-import difflib
-import importlib.util
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
-from ml_collections import config_dict
-
 from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
-from fot_jax.config.build import all_names, build
+from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
-from fot_jax.config.override import apply_override, whole_number
+from fot_jax.config.override import apply_override, parse, whole_number
+from launch.config_files import load_config_file
+from launch.unknown_flags import explain_unknown
 
 USER_ERROR = 2  # exit code of every error that the user can fix, as argparse's own
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, as every other user error."""
+    """An ArgumentParser whose errors are one line, as every other user error, and name the flag that was meant."""
+
+    _arguments: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses as argparse does; `error` looks at the arguments."""
+        self._arguments = list(args or ())
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2."""
+        if message.startswith(("unrecognized arguments", "the following arguments are required")):
+            overrides = self.get_default("overrides") is not None
+            message = explain_unknown(self, self._arguments, overrides=overrides) or message
         _fail(f"{message} (--help lists the flags)")
 
 
@@ -92,6 +98,32 @@ def _step(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"must be a number, 'latest' or 'best', got {text!r}")
 
 
+def add_section_flags(parser: Any, *sections: str) -> None:
+    """Adds `--SECTION.FIELD` for every field of some sections of a run's config, such as "memory"."""
+    for section in sections:
+        fields = field_types(field_types(ExperimentConfig)[section])
+        lines = "\n".join(f"{name:<26}{type_name(annotation)}" for name, annotation in fields.items())
+        group = parser.add_argument_group(f"--{section}.FIELD=VALUE changes the run's config; FIELD is", lines)
+        for name in fields:
+            group.add_argument(f"--{section}.{name}", metavar="VALUE", default=None, help=argparse.SUPPRESS)
+
+
+def section_changes(flags: argparse.Namespace, section: str) -> dict[str, object]:
+    """Returns the fields of a section that `add_section_flags`'s flags set, as values of their types.
+
+    Raises:
+      ConfigError: a text is no value of the field's type.
+    """
+    kind = field_types(ExperimentConfig)[section]
+    changes = {}
+    for name, annotation in field_types(kind).items():
+        text = getattr(flags, f"{section}.{name}")
+        if text is not None:
+            path = f"{section}.{name}"
+            changes[name] = getattr(construct(kind, {name: parse(annotation, text, path=path)}, section), name)
+    return changes
+
+
 def add_mesh_flags(parser: Any, purpose: str) -> None:
     """Adds `--mesh.AXIS` for every field of MeshConfig, in a group that names its purpose."""
     mesh = parser.add_argument_group(f"mesh: {purpose}")
@@ -141,55 +173,6 @@ def _take_overrides(
     return overrides, rest
 
 
-def _load_module(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"fot_config_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config must name a Python file (.py), got {path!r}.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ConfigError(f"{path} line {error.lineno}: {error.msg}.") from error
-    except ImportError as error:
-        raise ConfigError(f"{path}: {error}. Run from the repository root.") from error
-    return module
-
-
-def _config_dict(path: str) -> config_dict.ConfigDict:
-    """Returns a config file's get_config(); ml_collections' own errors become one line."""
-    if not Path(path).is_file():
-        raise ConfigError(f"--config must name an existing file, got {path!r}.")
-    module = _load_module(path)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} must define get_config() returning a ConfigDict.")
-    try:
-        values = module.get_config()
-    except (AttributeError, KeyError, TypeError) as error:
-        if not _raised_by_ml_collections(error):
-            raise
-        raise ConfigError(f"{path}: {_explained(error)}") from error
-    if not isinstance(values, config_dict.ConfigDict):
-        raise ConfigError(f"{path}: get_config() must return a ConfigDict, got {type(values).__name__}.")
-    return values
-
-
-def _raised_by_ml_collections(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and os.sep + "ml_collections" + os.sep in trace.tb_frame.f_code.co_filename
-
-
-def _explained(error: BaseException) -> str:
-    """Returns ml_collections' message; for an unknown key only its name, with a suggestion."""
-    text = str(error)
-    unknown = re.search(r'Key "(\w+)" does not exist', text) or re.match(r"\W*(\w+)\W*(\\?n?Did you mean .*)?$", text)
-    if not unknown:
-        return text
-    near = difflib.get_close_matches(unknown[1], all_names(ExperimentConfig), n=1)
-    return f"the key {unknown[1]!r} is unknown." + (f" Did you mean {near[0]!r}?" if near else "")
-
-
 def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
     """Builds the validated experiment that `--config` with its overrides, or gin, describes.
 
@@ -206,7 +189,7 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
         from fot_jax.config.gin import build_from_gin  # only gin configs need gin
 
         return build_from_gin(flags.gin_file, flags.gin_bindings)
-    values = _config_dict(flags.config)
+    values = load_config_file(flags.config)
     for path, text in flags.overrides:
         apply_override(values, path, text)
     return build(ExperimentConfig, values)

@@ -19,41 +19,11 @@ import argparse
 import signal
 from pathlib import Path
 
-from fot_jax.config import ConfigError, EvaluationConfig, MemoryConfig, SourceConfig, SourceKind, UserError
-from fot_jax.config.build import construct, field_types
-from fot_jax.config.override import parse
+from fot_jax.config import ConfigError, SourceConfig, SourceKind, UserError
 from launch import cli, interrupts
 
 DOCUMENT_TASKS = ("perplexity", "context", "distraction")
 GOES_ON = "The same command goes on from there."
-SECTIONS = {"memory": MemoryConfig, "evaluation": EvaluationConfig}
-
-
-def add_section_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds `--memory.FIELD` and `--evaluation.FIELD` for every field of the two sections."""
-    for section, kind in SECTIONS.items():
-        names = list(field_types(kind))
-        group = parser.add_argument_group(
-            f"--{section}.FIELD=VALUE changes the run's config; FIELD is", ", ".join(names)
-        )
-        for name in names:
-            group.add_argument(f"--{section}.{name}", metavar="VALUE", default=None, help=argparse.SUPPRESS)
-
-
-def section_changes(flags: argparse.Namespace, section: str) -> dict[str, object]:
-    """Returns the fields of a section that were set, as values of their types.
-
-    Raises:
-      ConfigError: a text is no value of the field's type.
-    """
-    kind = SECTIONS[section]
-    changes = {}
-    for name, annotation in field_types(kind).items():
-        text = getattr(flags, f"{section}.{name}")
-        if text is not None:
-            path = f"{section}.{name}"
-            changes[name] = getattr(construct(kind, {name: parse(annotation, text, path=path)}, section), name)
-    return changes
 
 
 def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
@@ -106,7 +76,7 @@ def main(flags: argparse.Namespace) -> None:
     """Runs the task that the flags name and writes its report."""
     if len(flags.workdir) > 1 and flags.task != "dictionary":
         raise ConfigError(f"--workdir may be repeated (seeds) for --task=dictionary only, got {len(flags.workdir)}.")
-    changes = {section: section_changes(flags, section) for section in SECTIONS}
+    changes = {section: cli.section_changes(flags, section) for section in ("memory", "evaluation")}
     documents = sources(flags)
     from fot_jax.eval.report import render_terminal, write_report  # imports JAX only once the flags are valid
     from fot_jax.eval.runs import load_comparison
@@ -161,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_step_flag(parser)
     parser.add_argument("--out", metavar="DIR", help="where to write; default: WORKDIR/eval")
-    add_section_flags(parser)
+    cli.add_section_flags(parser, "memory", "evaluation")
     return parser
 
 

@@ -2,8 +2,8 @@
 
 python -m launch.explain --config=configs/tiny_code.py
 python -m launch.explain --config=configs/dictionary.py --contexts=8 --rows=40
-python -m launch.explain --config=configs/paper_184m.py --step=460000
-python -m launch.explain --retrieval-layers --checkpoint=runs/smollm2 --length=1024
+python -m launch.explain --config=configs/paper_184m.py --at-step=460000
+python -m launch.explain --retrieval-layers --workdir=runs/smollm2 --length=1024
 
 The last one measures which layers and heads of a trained model attend to a fact that is asked for. Give those memory.
 """
@@ -106,7 +106,7 @@ def schedule_line(config: ExperimentConfig) -> str:
 
 
 def contexts_at(config: ExperimentConfig, flags: argparse.Namespace) -> int:
-    """Returns the d to draw: `--contexts`, or the schedule's at `--step`, or its last."""
+    """Returns the d to draw: `--contexts`, or the schedule's at `--at-step`, or its last."""
     from fot_jax.train.context_schedule import ContextSchedule
 
     if flags.contexts is not None:
@@ -116,7 +116,7 @@ def contexts_at(config: ExperimentConfig, flags: argparse.Namespace) -> int:
             raise ConfigError(f"--contexts must be in 1..{most} for this batch, got {flags.contexts}.")
         return flags.contexts
     schedule = ContextSchedule(config.crossbatch.schedule, config.seed)
-    return schedule.final if flags.step is None else schedule.num_contexts(flags.step)
+    return schedule.final if flags.at_step is None else schedule.num_contexts(flags.at_step)
 
 
 def account_lines(config: ExperimentConfig, *, num_contexts: int) -> list[str]:
@@ -176,17 +176,17 @@ def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> 
 
 def explain_retrieval(flags: argparse.Namespace) -> None:
     """Measures the retrieval layers of a run; writes table, JSON and heat map into its folder."""
-    if not flags.checkpoint:
-        raise ConfigError("--retrieval-layers needs --checkpoint=DIR, the folder of a run.")
+    if not flags.workdir or flags.config or flags.gin_file or flags.gin_bindings or flags.overrides:
+        raise ConfigError("--retrieval-layers needs --workdir=DIR, the folder of a run, and no config.")
     check(flags.length >= 1, "--length", "be >= 1", flags.length)
     check(flags.trials >= 1, "--trials", "be >= 1", flags.trials)
     from fot_jax.eval.report import render_terminal, write_report
     from fot_jax.eval.tasks.retrieval import retrieval_report
 
-    directory = Path(flags.checkpoint) / "eval"
+    directory = Path(flags.workdir) / "eval"
     report = retrieval_report(
-        Path(flags.checkpoint),
-        step="latest",
+        Path(flags.workdir),
+        step=flags.step,
         length=flags.length,
         trials=flags.trials,
         least=flags.least,
@@ -202,6 +202,10 @@ def main(flags: argparse.Namespace) -> None:
     if flags.retrieval_layers:
         explain_retrieval(flags)
         return
+    if flags.step != "latest":
+        raise ConfigError("--step is a run's checkpoint, for --retrieval-layers. A config's plan is drawn --at-step=N.")
+    if flags.workdir:
+        raise ConfigError("--workdir is for --retrieval-layers. A config is explained with --config=FILE.")
     config = cli.load_experiment(flags)
     print(explain(config, num_contexts=contexts_at(config, flags), shown_rows=flags.rows))
 
@@ -211,13 +215,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
     parser.add_argument(
-        "--step", type=int, metavar="N", help="draw the plan at this step of the schedule; default: its last d"
+        "--at-step", type=int, metavar="N", help="draw the plan at this step of the schedule; default: its last d"
     )
     parser.add_argument("--contexts", type=int, metavar="D", help="draw the plan at this d instead")
     parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows to draw at most (default 32)")
     group = parser.add_argument_group("retrieval layers of a trained model")
     group.add_argument("--retrieval-layers", action="store_true", help="measure them instead")
-    group.add_argument("--checkpoint", metavar="DIR", help="the run's folder")
+    group.add_argument("--workdir", metavar="DIR", help="the run's folder (config, checkpoints, metrics)")
+    cli.add_step_flag(group)
     group.add_argument("--length", type=int, default=512, metavar="N", help="tokens of the prompts (default 512)")
     group.add_argument("--trials", type=int, default=10, metavar="N", help="prompts (default 10)")
     group.add_argument("--least", type=float, default=0.5, metavar="M", help="mass of a proposed layer (default 0.5)")

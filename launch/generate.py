@@ -1,10 +1,10 @@
 """Reads a prompt of any length, window by window into memory, and continues it.
 
 python -m launch.generate --workdir=runs/tiny_code --prompt-file=prompt.txt
-cat book.txt | python -m launch.generate --workdir=DIR --prompt-file=- --memory=scann --top-k-memory=64
+cat book.txt | python -m launch.generate --workdir=DIR --prompt-file=- --memory.retrieval=scann
 python -m launch.generate --workdir=DIR --prompt-file=book.txt --save-memory=book.mem
 python -m launch.generate --workdir=DIR --load-memory=book.mem --question="Who is the murderer?" --chat
-python -m launch.generate --workdir=DIR --prompt-file=book.txt --memory=approx --mesh.fsdp=8
+python -m launch.generate --workdir=DIR --prompt-file=book.txt --memory.retrieval=approx --mesh.fsdp=8
 
 The text streams to stdout; progress goes to stderr. With several --prompt-file the prompts are read as
 one batch and each text is printed when all are done. --save-memory keeps all that was read and written,
@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fot_jax.config import ExperimentConfig, LastContext, MemoryConfig, ModelConfig, Retrieval, UserError, check
+from fot_jax.config import ExperimentConfig, MemoryConfig, ModelConfig, Retrieval, UserError, check
 from fot_jax.infer.progress import show_progress
 from launch import cli, interrupts
 
@@ -48,36 +48,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="likeliest tokens kept; 0 (default): all")
     sampling.add_argument("--top-p", type=float, default=1.0, metavar="P", help="probability mass kept; default 1: all")
     sampling.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
-    memory = parser.add_argument_group("memory (defaults: `memory` of the run's config)")
-    memory.add_argument("--memory", choices=[kind.value for kind in Retrieval], help="how it is read")
-    memory.add_argument("--top-k-memory", type=int, metavar="K", help="neighbours per query and head (all but dense)")
-    memory.add_argument("--last-context-length", type=int, metavar="N", help="tokens of the last window, kept local")
-    kinds = [kind.value for kind in LastContext]
-    memory.add_argument("--last-context", choices=kinds, help="whether it holds at least or exactly as many")
-    overlap_help = "newest tokens of a window that the next one but the last reads again, to have them in sight"
-    memory.add_argument("--overlap", type=int, metavar="N", help=overlap_help)
-    scaling_help = "scale queries by log n / log N where n > N entries are in sight; 0: never"
-    memory.add_argument("--log-length-scaling-from", type=int, metavar="N", help=scaling_help)
+    memory = parser.add_argument_group("memory on disk")
     memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
     memory.add_argument("--save-memory", metavar="DIR", help="write the memory at the end")
+    cli.add_section_flags(parser, "memory")
     cli.add_mesh_flags(parser, "spread memory and parameters over this process's devices; default: one device")
 
 
-def memory_config(config: ExperimentConfig, flags: argparse.Namespace) -> MemoryConfig:
-    """Returns the run's memory config with the given flags, checked. Raises ConfigError."""
-    given = {
-        "retrieval": Retrieval(flags.memory) if flags.memory else None,
-        "top_k": flags.top_k_memory,
-        "last_context": LastContext(flags.last_context) if flags.last_context else None,
-        "last_context_length": flags.last_context_length,
-        "overlap": flags.overlap,
-        "log_length_scaling_from": flags.log_length_scaling_from,
-    }
-    chosen = dataclasses.replace(config.memory, **{name: value for name, value in given.items() if value is not None})
+def memory_config(config: ExperimentConfig, changes: dict[str, Any]) -> MemoryConfig:
+    """Returns the run's memory config with the changed fields, checked. Raises ConfigError."""
+    chosen = dataclasses.replace(config.memory, **changes)
     chosen.validate("memory")
-    W, last = config.model.local_context, chosen.last_context_length
-    check(last <= W, "--last-context-length", f"be at most {W}, the model's local context", last)
-    chosen.validate_window("memory", W)
+    chosen.validate_window("memory", config.model.local_context)
     return chosen
 
 
@@ -159,7 +141,8 @@ def main(flags: argparse.Namespace) -> None:
 
     config = read_config(flags.workdir)
     names, texts = read_prompts(flags)
-    memory = memory_config(config, flags)
+    changes = cli.section_changes(flags, "memory")
+    memory = memory_config(config, changes)
     if (flags.load_memory or flags.save_memory) and not config.model.memory_layers:
         raise UserError(f"--load-memory and --save-memory need a model with memory layers; {flags.workdir} has none.")
     if flags.save_memory:
@@ -173,7 +156,7 @@ def main(flags: argparse.Namespace) -> None:
     model = load(flags.workdir, step=flags.step, mesh=cli.mesh_of(flags)).with_memory(**to_dict(memory))
     store = model.load_store(flags.load_memory) if flags.load_memory else model.new_store(streams=len(prompts))
     before = 0 if store is None else int(store.appended.sum())
-    if (flags.memory or flags.top_k_memory) and not before:
+    if ("retrieval" in changes or "top_k" in changes) and not before:
         warn_if_memory_unread(model.config, memory, prompts)
     stop, shown = interrupts.SignalStop(), [0.0]
 

@@ -144,8 +144,8 @@ def test_a_run_reads_a_text_without_extras(tmp_path):
     outputs = run_without_extras(
         """
 flags = [f"--workdir={sys.argv[1]}/run", f"--prompt-file={sys.argv[1]}/book.txt", "--max-new-tokens=2",
-         "--top-k-memory=4"]
-print(json.dumps([output_of("generate", *flags, f"--memory={kind}") for kind in ("exact", "scann")]))
+         "--memory.top_k=4"]
+print(json.dumps([output_of("generate", *flags, f"--memory.retrieval={kind}") for kind in ("exact", "scann")]))
 """,
         tmp_path,
     )

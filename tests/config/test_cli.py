@@ -80,7 +80,8 @@ def test_the_checkpoint_to_load():
         ([TINY, "--config.crosbatch.plan=off"], "Did you mean 'crossbatch'?"),
         (["--gin_bindings=TrainConfig.steps = 1", "--config.train.steps=1"], "needs --config"),
         ([TINY, "--config.train.steps"], "--config.train.steps needs a value"),
-        ([TINY, "--stepz=1"], "unrecognized arguments: --stepz=1"),
+        ([TINY, "--stepz=1"], "the flag --stepz is unknown. Did you mean --step? (--help lists the flags)"),
+        ([TINY, "leftover"], "unrecognized arguments: leftover (--help"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(arguments, message, capsys):

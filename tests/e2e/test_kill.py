@@ -34,14 +34,17 @@ def environment(tmp_path_factory):
 
 def start(environment, workdir, *flags):
     """Starts the command with Ctrl-C as in a terminal: shells let what they run in the background ignore it."""
-    return subprocess.Popen(
-        [*COMMAND, f"--workdir={workdir}", *flags],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a handler, unlike SIG_IGN, ends with exec
+    try:
+        return subprocess.Popen(
+            [*COMMAND, f"--workdir={workdir}", *flags],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(environment, workdir, *flags):

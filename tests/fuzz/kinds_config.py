@@ -115,8 +115,9 @@ COMMANDS = {  # {in}: the folder of the input, {out}: a place to write, {repo}: 
     " --profile-steps=2:4 --compilation-cache=off --hosts=one --preflight-seconds=3",
     "explain": "--config={repo}/configs/tiny_code.py --contexts=4 --rows=8 --length=128 --trials=2 --least=0.5",
     "generate": "--workdir={in}/run --step=latest --prompt-file={in}/prompt.jsonl --question=why --max-new-tokens=4"
-    " --temperature=0.5 --top-k=3 --top-p=0.9 --seed=1 --memory=exact --top-k-memory=4 --last-context-length=8"
-    " --overlap=2 --log-length-scaling-from=64 --load-memory={in}/memory --save-memory={out} --mesh.fsdp=1",
+    " --temperature=0.5 --top-k=3 --top-p=0.9 --seed=1 --memory.retrieval=exact --memory.top_k=4"
+    " --memory.last_context_length=8 --memory.overlap=2 --memory.log_length_scaling_from=64 --load-memory={in}/memory"
+    " --save-memory={out} --mesh.fsdp=1",
     "evaluate": "--workdir={in}/run --task=perplexity --step=best --out={out} --evaluation.documents=2"
     " --memory.top_k=4 --documents=prose={in}/prompt.jsonl --evaluation.memory_contexts=0,1",
     "convert": "import --from={in}/hf --to={out} --memory-layers=0,1 --local-context=32 --dtype=bfloat16",

@@ -70,7 +70,7 @@ FLAG_WORDS = (
     *b"-- - = --config. --config.model.num_layers=3 --gin_file=x --help -1".split(),
     *b"nan inf 0 1e9 , ,, --mesh.data=3 \xff".split(),
     *b"--step=0 best {} %s --system=x --chat".split(),
-    *b"0.5 99999999999999999999 [* ~ --dtype=float16 \xc2\xb2 --log-length-scaling-from=2".split(),
+    *b"0.5 99999999999999999999 [* ~ --dtype=float16 \xc2\xb2 --memory.log_length_scaling_from=2".split(),
     *(b"\n", b" ", *LONG),
 )
 FLAG_VALUES = (

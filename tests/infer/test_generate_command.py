@@ -173,7 +173,7 @@ def test_a_memory_over_devices_gives_the_same_text(tmp_path, capfd):
     prompt.write_text("def name(): return 'a text of more than two windows'", encoding="utf-8")
     usual = (f"--workdir={run}", "--max-new-tokens=9", f"--prompt-file={prompt}")
     texts = []
-    for more in ((), ("--mesh.fsdp=4",), ("--mesh.fsdp=8", "--memory=approx", "--top-k-memory=99")):
+    for more in ((), ("--mesh.fsdp=4",), ("--mesh.fsdp=8", "--memory.retrieval=approx", "--memory.top_k=99")):
         call(*usual, *more)
         texts.append(capfd.readouterr().out)
     assert texts[0] == texts[1] == texts[2]
@@ -245,17 +245,17 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
         ((work, f"--prompt-file={binary}"), "binary' must be valid UTF-8, got byte 0xff at offset 2"),
         ((work, f"--prompt-file={wide}"), "wide' must be UTF-8, got UTF-16LE by its byte order mark. Convert it"),
         ((work, f"--prompt-file={empty}"), "must hold text, got .*empty', which is empty"),
-        ((work, f"--prompt-file={good}", "--memory=fast"), "invalid choice: 'fast'"),
+        ((work, f"--prompt-file={good}", "--memory.retrieval=fast"), "memory.retrieval must be one of .*, got .fast."),
         (
-            (work, f"--prompt-file={good}", "--last-context-length=17"),
-            "be at most 16, the model's local context, got 17",
+            (work, f"--prompt-file={good}", "--memory.last_context_length=17"),
+            "memory.last_context_length must be at most the local context, 16, got 17",
         ),
         (
-            (work, f"--prompt-file={good}", "--log-length-scaling-from=15"),
+            (work, f"--prompt-file={good}", "--memory.log_length_scaling_from=15"),
             r"memory.log_length_scaling_from must be 0 \(never\) or .*, 16, got 15",
         ),
-        ((work, f"--prompt-file={good}", "--overlap=9"), "memory.overlap must be at most half .*, 8, got 9"),
-        ((work, f"--prompt-file={good}", "--top-k-memory=0"), "memory.top_k must be >= 1, got 0"),
+        ((work, f"--prompt-file={good}", "--memory.overlap=9"), "memory.overlap must be at most half .*, 8, got 9"),
+        ((work, f"--prompt-file={good}", "--memory.top_k=0"), "memory.top_k must be >= 1, got 0"),
         ((work, f"--prompt-file={good}", "--top-p=0"), r"sampling.top_p must be in \(0, 1\], got 0.0"),
         ((work, f"--prompt-file={good}", "--max-new-tokens=0"), "--max-new-tokens must be >= 1, got 0"),
         ((work, f"--prompt-file={good}", f"--save-memory={tmp_path}"), "memory folder must be new, empty or"),
