@@ -15,6 +15,7 @@ from fot_jax.infer.generate import FINISHED
 from fot_jax.infer.progress import Progress, ReadProgress, StopReading, show_on_terminal
 from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.text_stream import TextStream
+from fot_jax.library.cost import ReadCost
 from fot_jax.library.sources import Source, find_source
 from fot_jax.library.texts import Text, name_texts, only_texts
 from fot_jax.memory import files
@@ -53,6 +54,21 @@ class Memory:
     def fork(self) -> ViewSource | None:
         """Returns views of these entries for a reading, which may append to them; this memory stays as it is."""
         return None if self.source is None else self.source.fork()
+
+    def cost(self, *texts: Text) -> ReadCost:
+        """Returns what reading these texts into this memory takes. Arguments and errors as in `read`."""
+        self.model.check_memory_layers()
+        config, memory = self.model.config, self.model.memory
+        lengths = [len(ids) for ids in self.model.encode_all(texts)]
+        assert self.source is not None
+        held = self.num_tokens + sum(lengths)
+        return ReadCost(
+            texts=len(lengths),
+            tokens=sum(lengths),
+            windows=sum(len(windows.window_lengths(length, config, memory)) for length in lengths),
+            window_tokens=config.local_context,
+            memory_bytes=min(held, memory.budget or held) * self.source.store.entry_bytes,
+        )
 
     def read(self, *texts: Text, progress: Progress = show_on_terminal) -> "Memory":
         """Returns a memory of these texts too, each read with all before it in memory.

@@ -89,31 +89,3 @@ def test_steps_to_trace_are_checked(capsys):
     with pytest.raises(SystemExit):
         cli.run(train.main, train.make_parser(), ["--config=tests/e2e/tiny_config.py", "--profile-steps=5"])
     assert "--profile-steps must be FROM:TO, e.g. 20:24, got '5'" in capsys.readouterr().err
-
-
-@pytest.fixture
-def settings(monkeypatch):
-    """The settings of the compilation cache, put back."""
-    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
-    before = {name: getattr(jax.config, name) for name in names}
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-def test_what_is_compiled_is_kept_and_where_is_said(settings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    train._use_compilation_cache(None)
-    assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/.cache/fot_jax/xla"
-    assert capsys.readouterr().out == (
-        f"compilation cache: {tmp_path}/.cache/fot_jax/xla (--compilation-cache=DIR or off)\n"
-    )
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/xla")
-    train._use_compilation_cache(None)
-    assert jax.config.jax_compilation_cache_dir == "gs://bucket/xla"
-    train._use_compilation_cache("/elsewhere")
-    assert jax.config.jax_compilation_cache_dir == "/elsewhere"
-    capsys.readouterr()
-    train._use_compilation_cache("off")
-    assert not jax.config.jax_enable_compilation_cache and not capsys.readouterr().out
