@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fot_jax.config import ExperimentConfig, MemoryConfig, UserError, check
 from launch import cli, compilation_cache, interrupts
@@ -34,11 +34,13 @@ def add_memory_flags(parser: argparse.ArgumentParser, *, load: str, save: str) -
       load: help of --load-memory.
       save: help of --save-memory.
     """
-    memory = parser.add_argument_group("memory on disk")
+    memory = parser.add_argument_group("memory")
     memory.add_argument("--load-memory", metavar="DIR", help=load)
     memory.add_argument("--save-memory", metavar="DIR", help=save)
     replace_help = "--save-memory may replace a memory, once the new one is whole"
     memory.add_argument("--replace", action="store_true", help=replace_help)
+    window_help = "tokens of a window; default: the run's"
+    memory.add_argument("--model.local_context", type=int, dest="local_context", metavar="N", help=window_help)
     cli.add_section_flags(parser, "memory")
     cli.add_mesh_flags(parser, "spread memory and parameters over this process's devices; default: one device")
     compilation_cache.add_flag(parser)
@@ -56,12 +58,19 @@ def sampling_of(flags: argparse.Namespace) -> "SamplingConfig":
     return sampling
 
 
-def memory_config(config: ExperimentConfig, changes: dict[str, Any]) -> MemoryConfig:
-    """Returns the run's memory config with the changed fields, checked. Raises ConfigError."""
-    chosen = dataclasses.replace(config.memory, **changes)
-    chosen.validate("memory")
-    chosen.validate_window("memory", config.model.local_context)
-    return chosen
+def read_run_config(flags: argparse.Namespace) -> ExperimentConfig:
+    """Returns the run's config with the fields that the flags change, checked. Raises UserError."""
+    from fot_jax.workdir import read_config
+
+    config = read_config(flags.workdir)
+    if flags.local_context is not None:
+        check(flags.local_context >= 1, "--model.local_context", "be >= 1", flags.local_context)
+        model = dataclasses.replace(config.model, local_context=flags.local_context)
+        config = dataclasses.replace(config, model=model)
+    memory = dataclasses.replace(config.memory, **cli.section_changes(flags, "memory"))
+    memory.validate("memory")
+    memory.validate_window("memory", config.model.local_context)
+    return dataclasses.replace(config, memory=memory)
 
 
 def check_place(flags: argparse.Namespace) -> None:
@@ -82,12 +91,13 @@ def check_place(flags: argparse.Namespace) -> None:
 
 
 def load_model(flags: argparse.Namespace, memory: MemoryConfig) -> "Model":
-    """Loads the model of the flags; what it compiles is kept for other processes."""
+    """Loads the model of the flags, with a memory config; what it compiles is kept for other processes."""
     from fot_jax.config.build import to_dict
     from fot_jax.library import load
 
     compilation_cache.use(flags.compilation_cache, log=print_to_stderr)
-    return load(flags.workdir, step=flags.step, mesh=cli.mesh_of(flags)).with_memory(**to_dict(memory))
+    model = load(flags.workdir, step=flags.step, mesh=cli.mesh_of(flags), local_context=flags.local_context)
+    return model.with_memory(**to_dict(memory))
 
 
 def print_to_stderr(line: str) -> None:

@@ -113,12 +113,9 @@ def main(flags: argparse.Namespace) -> None:
     from fot_jax.data.vocabulary import check_ids
     from fot_jax.infer.windows import flush_local_cache
     from fot_jax.library import open_vocabulary
-    from fot_jax.workdir import read_config
 
-    config = read_config(flags.workdir)
+    config = answering.read_run_config(flags)
     names, texts = read_prompts(flags)
-    changes = cli.section_changes(flags, "memory")
-    memory = answering.memory_config(config, changes)
     if (flags.load_memory or flags.save_memory) and not config.model.memory_layers:
         raise UserError(f"--load-memory and --save-memory need a model with memory layers; {flags.workdir} has none.")
     answering.check_place(flags)
@@ -126,11 +123,11 @@ def main(flags: argparse.Namespace) -> None:
     prompts = encode_prompts(vocabulary, texts, flags)
     for prompt in prompts:
         check_ids(vocabulary, prompt.tolist(), config.model)
-    model = answering.load_model(flags, memory)
+    model = answering.load_model(flags, config.memory)
     store = model.load_store(flags.load_memory) if flags.load_memory else model.new_store(streams=len(prompts))
     before = 0 if store is None else int(store.appended.sum())
-    if ("retrieval" in changes or "top_k" in changes) and not before:
-        warn_if_memory_unread(model.config, memory, prompts)
+    if {"retrieval", "top_k"} & set(cli.section_changes(flags, "memory")) and not before:
+        warn_if_memory_unread(model.config, config.memory, prompts)
     stop, shown = interrupts.SignalStop(), [0.0]
 
     def progress(so_far: Any) -> None:

@@ -60,17 +60,15 @@ def main(flags: argparse.Namespace) -> None:
     check_flags(flags)
 
     from fot_jax.library import encode, open_vocabulary
-    from fot_jax.workdir import read_config
 
-    config = read_config(flags.workdir)
-    memory = answering.memory_config(config, cli.section_changes(flags, "memory"))
+    config = answering.read_run_config(flags)
     check_memory_layers(config, flags)
     answering.check_place(flags)
     texts = load_texts(flags.text)
     vocabulary = open_vocabulary(config)
     for question in flags.prompt or ["?"] * flags.chat:  # a template that fails does so before anything is read
         encode(vocabulary, question, chat=flags.chat, system=flags.system)
-    model = answering.load_model(flags, memory)
+    model = answering.load_model(flags, config.memory)
     book = read_texts(model, texts, flags)
     if flags.save_memory and not flags.prompt:
         return

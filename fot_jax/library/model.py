@@ -37,6 +37,7 @@ def load(
     step: int | Literal["latest", "best"] = "latest",
     mesh: MeshConfig | Mesh | None = None,
     dtype: Dtype | str | None = None,
+    local_context: int | None = None,
 ) -> "Model":
     """Loads the model of a run or an imported checkpoint.
 
@@ -45,6 +46,7 @@ def load(
       step: a checkpoint's number, "latest", or "best" (smallest held-out loss).
       mesh: devices of this process over which parameters and memories are split; None: one device.
       dtype: of computation and memory, "float32" or "bfloat16"; None: the run's own. Parameters stay float32.
+      local_context: tokens of a window; None: the run's own.
 
     Raises:
       UserError: there is no such run or checkpoint, it is damaged, or the model does not fit the mesh.
@@ -56,8 +58,9 @@ def load(
         )
     experiment, params, _ = load_params(workdir, step=step)
     config = experiment.model
-    if dtype is not None:
-        config = build(ModelConfig, {**to_dict(config), "dtype": dtype}, path="model")
+    given = {"dtype": dtype, "local_context": local_context}
+    if changes := {name: value for name, value in given.items() if value is not None}:
+        config = build(ModelConfig, {**to_dict(config), **changes}, path="model")
     identity = fingerprint(params, config)
     if isinstance(mesh, MeshConfig):
         mesh.validate("mesh")
