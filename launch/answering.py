@@ -18,12 +18,14 @@ def add_answer_flags(parser: argparse.ArgumentParser) -> None:
     chat_help = "the prompt is the user's message in the chat template of the checkpoint"
     parser.add_argument("--chat", action="store_true", help=chat_help)
     parser.add_argument("--system", metavar="TEXT", help="the system's message, with --chat; default: the template's")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default 256")
+    most_help = "tokens to write at most; default 256"
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help=most_help)
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
+    temperature_help = "temperature of sampling; 0 (default): greedy"
+    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help=temperature_help)
     sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="likeliest tokens kept; 0 (default): all")
     sampling.add_argument("--top-p", type=float, default=1.0, metavar="P", help="probability mass kept; default 1: all")
-    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling; default 0")
 
 
 def add_memory_flags(parser: argparse.ArgumentParser, *, load: str, save: str) -> None:
@@ -31,15 +33,15 @@ def add_memory_flags(parser: argparse.ArgumentParser, *, load: str, save: str) -
 
     Args:
       parser: of the command.
-      load: help of --load-memory.
-      save: help of --save-memory.
+      load: says what is done with the memory that was loaded.
+      save: says when the memory is saved.
     """
     memory = parser.add_argument_group("memory")
-    memory.add_argument("--load-memory", metavar="DIR", help=load)
-    memory.add_argument("--save-memory", metavar="DIR", help=save)
+    memory.add_argument("--load-memory", metavar="DIR", help=f"a memory that --save-memory wrote; {load}")
+    memory.add_argument("--save-memory", metavar="DIR", help=f"the folder of the memory to save; {save}")
     replace_help = "--save-memory may replace a memory, once the new one is whole"
     memory.add_argument("--replace", action="store_true", help=replace_help)
-    window_help = "tokens of a window; default: the run's"
+    window_help = "tokens of the local context (the window); default: the run's"
     memory.add_argument("--model.local_context", type=int, dest="local_context", metavar="N", help=window_help)
     cli.add_section_flags(parser, "memory")
     cli.add_mesh_flags(parser, "spread memory and parameters over this process's devices; default: one device")

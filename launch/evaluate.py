@@ -116,13 +116,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="the run's folder; repeated: seeds (dictionary)",
     )
     tasks = ["perplexity", "context", "distraction", "dictionary", "passkey", "needle"]
-    parser.add_argument("--task", required=True, choices=tasks)
+    parser.add_argument("--task", required=True, choices=tasks, help="what is measured")
     parser.add_argument(
         "--baseline-workdir",
         action="append",
         default=[],
         metavar="DIR",
-        help="a run to compare with, such as one without crossbatch; repeatable",
+        help="a run to compare with; such as one without crossbatch, repeatable",
     )
     parser.add_argument(
         "--documents",
@@ -132,7 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="JSON lines to measure on, all of them, in place of what the run held out; repeatable",
     )
     cli.add_step_flag(parser)
-    parser.add_argument("--out", metavar="DIR", help="where to write; default: WORKDIR/eval")
+    parser.add_argument("--out", metavar="DIR", help="where the results go; default: WORKDIR/eval")
     compilation_cache.add_flag(parser)
     cli.add_section_flags(parser, "memory", "evaluation")
     return parser

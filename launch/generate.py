@@ -37,14 +37,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags; memory flags default to the run's own config."""
     cli.add_workdir_flag(parser, required=True)
     cli.add_step_flag(parser)
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be repeated")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeated: each is continued"
+    )
     file_help = "a prompt as UTF-8 text; '-': stdin; may be repeated"
     parser.add_argument("--prompt-file", action="append", default=[], metavar="FILE", help=file_help)
     parser.add_argument("--question", metavar="TEXT", help="text after each prompt and a blank line")
     answering.add_answer_flags(parser)
-    answering.add_memory_flags(
-        parser, load="go on with a memory that --save-memory wrote", save="write the memory at the end"
-    )
+    answering.add_memory_flags(parser, load="go on with it", save="written at the end")
 
 
 def read_prompt(path: str) -> str:

@@ -44,12 +44,11 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_step_flag(parser)
     text_help = "UTF-8 text to read; '-': stdin; repeated: one after another into one memory"
     parser.add_argument("--text", action="append", default=[], metavar="FILE", help=text_help)
-    prompt_help = "a question, or words to continue; repeated: each sees the memory alone"
+    prompt_help = "a prompt; a question or words to continue; repeated: each sees the memory alone"
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=prompt_help)
     answering.add_answer_flags(parser)
     answering.add_memory_flags(
-        parser, load="a memory that --save-memory wrote, of which to ask, or to which --text is added",
-        save="write the memory once all texts are read",
+        parser, load="ask about it, or add --text to it", save="written once all texts are read"
     )  # fmt: skip
     return parser
 
