@@ -85,24 +85,26 @@ smollm2: $(RUNS)/smollm2/config.json
 	@echo "== $(RUNS)/smollm2 has the published weights: it was not trained to use a memory, and finds little in one."
 	@echo "== make smollm2-fot trains it with crossbatch (22 to 45 minutes on two cores) and asks the same questions."
 
-# The recipe of docs/smollm2.md; FOT=--config.train.steps=2 ... tries the chain in minutes
+# The recipe of docs/smollm2.md; FOT has further flags of launch.train
 FOT :=
 TRAIN_FOT := --config=configs/smollm2_cpu.py:fot_32k --config.train.init_from=$(RUNS)/smollm2 \
   --config.data.vocabulary.path=$(RUNS)/smollm2/tokenizer/tokenizer.json --workdir=$(RUNS)/smollm2_fot_cpu_32k
 READ := $(PY) -m launch.read --workdir=$(RUNS)/smollm2_fot --model.local_context=512
 
 $(RUNS)/smollm2_fot/config.json: | $(RUNS)/smollm2/config.json
-	@echo "== 1/3 train with crossbatch: the recipe fot_32k -> $(RUNS)/smollm2_fot_cpu_32k"
+	@echo "== 1/4 train with crossbatch: the recipe fot_32k -> $(RUNS)/smollm2_fot_cpu_32k"
 	$(PY) -m launch.train $(TRAIN_FOT) $(FOT)
 	@echo "== average it with the published weights -> $(RUNS)/smollm2_fot"
 	$(PY) -m launch.convert average --workdir=$(RUNS)/smollm2_fot_cpu_32k --with=$(RUNS)/smollm2 --to=$(RUNS)/smollm2_fot
 
 smollm2-fot: $(RUNS)/smollm2_fot/config.json
-	@echo "== 2/3 read Python's smtplib.py into a memory, 512 tokens at a time -> $(RUNS)/smtplib.mem"
+	@echo "== 2/4 a sentence to continue"
+	$(PY) -m launch.generate --workdir=$(RUNS)/smollm2_fot --prompt="$(CAPITAL)" --max-new-tokens=8
+	@echo "== 3/4 read Python's smtplib.py into a memory, 512 tokens at a time -> $(RUNS)/smtplib.mem"
 	$(READ) --text=$(SMTPLIB) --save-memory=$(RUNS)/smtplib.mem --replace
-	@echo "== 3/3 ask that memory; stderr has the line of the file in which an answer is"
+	@echo "== 4/4 who wrote it? Asked of the memory alone; stderr has the line of the file in which an answer is"
 	$(READ) --load-memory=$(RUNS)/smtplib.mem --max-new-tokens=8 \
-	  --prompt="$(CAPITAL)" --prompt="$(AUTHOR)" --prompt="# Author: The Dragon" --prompt="This should follow"
+	  --prompt="$(AUTHOR)" --prompt="# Author: The Dragon" --prompt="This should follow"
 
 corpora: $(VENV)/.runtime
 	$(PY) -m launch.corpora --to=$(DATA_CACHE)/corpora
