@@ -17,10 +17,11 @@ stopped.
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 
 from fot_jax.config import ConfigError, SourceConfig, SourceKind, UserError
-from launch import cli, interrupts
+from launch import cli, compilation_cache, interrupts
 
 DOCUMENT_TASKS = ("perplexity", "context", "distraction")
 GOES_ON = "The same command goes on from there."
@@ -90,6 +91,7 @@ def main(flags: argparse.Namespace) -> None:
         evaluation_changes=changes["evaluation"],
         sources=documents,
     )
+    compilation_cache.use(flags.compilation_cache, log=lambda line: print(line, file=sys.stderr, flush=True))
     directory = Path(flags.out or Path(flags.workdir[0], "eval", "-".join(source.name for source in documents)))
     try:
         with interrupts.raise_on_signal():
@@ -131,6 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_step_flag(parser)
     parser.add_argument("--out", metavar="DIR", help="where the results go; default: WORKDIR/eval")
+    compilation_cache.add_flag(parser)
     cli.add_section_flags(parser, "memory", "evaluation")
     return parser
 

@@ -15,17 +15,14 @@ Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 a
 """
 
 import argparse
-import os
 import re
 import sys
 import traceback
-from pathlib import Path
 
 from fot_jax.config import ConfigError, ExperimentConfig, UserError
-from launch import cli
+from launch import cli, compilation_cache
 
 NON_FINITE = 1  # exit code of a run that diverged
-COMPILATION_CACHE = "~/.cache/fot_jax/xla"
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -69,7 +66,7 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     from fot_jax.train.loop import train  # imports JAX only once the flags are valid
     from fot_jax.train.recorder import NonFiniteError
 
-    _use_compilation_cache(flags.compilation_cache)
+    compilation_cache.use(flags.compilation_cache, log=_log)
     allowed = [path for listed in flags.allow_change for path in listed.split(",") if path]
     workdir = cli.workdir_of(flags, config)
     try:
@@ -107,22 +104,6 @@ def _log(line: str) -> None:
     print(line, flush=True)
 
 
-def _use_compilation_cache(folder: str | None) -> None:
-    """Keeps compiled programs on disk between runs, and says where."""
-    import jax
-
-    from fot_jax.distributed import is_first
-
-    if folder == "off":
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    chosen = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR") or COMPILATION_CACHE
-    path = chosen if "://" in chosen else str(Path(chosen).expanduser())
-    jax.config.update("jax_compilation_cache_dir", path)
-    if is_first():
-        _log(f"compilation cache: {path} (--compilation-cache=DIR or off)")
-
-
 def _profile_steps(text: str | None):
     """Parses FROM:TO into ProfileSteps; None without a text."""
     if text is None:
@@ -149,11 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--profile-steps", metavar="FROM:TO", help="write a trace of these steps for XProf to WORKDIR/profile"
     )
-    parser.add_argument(
-        "--compilation-cache",
-        metavar="DIR",
-        help=f"keep compiled programs there; default: JAX_COMPILATION_CACHE_DIR or {COMPILATION_CACHE}; 'off': nowhere",
-    )
+    compilation_cache.add_flag(parser)
     hosts = parser.add_argument_group("several hosts")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the next port is JAX's")
     hosts.add_argument("--num-processes", type=int, metavar="N", help="how many processes make the run")

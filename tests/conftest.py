@@ -55,6 +55,16 @@ def compilation_folder(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("compiled"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _commands_compile_apart(compilation_folder) -> Iterator[None]:
+    """Keeps the programs of commands that run in this process out of the user's own folder."""
+    from launch import compilation_cache
+
+    before, compilation_cache.COMPILATION_CACHE = compilation_cache.COMPILATION_CACHE, compilation_folder
+    yield
+    compilation_cache.COMPILATION_CACHE = before
+
+
 @pytest.fixture(scope="module")
 def quick_compiles(compilation_folder) -> Iterator[None]:
     """Compiles the programs of a module quickly, and those that modules share once a session."""

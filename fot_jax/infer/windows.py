@@ -31,9 +31,10 @@ every layer on every token of the input and computes its logits; here only the l
 its last token gets logits.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +43,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from fot_jax.compile_time import CompileTime
 from fot_jax.config import LastContext, MemoryConfig, ModelConfig, UserError, check
+from fot_jax.infer.progress import Progress, ReadProgress
 from fot_jax.infer.shared_past import number_pasts, unique_rows
 from fot_jax.infer.steps import extend_cache, memory_entries, next_logits, place_on_mesh
 from fot_jax.logging import warn_once
@@ -52,16 +55,6 @@ from fot_jax.memory.views import ViewSource
 from fot_jax.models.cache import init_cache
 from fot_jax.models.layer_ranges import first_layers, up_to_last_memory_layer
 from fot_jax.types import KeyValue, LocalCache, MemoryView
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReadProgress:
-    """Progress of a reading: tokens of all rows, bytes of the memory's entries."""
-
-    tokens_read: int
-    tokens_total: int
-    seconds: float
-    memory_bytes: int
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -214,7 +207,7 @@ def read(
     store: MemoryStore | ViewSource | None = None,
     piece: int = 0,
     mesh: Mesh | None = None,
-    progress: Callable[[ReadProgress], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Reading:
     """Reads a batch of inputs of different lengths; each row is cut by its own length.
 
@@ -244,19 +237,29 @@ def read(
     cuts = [window_lengths(len(ids), config, memory) for ids in tokens]
     if not config.memory_layers and max(map(len, cuts)) > 1:
         warn_once("model.memory_layers", "none, so only the last window of a long input counts")
-    started, total = time.monotonic(), sum(map(len, tokens))
-
-    def report(done: int) -> None:
-        held, seconds = 0 if reading.store is None else reading.store.bytes(), time.monotonic() - started
-        progress(ReadProgress(tokens_read=done, tokens_total=total, seconds=seconds, memory_bytes=held))
-
-    _read_past(params, config, tokens, cuts, reading, overlap=memory.overlap, piece=piece, report=report)
-    last = [ids[len(ids) - cut[-1] :] for ids, cut in zip(tokens, cuts, strict=True)]
-    _read_last(params, config, last, reading, piece=piece)
-    if reading.keep == 0 and config.memory_layers:
-        flush_local_cache(config, reading)
-    report(total)
+    total = sum(map(len, tokens))
+    with progress_reports(reading, progress, total=total) as report:
+        _read_past(params, config, tokens, cuts, reading, overlap=memory.overlap, piece=piece, report=report)
+        last = [ids[len(ids) - cut[-1] :] for ids, cut in zip(tokens, cuts, strict=True)]
+        _read_last(params, config, last, reading, piece=piece)
+        if reading.keep == 0 and config.memory_layers:
+            flush_local_cache(config, reading)
+        report(total)
     return reading
+
+
+@contextlib.contextmanager
+def progress_reports(reading: Reading, progress: Progress, *, total: int) -> Iterator[Callable[[int], None]]:
+    """Holds a function that reports that many tokens as read; its clock starts now and stops while JAX compiles."""
+    started = time.monotonic()
+    with CompileTime() as compiling:
+
+        def report(done: int) -> None:
+            seconds = time.monotonic() - started - compiling.seconds
+            held = 0 if reading.store is None else reading.store.bytes()
+            progress(ReadProgress(tokens_read=done, tokens_total=total, seconds=seconds, memory_bytes=held))
+
+        yield report
 
 
 def flush_local_cache(config: ModelConfig, reading: Reading) -> None:

@@ -346,6 +346,24 @@ def test_budget_bounds_memory_and_push_local_empties_the_cache(params, overlap, 
     assert np.asarray(reading.cache.lengths).tolist() == reading.lengths.tolist() == [0, 0]
 
 
+def test_compiling_does_not_count_as_reading(params, monkeypatch):
+    """Each window takes a second by this clock, of which three quarters are spent on compiling."""
+    now, extend = [0.0], windows.extend_cache
+
+    def compile_and_extend(*arguments):
+        now[0] += 1
+        jax.monitoring.record_event_time_span("/jax/core/compile/backend_compile_duration", now[0] - 0.75, now[0])
+        return extend(*arguments)
+
+    monkeypatch.setattr(windows.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(windows, "extend_cache", compile_and_extend)
+    reports = []
+    read(params, MODEL, TEXTS, memory=DENSE)  # compiles
+    now[0] = 0.0
+    read(params, MODEL, TEXTS, memory=DENSE, progress=reports.append)
+    assert [report.seconds for report in reports] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.25]
+
+
 def test_a_shared_memory_takes_all_rows_and_is_read_on(params):
     shared = MemoryStore.for_model(MODEL, streams=1)
     read(params, MODEL, TEXTS, memory=DENSE, store=shared)

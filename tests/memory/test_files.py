@@ -208,7 +208,7 @@ def test_a_memory_is_read_with_the_scale_it_was_written_with(tmp_path):
     assert files.load(tmp_path / "memory", fingerprint="f", scaling_from=512).lengths.tolist() == [6, 3, 0]
     message = (
         r"was written with memory\.log_length_scaling_from=512, got 0\."
-        r" Read on with --memory.log_length_scaling_from=512, or read the text again"
+        r" Read on with memory.log_length_scaling_from=512, or read the text again"
     )
     with pytest.raises(UserError, match=message):
         files.load(tmp_path / "memory", fingerprint="f")
