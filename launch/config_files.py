@@ -1,9 +1,16 @@
-"""Loads config files: plain Python with get_config()."""
+"""Loads config files: plain Python with get_config(), and resolve(config) where fields depend on others.
 
+    get_config() -> overrides -> resolve(config) -> fot_jax.config.build
+
+`resolve` sets fields that the command line may decide, such as the rows of a batch by the documents that were named.
+"""
+
+import contextlib
 import difflib
 import importlib.util
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -11,28 +18,42 @@ from ml_collections import config_dict
 
 from fot_jax.config import ConfigError, ExperimentConfig
 from fot_jax.config.build import all_names
+from fot_jax.config.override import apply_override
 
 
-def load_config_file(path: str) -> config_dict.ConfigDict:
-    """Returns a config file's get_config().
+def load_config_file(path: str, overrides: Sequence[tuple[str, str]] = ()) -> config_dict.ConfigDict:
+    """Returns a config file's get_config() with the overrides, (path, text), and then its resolve().
 
     Raises:
-      ConfigError: no such file, it cannot be imported, or ml_collections refuses a key or a value (in one line).
+      ConfigError: no such file, it cannot be imported, or ml_collections refuses a key or a value (in one line); an
+        override names no field, or no value of its type.
     """
     if not Path(path).is_file():
         raise ConfigError(f"--config must name an existing file, got {path!r}.")
     module = _load_module(path)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} must define get_config() returning a ConfigDict.")
-    try:
+    with _in_one_line(path):
         values = module.get_config()
+    if not isinstance(values, config_dict.ConfigDict):
+        raise ConfigError(f"{path}: get_config() must return a ConfigDict, got {type(values).__name__}.")
+    for field, text in overrides:
+        apply_override(values, field, text)
+    if hasattr(module, "resolve"):
+        with _in_one_line(path):
+            module.resolve(values)
+    return values
+
+
+@contextlib.contextmanager
+def _in_one_line(path: str) -> Iterator[None]:
+    """Turns ml_collections' refusal of a key or a value inside the block into ConfigError."""
+    try:
+        yield
     except (AttributeError, KeyError, TypeError) as error:
         if not _raised_by_ml_collections(error):
             raise
         raise ConfigError(f"{path}: {_explained(error)}") from error
-    if not isinstance(values, config_dict.ConfigDict):
-        raise ConfigError(f"{path}: get_config() must return a ConfigDict, got {type(values).__name__}.")
-    return values
 
 
 def _load_module(path: str) -> ModuleType:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import assert_never
 
 from fot_jax.config import ConfigError, CrossbatchConfig, ExperimentConfig, PlanKind, ScheduleKind, check
+from fot_jax.config.errors import NotHereError
 from launch import cli
 
 GIGA = 1e9
@@ -174,6 +175,20 @@ def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> 
     return "\n".join(lines)
 
 
+def data_lines(config: ExperimentConfig) -> list[str]:
+    """Counts the config's documents, where they are on this machine, and checks them and the vocabulary.
+
+    Raises UserError for what would stop training before its first step.
+    """
+    from fot_jax.data.survey import check_data
+
+    try:
+        found = check_data(config)
+    except NotHereError as error:
+        return [f"Data: not on this machine. {error}"]
+    return ["Data: generated"] if found is None else ["Data", *(f"  {line}" for line in found.lines())]
+
+
 def explain_retrieval(flags: argparse.Namespace) -> None:
     """Measures the retrieval layers of a run; writes table, JSON and heat map into its folder."""
     if not flags.workdir or flags.config or flags.gin_file or flags.gin_bindings or flags.overrides:
@@ -208,6 +223,7 @@ def main(flags: argparse.Namespace) -> None:
         raise ConfigError("--workdir is for --retrieval-layers. A config is explained with --config=FILE.")
     config = cli.load_experiment(flags)
     print(explain(config, num_contexts=contexts_at(config, flags), shown_rows=flags.rows))
+    print("\n".join(data_lines(config)))
 
 
 def make_parser() -> argparse.ArgumentParser:

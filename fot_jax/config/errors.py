@@ -21,6 +21,10 @@ class ConfigError(UserError):
     """A config that cannot run: the message says what, got, allowed and the fix."""
 
 
+class NotHereError(UserError):
+    """A file that a config names and this machine does not have."""
+
+
 def check(condition: bool, path: str, rule: str, got: object, fix: str = "") -> None:
     """Raises ConfigError("path must rule, got X. fix") unless the condition holds."""
     if not condition:
