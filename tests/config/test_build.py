@@ -78,7 +78,7 @@ def test_round_trip_through_json():
         ),
         ({"evaluation.memory_contexts": (0, 4, 0)}, r"evaluation\.memory_contexts must name no number twice"),
         ({"data.sources": ()}, r"data\.sources must name at least one source"),
-        ({"data.sources": ({"name": "a", "kind": "text"},)}, r"data\.sources\[0\]\.path must name files"),
+        ({"data.sources": ({"name": "a", "kind": "text"},)}, r"data\.sources\[0\]\.path must name a file, .* Set it"),
         (
             {"data.sources": ({"nam": "a"},)},
             r"data\.sources\[0\]\.nam is unknown to SourceConfig\. Did you mean 'name'\?",
@@ -160,6 +160,17 @@ def test_one_error_names_every_field_that_is_wrong():
     places += ["data.sources[1].paht is unknown", "data.sources[1].name must be str", "train.steps is missing"]
     found = [str(raised.value).index(place) for place in places]
     assert found == sorted(found)
+
+
+def test_one_error_has_a_line_of_every_section():
+    """Each section's first error; what must hold between sections is looked at once they are right."""
+    changes = {"model.head_dim": 5, "crossbatch.packing": 0, "train.steps": 0, "train.batch_rows": 7, "name": "a/b"}
+    with pytest.raises(ConfigError) as raised:
+        build(ExperimentConfig, small(**changes))
+    said = str(raised.value)
+    assert [said.count(f"{path} must") for path in changes] == [1, 1, 1, 0, 1]
+    with pytest.raises(ConfigError, match=r"train\.batch_rows must .*got 7\. model\.memory_layers must name at least"):
+        build(ExperimentConfig, small(**{"train.batch_rows": 7, "model.memory_layers": ()}))
 
 
 def test_a_boolean_is_not_an_integer_and_an_integer_is_a_float():
