@@ -281,6 +281,32 @@ def test_changed_documents_are_noticed_on_resume(tmp_path):
     assert outcome.step == 3 and "documents changed: notes" in lines
 
 
+def test_data_is_checked_before_it_is_tokenised(tmp_path):
+    """The plan's notice comes first, then one line where a split has too few documents; nothing is written."""
+    (tmp_path / "a.txt").write_text("one document")
+    source = {"name": "text", "kind": "auto", "path": str(tmp_path / "a.txt")}
+    data = {"sources": [source], "cache_dir": str(tmp_path / "cache"), "vocabulary": {"kind": "bytes"}}
+    config = tiny(data=data, model__vocab_size=259, crossbatch={"plan": "two_pass"})
+    lines = []
+    with pytest.raises(UserError, match=r"the train split at least 4 documents, one a stream .*got 1\."):
+        loop.train(config, workdir=tmp_path / "run", devices=jax.devices()[:1], log=lines.append)
+    assert len(lines) == 1 and lines[0].startswith("note: crossbatch.plan 'two_pass' has no negatives at d = 1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+
+
+def test_held_out_batches_without_loss_are_refused_at_once(tmp_path):
+    """Two held-out documents that every batch reads twice: before the first step, not at the first measurement."""
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"{i}")
+    source = {"name": "text", "kind": "text", "path": str(tmp_path / "*.txt")}
+    data = {"sources": [source], "cache_dir": str(tmp_path / "cache"), "vocabulary": {"kind": "bytes"}}
+    data["heldout_fraction"] = 0.5
+    config = tiny(data=data, model__vocab_size=259, train__batch_rows=4, train__eval_every=6)
+    with pytest.raises(UserError, match=r"train\.eval_batches must hold tokens that bear loss, got none"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_kernels_that_do_not_run_here_are_refused_or_replaced(tmp_path):
     with pytest.raises(UserError, match=r"model\.attention must be one of .* on a cpu, got 'pallas'"):
         run(tiny(model__attention="pallas"), tmp_path / "refused")
