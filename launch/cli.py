@@ -67,7 +67,8 @@ OVERRIDES_HELP = (
 def add_experiment_flags(parser: argparse.ArgumentParser, *, workdir: bool = False) -> None:
     """Adds `--config` with its overrides, `--gin_file`, `--gin_bindings`; `--workdir` for commands that use one."""
     group = parser.add_argument_group("experiment, from --config or from gin", OVERRIDES_HELP)
-    group.add_argument("--config", metavar="FILE", help="a config file: plain Python with get_config(), see configs/")
+    config_help = "a config file, see configs/: plain Python with get_config(), or FILE.py:ARG with get_config(ARG)"
+    group.add_argument("--config", metavar="FILE", help=config_help)
     group.set_defaults(overrides=[])
     group.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be repeated")
     bindings_help = "'TrainConfig.steps = 100'; may be repeated"

@@ -1,7 +1,7 @@
 """Imports, exports and averages checkpoints of the LLaMA family.
 
-python -m launch.convert import --from=DIR_OR_FILE --to=WORKDIR [--memory-layers=14,17] [--local-context=1024]
-    [--dtype=float32|bfloat16] [--tokenizer=FILE] [--mesh.fsdp=8] [--mesh.tensor=1]
+python -m launch.convert import --from=DIR_OR_FILE --to=WORKDIR [--model.memory_layers=14,17]
+    [--model.local_context=1024] [--dtype=float32|bfloat16] [--tokenizer=FILE] [--mesh.fsdp=8] [--mesh.tensor=1]
 python -m launch.convert export --workdir=DIR --to=DIR [--format=hf|orbax] [--step=N|latest|best]
     [--max-shard-size=5GB]
 python -m launch.convert average --workdir=DIR --with=DIR --to=DIR [--share=0.85] [--step=N|latest|best]
@@ -49,13 +49,13 @@ def add_import(commands: Any) -> None:
     parser.add_argument(
         "--from", dest="source", required=True, metavar="PATH", help="the folder, the .gguf file or any part of one"
     )
-    parser.add_argument("--to", required=True, metavar="DIR", help="the run's folder to write; must be new")
+    parser.add_argument("--to", required=True, metavar="DIR", help="the folder to write; the run's, must be new")
     layers = "layers that get a memory, from 0, e.g. 14,17; default: the checkpoint's own (LongLLaMA), else none"
-    parser.add_argument("--memory-layers", type=parse_layers, metavar="N,N", help=layers)
+    parser.add_argument("--model.memory_layers", dest="memory_layers", type=parse_layers, metavar="N,N", help=layers)
     context = "tokens of the local context (the window); default: the checkpoint's max_position_embeddings"
-    parser.add_argument("--local-context", type=int, metavar="N", help=context)
+    parser.add_argument("--model.local_context", dest="local_context", type=int, metavar="N", help=context)
     dtypes = [kind.value for kind in Dtype]
-    stored = "of the stored parameters (they compute as float32 either way); default float32"
+    stored = "type of the stored parameters (they compute as float32 either way); default float32"
     parser.add_argument("--dtype", choices=dtypes, default=Dtype.FLOAT32.value, help=stored)
     tokenizer = "a tokenizer.json or tokenizer.model in place of the checkpoint's own"
     parser.add_argument("--tokenizer", metavar="FILE", help=tokenizer)
@@ -68,9 +68,9 @@ def add_export(commands: Any) -> None:
     parser.set_defaults(command=run_export)
     cli.add_workdir_flag(parser, required=True)
     parser.add_argument("--to", required=True, metavar="DIR", help="the folder to write; must be new")
-    parser.add_argument("--format", choices=["hf", "orbax"], default="hf", help="default hf")
+    parser.add_argument("--format", choices=["hf", "orbax"], default="hf", help="of the written checkpoint; default hf")
     cli.add_step_flag(parser)
-    size = "of one safetensors file, e.g. 500MB; default 5GB"
+    size = "size of one safetensors file, e.g. 500MB; default 5GB"
     parser.add_argument("--max-shard-size", type=parse_size, default=parse_size("5GB"), metavar="SIZE", help=size)
 
 
@@ -83,8 +83,8 @@ def add_average(commands: Any) -> None:
     cli.add_workdir_flag(parser, required=True)
     start = "the run's folder that it started from (train.init_from); its latest checkpoint"
     parser.add_argument("--with", dest="other", required=True, metavar="DIR", help=start)
-    parser.add_argument("--to", required=True, metavar="DIR", help="the run's folder to write; must be new")
-    share = "of the fine-tuned parameters, 0 to 1; default %(default)s"
+    parser.add_argument("--to", required=True, metavar="DIR", help="the folder to write; the run's, must be new")
+    share = "share of the fine-tuned parameters, 0 to 1; default %(default)s"
     parser.add_argument("--share", type=float, default=0.85, metavar="X", help=share)
     cli.add_step_flag(parser)
 
@@ -162,11 +162,16 @@ def main(flags: argparse.Namespace) -> None:
     flags.command(flags)
 
 
-if __name__ == "__main__":
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND")
     add_import(commands)
     add_export(commands)
     add_average(commands)
-    cli.run(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

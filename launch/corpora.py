@@ -22,7 +22,14 @@ def main(flags: argparse.Namespace) -> None:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-if __name__ == "__main__":
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--to", default="data_cache/corpora", metavar="DIR", help="the folder; default %(default)s")
-    cli.run(main, parser)
+    parser.add_argument(
+        "--to", default="data_cache/corpora", metavar="DIR", help="the folder to write; default %(default)s"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

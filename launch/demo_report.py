@@ -28,7 +28,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_workdir_flag(parser, required=True)
     parser.add_argument(
-        "--baseline-workdir", action="append", default=[], metavar="DIR", help="a run whose loss curve is drawn too"
+        "--baseline-workdir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a run to compare with; its loss curve is drawn too",
     )
     return parser
 

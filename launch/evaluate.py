@@ -105,13 +105,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="the run's folder; repeated: seeds (dictionary)",
     )
     tasks = ["perplexity", "context", "distraction", "dictionary", "passkey", "needle"]
-    parser.add_argument("--task", required=True, choices=tasks)
+    parser.add_argument("--task", required=True, choices=tasks, help="what is measured")
     parser.add_argument(
         "--baseline-workdir",
         action="append",
         default=[],
         metavar="DIR",
-        help="a run to compare with, such as one without crossbatch; repeatable",
+        help="a run to compare with; such as one without crossbatch, repeatable",
     )
     parser.add_argument(
         "--documents",
@@ -121,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="text, JSON lines, Parquet or TFRecord to measure on, all of it, not what the run held out; repeatable",
     )
     cli.add_step_flag(parser)
-    parser.add_argument("--out", metavar="DIR", help="where to write; default: WORKDIR/eval")
+    parser.add_argument("--out", metavar="DIR", help="where the results go; default: WORKDIR/eval")
     cli.add_section_flags(parser, "memory", "evaluation")
     return parser
 

@@ -1,19 +1,22 @@
 """Explains a config: which row reads which context and why, d by step, the costs; nothing is trained.
 
 python -m launch.explain --config=configs/tiny_code.py
-python -m launch.explain --config=configs/dictionary.py --contexts=8 --rows=40
-python -m launch.explain --config=configs/paper_184m.py --at-step=460000
+python -m launch.explain --config=configs/dictionary.py --contexts=8 --show-rows=40
+python -m launch.explain --config=configs/paper.py:184m --at-step=460000
+python -m launch.explain --config=configs/tiny_code.py --resolved=gin > tiny_code.gin
 python -m launch.explain --retrieval-layers --workdir=runs/smollm2 --length=1024
 
+--resolved prints the whole config, defaults and changes included, and nothing else: as JSON, or as gin for --gin_file.
 The last one measures which layers and heads of a trained model attend to a fact that is asked for. Give those memory.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import assert_never
 
 from fot_jax.config import ConfigError, CrossbatchConfig, ExperimentConfig, PlanKind, ScheduleKind, check
-from fot_jax.config.errors import NotHereError
+from fot_jax.config.build import to_dict
 from launch import cli
 
 GIGA = 1e9
@@ -59,7 +62,7 @@ def plan_lines(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) 
         picture = draw_row(ids, own, row=row, batch_rows=B) if drawn else _first(ids)
         lines.append(f"{row:>4}  {what:<30} {sum(own):>4} {len(own) - sum(own):>5}  {picture}")
     if len(rows) < B:
-        lines.append(f"   ... {B - len(rows)} of {B} rows not shown: --rows={B} shows all")
+        lines.append(f"   ... {B - len(rows)} of {B} rows not shown: --show-rows={B} shows all")
     return lines
 
 
@@ -175,23 +178,18 @@ def explain(config: ExperimentConfig, *, num_contexts: int, shown_rows: int) -> 
     return "\n".join(lines)
 
 
-def data_lines(config: ExperimentConfig) -> list[str]:
-    """Counts the config's documents, where they are on this machine, and checks them and the vocabulary.
+def resolved(config: ExperimentConfig, form: str) -> str:
+    """Returns every field of a config as text, in the form "json" (as in a run's config.json) or "gin"."""
+    if form == "gin":
+        from fot_jax.config.gin import to_gin
 
-    Raises UserError for what would stop training before its first step.
-    """
-    from fot_jax.data.survey import check_data
-
-    try:
-        found = check_data(config)
-    except NotHereError as error:
-        return [f"Data: not on this machine. {error}"]
-    return ["Data: generated"] if found is None else ["Data", *(f"  {line}" for line in found.lines())]
+        return to_gin(config)
+    return json.dumps(to_dict(config), indent=1) + "\n"
 
 
 def explain_retrieval(flags: argparse.Namespace) -> None:
     """Measures the retrieval layers of a run; writes table, JSON and heat map into its folder."""
-    if not flags.workdir or flags.config or flags.gin_file or flags.gin_bindings or flags.overrides:
+    if not flags.workdir or flags.config or flags.gin_file or flags.gin_bindings or flags.overrides or flags.resolved:
         raise ConfigError("--retrieval-layers needs --workdir=DIR, the folder of a run, and no config.")
     check(flags.length >= 1, "--length", "be >= 1", flags.length)
     check(flags.trials >= 1, "--trials", "be >= 1", flags.trials)
@@ -221,8 +219,13 @@ def main(flags: argparse.Namespace) -> None:
         raise ConfigError("--step is a run's checkpoint, for --retrieval-layers. A config's plan is drawn --at-step=N.")
     if flags.workdir:
         raise ConfigError("--workdir is for --retrieval-layers. A config is explained with --config=FILE.")
+    from fot_jax.data.survey import data_lines
+
     config = cli.load_experiment(flags)
-    print(explain(config, num_contexts=contexts_at(config, flags), shown_rows=flags.rows))
+    if flags.resolved:
+        print(resolved(config, flags.resolved), end="")
+        return
+    print(explain(config, num_contexts=contexts_at(config, flags), shown_rows=flags.show_rows))
     print("\n".join(data_lines(config)))
 
 
@@ -233,8 +236,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--at-step", type=int, metavar="N", help="draw the plan at this step of the schedule; default: its last d"
     )
-    parser.add_argument("--contexts", type=int, metavar="D", help="draw the plan at this d instead")
-    parser.add_argument("--rows", type=int, default=32, metavar="N", help="rows to draw at most (default 32)")
+    parser.add_argument("--contexts", type=int, metavar="D", help="contexts of a row (d); those of the drawn plan")
+    parser.add_argument("--show-rows", type=int, default=32, metavar="N", help="rows to draw at most (default 32)")
+    resolved_help = "print the resolved config instead, as json (default) or gin"
+    parser.add_argument("--resolved", nargs="?", const="json", choices=["json", "gin"], help=resolved_help)
     group = parser.add_argument_group("retrieval layers of a trained model")
     group.add_argument("--retrieval-layers", action="store_true", help="measure them instead")
     group.add_argument("--workdir", metavar="DIR", help="the run's folder (config, checkpoints, metrics)")

@@ -42,12 +42,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     chat_help = "the prompt is the user's message in the chat template of the checkpoint"
     parser.add_argument("--chat", action="store_true", help=chat_help)
     parser.add_argument("--system", metavar="TEXT", help="the system's message, with --chat; default: the template's")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default 256")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="tokens to write at most; default 256"
+    )
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
+    sampling.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="temperature of sampling; 0 (default): greedy"
+    )
     sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="likeliest tokens kept; 0 (default): all")
     sampling.add_argument("--top-p", type=float, default=1.0, metavar="P", help="probability mass kept; default 1: all")
-    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling; default 0")
     memory = parser.add_argument_group("memory on disk")
     memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
     memory.add_argument("--save-memory", metavar="DIR", help="write the memory at the end")

@@ -61,9 +61,14 @@ def main(flags: argparse.Namespace) -> None:
     print(f"{out}: {tokenizer.get_vocab_size()} tokens, {len(sample.encode()) / tokens:.2f} bytes a token")
 
 
-if __name__ == "__main__":
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
     parser.add_argument("--size", default="1024", metavar="N", help="tokens of the vocabulary; default %(default)s")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the tokenizer.json to write")
-    cli.run(main, parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="where the results go; the tokenizer.json")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())

@@ -18,7 +18,14 @@ from fot_jax.config import ExperimentConfig
 from fot_jax.config.build import field_types
 
 # Former flags whose names say nothing of the present ones -> the present flag; see `suggest`.
-FORMER = {"memory": "memory.retrieval", "top-k-memory": "memory.top_k", "checkpoint": "workdir"}
+FORMER = {
+    "memory": "memory.retrieval",
+    "top-k-memory": "memory.top_k",
+    "checkpoint": "workdir",
+    "rows": "show-rows",
+    "sweep-mesh": "meshes",
+    "memory-entries": "entries",
+}
 
 
 def config_paths(kind: type = ExperimentConfig) -> list[str]:

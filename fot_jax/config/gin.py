@@ -7,7 +7,7 @@
     code/SourceConfig.kind = "stdlib"
 
 Every section is bound to its dataclass automatically: `ExperimentConfig.model = @ModelConfig()` is
-optional. Every binding goes through `fot_jax.config.build.build`, as config files do.
+optional. Every binding goes through `fot_jax.config.build.build`, as config files do. `to_gin` writes an experiment.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from typing import Any
 
 import gin
 
-from fot_jax.config.build import build, field_types, suggestion
+from fot_jax.config.build import build, field_types, suggestion, to_dict
 from fot_jax.config.crossbatch import CrossbatchConfig, ScheduleConfig
 from fot_jax.config.data import DataConfig, DictionaryConfig, SourceConfig, VocabularyConfig
 from fot_jax.config.errors import ConfigError
@@ -125,3 +125,25 @@ def build_from_gin(files: Sequence[str], bindings: Sequence[str] = ()) -> Experi
     finally:
         gin.clear_config()
     return build(ExperimentConfig, fields)
+
+
+def to_gin(config: ExperimentConfig) -> str:
+    """Returns an experiment as gin text that binds every field; `build_from_gin` makes an equal experiment of it."""
+    return "\n\n".join("\n".join(block) for block in _blocks(config, scope="")) + "\n"
+
+
+def _blocks(section: Any, *, scope: str) -> list[list[str]]:
+    """Returns the bindings of a dataclass, then those of each section and each source in it."""
+    own, inner = [], []
+    for name in field_types(type(section)):
+        value, parameter = getattr(section, name), f"{scope}{type(section).__name__}.{name}"
+        if dataclasses.is_dataclass(value):
+            inner += _blocks(value, scope=scope)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):  # sources, a scope each
+            scopes = [f"{scope}{name}_{number}/" for number in range(len(value))]
+            references = [f"@{at}{type(item).__name__}()" for at, item in zip(scopes, value, strict=True)]
+            own.append(f"{parameter} = [{', '.join(references)}]")
+            inner += [block for at, item in zip(scopes, value, strict=True) for block in _blocks(item, scope=at)]
+        else:
+            own.append(f"{parameter} = {to_dict(value)!r}")
+    return [own, *inner]

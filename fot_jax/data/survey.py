@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from fot_jax.config import DataConfig, ExperimentConfig, SourceConfig, UserError
+from fot_jax.config.errors import NotHereError
 from fot_jax.data.batches import check_documents
 from fot_jax.data.cache import SourceCache, no_documents
 from fot_jax.data.copies import content_digest, digest_table, first_copies, is_first_copy
@@ -135,3 +136,15 @@ def check_data(config: ExperimentConfig) -> Survey | None:
             documents = found.store.split(split)
             check_documents(documents, crossbatch=config.crossbatch, rows=config.train.batch_rows, split=split)
     return found
+
+
+def data_lines(config: ExperimentConfig) -> list[str]:
+    """Describes the config's documents for people, or says that they are not on this machine; checks as `check_data`.
+
+    Raises UserError for what would stop training before its first step.
+    """
+    try:
+        found = check_data(config)
+    except NotHereError as error:
+        return [f"Data: not on this machine. {error}"]
+    return ["Data: generated"] if found is None else ["Data", *(f"  {line}" for line in found.lines())]

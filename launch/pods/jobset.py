@@ -1,12 +1,13 @@
 r"""Trains on TPU slices of a GKE cluster, by a JobSet manifest or by Google's Cluster Toolkit.
 
-  python -m launch.pods.jobset apply --name=fot --image=us-docker.pkg.dev/P/R/fot_jax:1 --claim=shared \
-      --accelerator=tpu-v5-lite-podslice --topology=4x4 [--slices=2] [--spot] [--queue=QUEUE] \
+  python -m launch.pods.jobset apply --name=fot --image=us-docker.pkg.dev/my-project/fot/fot_jax:1 \
+      --claim=shared --accelerator=tpu-v5-lite-podslice --topology=4x4 [--slices=2] [--spot] [--queue=my-queue] \
       -- --config=configs/X.py --workdir=/mnt/shared/runs/X
-  python -m launch.pods.jobset gcluster --name=fot --image=... --claim=shared --compute-type=v5litepod-16 \
-      --topology=4x4 --cluster=C --location=us-west4-a --project=P [--slices=2] -- --config=... --workdir=...
+  python -m launch.pods.jobset gcluster --name=fot --image=us-docker.pkg.dev/my-project/fot/fot_jax:1 \
+      --claim=shared --compute-type=v5litepod-16 --topology=4x4 --project=my-project --cluster=pods \
+      --location=us-west4-a [--slices=2] -- --config=... --workdir=...
 
-`apply` writes the manifest to --output (fot.yaml) and passes it to kubectl; `gcluster` calls `gcluster job submit`,
+`apply` writes the manifest to --out (fot.yaml) and passes it to kubectl; `gcluster` calls `gcluster job submit`,
 which makes its own manifest. --dry-run prints the manifest and every command, and runs none. --claim names a
 PersistentVolumeClaim that many hosts may write (ReadWriteMany), mounted at /mnt/shared. Flags after `--` go to
 launch.train. When a host is preempted or lost, all hosts restart and go on from the last checkpoint.
@@ -95,7 +96,7 @@ def main(flags: argparse.Namespace) -> None:
         commands.run(gcluster_command(flags))
         return
     text = manifest(flags)
-    output = flags.output or f"{flags.name}.yaml"
+    output = flags.out or f"{flags.name}.yaml"
     if flags.dry_run:
         print(text, end="")
     else:
@@ -114,30 +115,36 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_action(parser: argparse.ArgumentParser, action: str) -> None:
     word = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
-    parser.add_argument("--name", required=True, type=shell.NAME, help="of the JobSet")
-    parser.add_argument("--image", required=True, type=shell.IMAGE, help="made from the Dockerfile of docs/pods.md")
+    parser.add_argument("--name", required=True, type=shell.NAME, help="the name in the cloud; of the JobSet")
+    parser.add_argument(
+        "--image", required=True, type=shell.IMAGE, help="the container image; made from the Dockerfile of docs/pods.md"
+    )
     claim = shell.matching(word, what="must be a PersistentVolumeClaim's name")
-    parser.add_argument("--claim", required=True, type=claim, help=f"ReadWriteMany, mounted at {MOUNT}")
-    parser.add_argument("--topology", required=True, type=shell.TOPOLOGY, help="of one slice, e.g. 4x4")
+    parser.add_argument("--claim", required=True, type=claim, help=f"a volume claim; ReadWriteMany, mounted at {MOUNT}")
+    parser.add_argument("--topology", required=True, type=shell.TOPOLOGY, help="the TPU chips; of one slice, e.g. 4x4")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="several slices as one (multislice)")
-    parser.add_argument("--restarts", type=int, default=20, metavar="N", help="of all hosts, after one is lost (20)")
+    parser.add_argument(
+        "--restarts", type=int, default=20, metavar="N", help="restarts of all hosts after one is lost (20)"
+    )
     queue = shell.matching(word, what="must be a Kueue LocalQueue's name")
     parser.add_argument("--queue", type=queue, help="a Kueue LocalQueue")
-    parser.add_argument("--dry-run", action="store_true", help="print the manifest and every command, run none")
+    parser.add_argument("--dry-run", action="store_true", help="print every command, run none; the manifest too")
     if action == "apply":
         kind = shell.matching(r"tpu[a-z0-9-]+", what="must be like tpu-v5-lite-podslice")
         parser.add_argument("--accelerator", required=True, type=kind, help="GKE's name of the TPU")
-        parser.add_argument("--chips-per-host", type=int, default=4, metavar="N", help="4 on most slices")
+        parser.add_argument(
+            "--chips-per-host", type=int, default=4, metavar="N", help="chips of a host; 4 on most slices"
+        )
         parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
-        parser.add_argument("--output", metavar="FILE", help="where the manifest is written; default: NAME.yaml")
+        parser.add_argument("--out", metavar="FILE", help="where the results go; the manifest, default: NAME.yaml")
     else:
         kind = shell.matching(r"[a-z0-9-]+", what="must be like v5litepod-16 or tpu7x-64")
         place = shell.matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", what="must be a region or zone")
         name = shell.matching(word, what="must be a GKE cluster's name")
         parser.add_argument("--compute-type", required=True, type=kind, help="Cluster Toolkit's name of the slice")
-        parser.add_argument("--cluster", required=True, type=name)
-        parser.add_argument("--location", required=True, type=place, help="of the cluster")
-        parser.add_argument("--project", required=True, type=shell.PROJECT)
+        parser.add_argument("--cluster", required=True, type=name, help="the GKE cluster")
+        parser.add_argument("--location", required=True, type=place, help="region or zone of the cluster")
+        parser.add_argument("--project", required=True, type=shell.PROJECT, help="the Google Cloud project")
     parser.add_argument("train", nargs="+", metavar="-- FLAGS", help="flags of launch.train, after --")
 
 

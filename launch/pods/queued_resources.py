@@ -1,6 +1,6 @@
 r"""Gets a Cloud TPU slice by `gcloud compute tpus queued-resources`, and trains on all of its hosts.
 
-  python -m launch.pods.queued_resources create --name=fot --project=P --zone=us-central2-b \
+  python -m launch.pods.queued_resources create --name=fot --project=my-project --zone=us-central2-b \
       --accelerator-type=v4-32 --runtime-version=tpu-ubuntu2204-base [--spot] [--slices=2]
   ... sync                                copies the committed files to every host and installs what they need
   ... run -- --config=configs/X.py --workdir=/mnt/shared/runs/X       on every host, in the background
@@ -175,20 +175,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_action(parser: argparse.ArgumentParser, action: str) -> None:
     zone = shell.matching(r"[a-z]+-[a-z]+\d+-[a-z]", what="must be a zone, e.g. us-central2-b")
-    parser.add_argument("--name", required=True, type=shell.NAME, help="of the queued resource and its nodes")
-    parser.add_argument("--project", required=True, type=shell.PROJECT)
-    parser.add_argument("--zone", required=True, type=zone)
+    parser.add_argument(
+        "--name", required=True, type=shell.NAME, help="the name in the cloud; of the queued resource and its nodes"
+    )
+    parser.add_argument("--project", required=True, type=shell.PROJECT, help="the Google Cloud project")
+    parser.add_argument("--zone", required=True, type=zone, help="its zone")
     parser.add_argument("--dry-run", action="store_true", help="print every command, run none")
     if action in ("create", "keep"):
         kind = shell.matching(r"v\d+[a-z]*-\d+", what="must be like v4-32, v5litepod-16 or v6e-64")
         version = shell.matching(r"[a-z0-9][a-z0-9.-]*", what="must be like tpu-ubuntu2204-base")
-        parser.add_argument("--accelerator-type", required=True, type=kind)
-        parser.add_argument("--runtime-version", required=True, type=version)
+        parser.add_argument("--accelerator-type", required=True, type=kind, help="the TPU and its cores, e.g. v4-32")
+        parser.add_argument("--runtime-version", required=True, type=version, help="the system of the hosts")
         parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
         parser.add_argument("--slices", type=int, default=1, metavar="N", help="several slices as one (multislice)")
     if action == "keep":
         parser.add_argument("--retries", type=int, default=20, metavar="N", help="new slices after the first (20)")
-        parser.add_argument("--poll-seconds", type=float, default=60.0, metavar="S", help="between two looks (60)")
+        parser.add_argument(
+            "--poll-seconds", type=float, default=60.0, metavar="S", help="seconds between two looks (60)"
+        )
     if action in ("run", "keep"):
         parser.add_argument("train", nargs="+", metavar="-- FLAGS", help="flags of launch.train, after --")
 

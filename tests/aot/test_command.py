@@ -34,13 +34,13 @@ def _own_environment(monkeypatch):
         (("--topology=v5e",), "--topology must be CHIP:NxM"),
         (("--topology=h100:8",), "one of the chips v3, v4, v5e, v5p, v6e"),
         (("--topology=cpu:8", "--programs=train,write"), "--programs must be some of train, read, decode, got 'write'"),
-        (("--topology=cpu:8", "--sweep-mesh=fsdp=64,wide=2"), "of data, fsdp, "),
-        (("--topology=cpu:8", "--sweep-mesh=fsdp"), "--sweep-mesh must be AXIS=SIZE"),
-        (("--topology=cpu:8", "--sweep-contexts=0"), "--sweep-contexts must be an integer >= 1, got '0'"),
-        (("--topology=cpu:8", "--memory-entries=-1"), "--memory-entries must be an integer >= 0"),
+        (("--topology=cpu:8", "--meshes=fsdp=64,wide=2"), "of data, fsdp, "),
+        (("--topology=cpu:8", "--meshes=fsdp"), "--meshes must be AXIS=SIZE"),
+        (("--topology=cpu:8", "--contexts=0"), "--contexts must be an integer >= 1, got '0'"),
+        (("--topology=cpu:8", "--entries=-1"), "--entries must be an integer >= 0"),
         (
-            ("--topology=cpu:8", "--config.crossbatch.plan=off", "--sweep-contexts=2"),
-            "--sweep-contexts needs a plan that uses d, got crossbatch.plan='off'",
+            ("--topology=cpu:8", "--config.crossbatch.plan=off", "--contexts=2"),
+            "--contexts needs a plan that uses d, got crossbatch.plan='off'",
         ),
         (("--topology=cpu:8", "--config.mesh.data=3"), "mesh.data=3"),
         (
@@ -70,8 +70,8 @@ def test_command_without_libtpu_says_how_to_install_it(monkeypatch, capfd):
 def test_command_runs_dry_on_cpu_devices(tmp_path, capfd):
     """Writes a report and a program text for each program of a sweep, and shows them."""
     out, hlo = tmp_path / "reports" / "tiny.json", tmp_path / "hlo"
-    flags = ("--config.mesh.data=-1", "--topology=cpu:8", "--programs=train,decode", "--memory-entries=16")
-    assert command(TINY, *flags, "--sweep-contexts=1,2", f"--out={out}", f"--hlo={hlo}") == 0
+    flags = ("--config.mesh.data=-1", "--topology=cpu:8", "--programs=train,decode", "--entries=16")
+    assert command(TINY, *flags, "--contexts=1,2", f"--out={out}", f"--hlo={hlo}") == 0
     shown = capfd.readouterr().out
     assert "tiny train, d = 1: cpu:8, 8 devices" in shown
     assert "largest: " in shown and "roofline" in shown

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.aot
 
-SMALL_3B = ("--config=configs/longllama_3b.py", "--config.model.num_layers=2", "--config.model.memory_layers=1")
+SMALL_3B = ("--config=configs/longllama.py:3b", "--config.model.num_layers=2", "--config.model.memory_layers=1")
 
 
 def reports(tmp_path, *flags):
@@ -48,7 +48,7 @@ def test_train_step_compiles_for_every_kind_of_pod(tmp_path, topology):
 def test_reading_and_decoding_compile_for_v5e(tmp_path):
     """Counts the FLOPs of the formula, with a memory of 4,096 entries a row."""
     flags = ("--topology=v5e:4x4", "--config.mesh.fsdp=8", "--config.mesh.tensor=2", "--programs=read,decode")
-    read, decode = reports(tmp_path, *SMALL_3B, *flags, "--config.memory.retrieval=dense", "--memory-entries=4096")
+    read, decode = reports(tmp_path, *SMALL_3B, *flags, "--config.memory.retrieval=dense", "--entries=4096")
     for report in (read, decode):
         assert report["fits"]
         assert report["costs"]["flops"] == pytest.approx(report["formula_flops"], rel=0.1)

@@ -8,6 +8,7 @@ import pytest
 
 from fot_jax.config import ConfigError, UserError
 from launch import cli
+from launch.config_files import addresses
 
 TINY = "--config=configs/tiny_code.py"
 
@@ -77,6 +78,7 @@ def test_the_checkpoint_to_load():
         ([], "Name one of --config=configs/NAME.py and --gin_file=FILE, got neither."),
         ([TINY, "--gin_file=configs/tiny_code.gin"], "got both."),
         (["--config=nope.py"], "--config must name an existing file, got 'nope.py'."),
+        (["--config=configs/tiny_cod"], "got 'configs/tiny_cod'. Did you mean 'configs/tiny_code.py'?"),
         ([TINY, "--config.crosbatch.plan=off"], "Did you mean 'crossbatch'?"),
         (["--gin_bindings=TrainConfig.steps = 1", "--config.train.steps=1"], "needs --config"),
         ([TINY, "--config.train.steps"], "--config.train.steps needs a value"),
@@ -132,6 +134,48 @@ def test_mistakes_in_a_config_file(body, message, tmp_path):
     with pytest.raises(ConfigError) as error:
         load(f"--config={path}")
     assert message in str(error.value)
+
+
+SIZED = """from configs import tiny_code
+ARGUMENTS = ("small", "large")
+def get_config(size):
+    config = tiny_code.get_config()
+    config.name = size
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "message"),
+    [
+        (SIZED, "", "FILE:ARG must name one of small, large; got no argument."),
+        (SIZED, ":", "FILE:ARG must name one of small, large; got ''."),
+        (SIZED, ":larg", "FILE:ARG must name one of small, large; got 'larg'. Did you mean FILE:large?"),
+        (SIZED.replace("ARGUMENTS", "_"), "", "FILE:ARG must name the argument of its get_config(); got no argument."),
+        (SIZED.replace("(size)", "(size='small')"), ":7", "FILE:ARG must name one of small, large; got '7'."),
+        (SIZED.replace("(size)", "()"), ":small", "FILE takes no argument, got ':small'. Leave it out."),
+        (SIZED.replace("get_config(size)", "config()"), ":small", "FILE must define get_config()"),
+    ],
+)
+def test_an_argument_that_a_file_does_not_know(text, argument, message, tmp_path):
+    path = tmp_path / "sized.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(f"--config={path}{argument}")
+    assert message.replace("FILE", str(path)) in str(error.value)
+
+
+def test_get_config_gets_its_argument(tmp_path):
+    """Hands over text: of the ARGUMENTS, any where none are listed, or the default of get_config()."""
+    path = tmp_path / "sized.py"
+    path.write_text(SIZED)
+    assert load(f"--config={path}:large", "--config.seed=3").name == "large"
+    assert addresses(str(path)) == [f"{path}:small", f"{path}:large"]
+    path.write_text(SIZED.replace("ARGUMENTS", "_"))
+    assert load(f"--config={path}:12").name == "12"
+    path.write_text(SIZED.replace("(size)", "(size='small')"))
+    assert [load(f"--config={path}{argument}").name for argument in ("", ":large")] == ["small", "large"]
+    assert addresses("configs/tiny_code.py") == ["configs/tiny_code.py"]
 
 
 def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):

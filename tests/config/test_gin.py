@@ -4,14 +4,47 @@ import pytest
 
 from configs import tiny_code
 from fot_jax.config import ConfigError, ExperimentConfig
-from fot_jax.config.build import build, difference
-from fot_jax.config.gin import build_from_gin
+from fot_jax.config.build import build, difference, to_dict
+from fot_jax.config.gin import build_from_gin, to_gin
+from tests.shipped import EXPERIMENTS, load
 
 FILE = "configs/tiny_code.gin"
 
 
 def test_gin_and_python_give_the_same_experiment():
     assert build_from_gin([FILE]) == build(ExperimentConfig, tiny_code.get_config())
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_from_gin(experiment, tmp_path):
+    """Turns each into gin text and back to an equal dataclass; a later binding still changes a field."""
+    config = load(experiment)
+    path = tmp_path / "experiment.gin"
+    path.write_text(to_gin(config))
+    assert build_from_gin([str(path)]) == config
+    assert build_from_gin([str(path)], ["TrainConfig.log_every = 12345"]).train.log_every == 12345
+
+
+def test_gin_text_keeps_unusual_values(tmp_path):
+    """Quotes, line ends and names that gin itself uses; several sources; nested and empty tuples; enums in a tuple."""
+    sources = [
+        {"name": "include", "kind": "text", "path": "a 'b' \"c\" %d @e()\n# é\\"},
+        {"name": "import_", "kind": "stdlib", "rate": 1e-7},
+        {"name": "é", "kind": "stdlib"},
+    ]
+    config = build(
+        ExperimentConfig,
+        {
+            **to_dict(load("longllama:3b")),
+            "data": {"sources": sources},
+            "evaluation": {"needle_kinds": ["multi_key", "single"], "passkey_trials": [3]},
+        },
+    )
+    assert to_gin(config).count("SourceConfig.name") == 3
+    path = tmp_path / "experiment.gin"
+    path.write_text(to_gin(config), encoding="utf-8")
+    assert build_from_gin([str(path)]) == config
+    assert build_from_gin([], to_gin(load("tiny_code")).splitlines()) == build_from_gin([FILE])
 
 
 def test_bindings_override_files_and_leave_nothing_behind():

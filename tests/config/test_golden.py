@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from fot_jax.config.build import template, to_dict
-from launch import cli
+from tests.shipped import load
 
-NAMES = (
-    "paper_37m",
-    "paper_184m",
-    "paper_600m",
-    "paper_1b2",
-    "longllama_3b",
-    "longllama_7b",
+EXPERIMENTS = (
+    "paper:37m",
+    "paper:184m",
+    "paper:600m",
+    "paper:1b2",
+    "longllama:3b",
+    "longllama:7b",
     "smollm2_135m",
     "dictionary",
 )
@@ -35,14 +35,12 @@ def defaults() -> dict[str, Any]:
     return dict(flat(json.loads(json.dumps(template().to_dict()))))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_config_sets_what_its_golden_says(name, golden):
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_config_sets_what_its_golden_says(experiment, golden):
     """Compares the fields that differ from their defaults."""
-    parser = cli.make_parser(None)
-    cli.add_experiment_flags(parser)
-    config = to_dict(cli.load_experiment(cli.parse_flags(parser, [f"--config=configs/{name}.py"])))
+    config = to_dict(load(experiment))
     ordinary = defaults()
-    golden(f"config_{name}", {path: value for path, value in flat(config) if ordinary.get(path) != value})
+    golden(f"config_{config['name']}", {path: value for path, value in flat(config) if ordinary.get(path) != value})
 
 
 def test_defaults_are_golden(golden):

@@ -34,8 +34,16 @@ CASES = [
     ("train --config=x --train.steps=8", "--train.steps", "--config.train.steps"),
     ("train --config=x --steps=8", "--steps", "--config.train.steps"),
     ("bench --confg=x", "--confg", "--config"),
+    ("explain --config=x --rows=8", "--rows", "--show-rows"),
+    ("aot_compile --config=x --sweep-contexts=8", "--sweep-contexts", "--contexts"),
+    ("aot_compile --config=x --sweep-mesh=fsdp=8", "--sweep-mesh", "--meshes"),
+    ("aot_compile --config=x --memory-entries=8", "--memory-entries", "--entries"),
     ("aot_compile --config=x --topologie=v3:8x8", "--topologie", "--topology"),
     # subcommands
+    ("convert import --from=x --memory-layers=1", "--memory-layers", "--model.memory_layers"),
+    ("convert import --from=x --to=y --local-context=1", "--local-context", "--model.local_context"),
+    ("convert export --workdir=x --local-context=1", "--local-context", None),
+    ("pods.jobset apply --output=x -- --foo=1", "--output", "--out"),
     ("pods.jobset apply --nme=x -- --foo=1", "--nme", "--name"),
     ("pods.jobset --nme=x", "--nme", "--name"),
 ]  # fmt: skip

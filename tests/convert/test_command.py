@@ -33,7 +33,7 @@ def test_there_and_back(tmp_path, command):
     bpe_tokenizer(300).save(str(source / "tokenizer.json"))
     workdir, out = tmp_path / "run", tmp_path / "out"
     code, printed, progress = command(
-        "import", f"--from={source}", f"--to={workdir}", "--memory-layers=0,1", "--local-context=32",
+        "import", f"--from={source}", f"--to={workdir}", "--model.memory_layers=0,1", "--model.local_context=32",
         "--dtype=bfloat16",
     )  # fmt: skip
     assert code == 0
@@ -64,7 +64,7 @@ def test_without_a_tokenizer_it_says_so(tmp_path, command):
             ["import", "--from=nowhere", "--to=x"],
             "--from must name a Hugging Face folder or a GGUF file, got 'nowhere'",
         ),
-        (["import", "--from=a", "--to=b", "--memory-layers=1,x"], "must be layers such as 14,17"),
+        (["import", "--from=a", "--to=b", "--model.memory_layers=1,x"], "must be layers such as 14,17"),
         (["import", "--from=a", "--to=b", "--dtype=int8"], "invalid choice: 'int8'"),
         (["export", "--workdir=nowhere", "--to=x"], "--workdir must hold a run"),
         (["export", "--workdir=a", "--to=b", "--max-shard-size=5XB"], "must be a number and one of KB, MB"),
@@ -86,6 +86,6 @@ def test_mistakes_are_one_line(command, tmp_path, monkeypatch, arguments, messag
 
 
 def test_help_of_every_command(command):
-    for name, flag in (("import", "--memory-layers"), ("export", "--max-shard-size"), ("average", "--share")):
+    for name, flag in (("import", "--model.memory_layers"), ("export", "--max-shard-size"), ("average", "--share")):
         code, printed, _ = command(name, "--help")
         assert code == 0 and flag in printed

@@ -113,18 +113,18 @@ def _attempt_gin(source: Path, target: Path, intact: Path) -> None:
 COMMANDS = {  # {in}: the folder of the input, {out}: a place to write, {repo}: the repository
     "train": "--config={repo}/configs/tiny_code.py --config.train.steps=5 --workdir={out} --allow-change=train.steps"
     " --profile-steps=2:4 --compilation-cache=off --hosts=one --preflight-seconds=3",
-    "explain": "--config={repo}/configs/tiny_code.py --contexts=4 --rows=8 --length=128 --trials=2 --least=0.5",
+    "explain": "--config={repo}/configs/tiny_code.py --contexts=4 --show-rows=8 --length=128 --trials=2 --least=0.5",
     "generate": "--workdir={in}/run --step=latest --prompt-file={in}/prompt.jsonl --question=why --max-new-tokens=4"
     " --temperature=0.5 --top-k=3 --top-p=0.9 --seed=1 --memory.retrieval=exact --memory.top_k=4"
     " --memory.last_context_length=8 --memory.overlap=2 --memory.log_length_scaling_from=64 --load-memory={in}/memory"
     " --save-memory={out} --mesh.fsdp=1",
     "evaluate": "--workdir={in}/run --task=perplexity --step=best --out={out} --evaluation.documents=2"
     " --memory.top_k=4 --documents=prose={in}/prompt.jsonl --evaluation.memory_contexts=0,1",
-    "convert": "import --from={in}/hf --to={out} --memory-layers=0,1 --local-context=32 --dtype=bfloat16",
+    "convert": "import --from={in}/hf --to={out} --model.memory_layers=0,1 --model.local_context=32 --dtype=bfloat16",
     "bench": "--config={repo}/configs/tiny_code.py --measure=step,read --contexts=2,8 --lengths=64,128"
     " --retrievals=dense,exact --entries=64 --backends=blockwise --repeats=2 --out={out}",
     "aot_compile": "--config={repo}/configs/tiny_code.py --topology=cpu:1 --programs=train,read --rows=2"
-    " --memory-entries=64 --sweep-mesh=fsdp=1,data=1:tensor=1 --sweep-contexts=1,5",
+    " --entries=64 --meshes=fsdp=1,data=1:tensor=1 --contexts=1,5",
     "make_vocabulary": "--config={repo}/configs/tiny_code.py --size=300 --out={out}",
     "demo_report": "--workdir={in}/run --baseline-workdir={in}/run",
     "pods.queued_resources": "create --name=fot --project=my-project-1 --zone=us-central2-b"

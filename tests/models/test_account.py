@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -14,7 +13,6 @@ from fot_jax.config import (
     AttentionBackend,
     CrossbatchConfig,
     Dtype,
-    ExperimentConfig,
     Family,
     ModelConfig,
     OptimizerKind,
@@ -26,29 +24,23 @@ from fot_jax.models.inputs import TrainInputs
 from fot_jax.models.transformer import Decoder
 from fot_jax.ops.plans import make_plan
 from fot_jax.train.optimizer import make_optimizer
-from launch import cli
-
-CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
+from tests import shipped
 
 # name: (all parameters, without embeddings). Published: OpenLLaMA 3B/7B 3,426,473,600/6,738,415,616,
 # SmolLM2-135M 134,515,008; the paper's 37M, 184M, 600M and 1.2B are rounded.
 PARAMETERS = {
-    "paper_37m": (54_223_968, 37_774_432),
-    "paper_184m": (183_945_312, 151_046_240),
-    "paper_600m": (669_880_512, 604_082_368),
-    "paper_1b2": (1_273_860_480, 1_208_062_336),
-    "longllama_3b": (3_426_473_600, 3_221_673_600),
-    "longllama_7b": (6_738_415_616, 6_476_271_616),
+    "paper:37m": (54_223_968, 37_774_432),
+    "paper:184m": (183_945_312, 151_046_240),
+    "paper:600m": (669_880_512, 604_082_368),
+    "paper:1b2": (1_273_860_480, 1_208_062_336),
+    "longllama:3b": (3_426_473_600, 3_221_673_600),
+    "longllama:7b": (6_738_415_616, 6_476_271_616),
     "smollm2_135m": (134_515_008, 106_203_456),
     "dictionary": (37_807_200, 37_774_432),
 }
 
 
-@functools.cache
-def load(name: str) -> ExperimentConfig:
-    parser = cli.make_parser(None)
-    cli.add_experiment_flags(parser)
-    return cli.load_experiment(cli.parse_flags(parser, [f"--config=configs/{name}.py"]))
+load = functools.cache(shipped.load)
 
 
 def shapes(model: ModelConfig):
@@ -61,14 +53,12 @@ def size(tree) -> int:
 
 
 def test_every_named_config_is_there():
-    assert set(PARAMETERS) | {"tiny_code", "tiny_code_plain", "dictionary_cpu"} <= set(CONFIGS)
+    assert set(PARAMETERS) | {"tiny_code", "tiny_code_plain", "dictionary_cpu"} <= set(shipped.EXPERIMENTS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", shipped.EXPERIMENTS)
 def test_every_config_builds_counts_and_gives_logits(name):
     config = load(name)
-    assert config.name == name
-    assert "Command:" in (Path("configs") / f"{name}.py").read_text().split('"""')[1]
     B, L = config.crossbatch.rows_per_stream * 2, config.model.local_context
     plan = make_plan(config.crossbatch, batch_rows=B, num_contexts=2)
     tokens = jax.ShapeDtypeStruct((B, L), jnp.int32)
@@ -121,7 +111,7 @@ def test_flops_agree_with_the_compiler(family):
 
 
 def test_mean_contexts_and_the_crossbatch_share():
-    config = load("longllama_3b")
+    config = load("longllama:3b")
     plan = make_plan(config.crossbatch, batch_rows=128, num_contexts=1)
     contexts = account.mean_contexts(plan)
     assert contexts == pytest.approx((0 + 2 + 3 + 3) / 4 - 2 / 128)  # the first pack meets no other documents
@@ -135,7 +125,7 @@ def test_mean_contexts_and_the_crossbatch_share():
     )
 
 
-@pytest.mark.parametrize(("name", "moments"), [("tiny_code", 2), ("paper_37m", 1)])
+@pytest.mark.parametrize(("name", "moments"), [("tiny_code", 2), ("paper:37m", 1)])
 def test_optimizer_bytes_agree_with_the_optimizer(name, moments):
     config = load(name)
     assert (config.optimizer.kind is OptimizerKind.ADAMW) == (moments == 2)
@@ -162,7 +152,7 @@ def test_activation_estimate_holds_within_a_factor_of_two(remat):
 
 
 def test_bytes_of_a_memory_entry():
-    model = load("longllama_3b").model
+    model = load("longllama:3b").model
     assert account.memory_entry_bytes(model) == 2 * 3 * 32 * 100 * 2
     assert account.memory_entry_bytes(dataclasses.replace(model, dtype=Dtype.FLOAT32)) == 2 * 3 * 32 * 100 * 4
     assert account.memory_entry_bytes(load("smollm2_135m").model) == 2 * 8 * 3 * 64 * 4

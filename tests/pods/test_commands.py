@@ -8,7 +8,7 @@ from launch.pods import jobset, queued_resources
 
 WHERE = ["--name=fot", "--project=my-project", "--zone=us-central2-b"]
 KIND = ["--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base"]
-TRAIN = ["--", "--config=configs/longllama_3b.py", "--workdir=/mnt/shared/runs/3b", "--config.name=a b"]
+TRAIN = ["--", "--config=configs/longllama.py:3b", "--workdir=/mnt/shared/runs/3b", "--config.name=a b"]
 AT = "--project=my-project --zone=us-central2-b"
 GCLOUD = "gcloud compute tpus queued-resources"
 SYNC = [
@@ -57,7 +57,7 @@ def test_create_one_slice_and_several(capsys):
 
 STARTED = [
     f"{GCLOUD} ssh fot {AT} --worker=all --node=all '--command=cd fot_jax && mkdir -p logs && rm -f logs/exit && (nohup"
-    """ bash -c '"'"'.venv/bin/python -m launch.train --config=configs/longllama_3b.py --workdir=/mnt/shared/runs/3b"""
+    """ bash -c '"'"'.venv/bin/python -m launch.train --config=configs/longllama.py:3b --workdir=/mnt/shared/runs/3b"""
     """ '"'"'"'"'"'"'"'"'--config.name=a b'"'"'"'"'"'"'"'"' & echo $! > logs/pid; wait $!; echo $? > logs/exit'"'"'"""
     " >> logs/train.log 2>&1 < /dev/null &)'"
 ]
@@ -163,7 +163,7 @@ def test_gcluster_is_called_with_the_same_training(capsys):
         "gcluster job submit --project=my-project --cluster=pods --location=us-west4-a --name=fot"
         " --image=us-docker.pkg.dev/p/r/fot_jax:1 --compute-type=v5litepod-16 --topology=4x4 --num-slices=1"
         " --restarts=20 --grace-period=120s --mount=shared:/mnt/shared:rw"
-        " '--command=python -m launch.train --config=configs/longllama_3b.py --workdir=/mnt/shared/runs/3b"
+        " '--command=python -m launch.train --config=configs/longllama.py:3b --workdir=/mnt/shared/runs/3b"
         """ '"'"'--config.name=a b'"'"''"""
     ]
 

@@ -10,15 +10,12 @@ import pytest
 from fot_jax.config import ConfigError, MeshConfig
 from fot_jax.sharding import MESH_AXES, batch_sharding, check_length, compiler_options, make_mesh
 from fot_jax.train.state import state_shardings
-from launch import cli
+from tests import shipped
 from tests.train.tiny import tiny
 
 
 def load(name, **mesh):
-    parser = cli.make_parser(None)
-    cli.add_experiment_flags(parser)
-    config = cli.load_experiment(cli.parse_flags(parser, [f"--config=configs/{name}.py"]))
-    return dataclasses.replace(config, mesh=MeshConfig(**mesh))
+    return dataclasses.replace(shipped.load(name), mesh=MeshConfig(**mesh))
 
 
 def test_mesh_splits_rows_and_positions():
@@ -70,12 +67,12 @@ def test_mesh_refuses_slices_that_are_not_there():
     ("name", "mesh", "message"),
     [
         (
-            "longllama_3b",
+            "longllama:3b",
             {"tensor": 3},
             r"'vocab' has 32000 entries.* Choose mesh\.tensor from \[1, 2, 4, 8, 16, 32\]:",
         ),
         ("smollm2_135m", {"tensor": 2}, r"has (9|3) entries.* Choose mesh\.tensor from \[1, 3\]:"),
-        ("longllama_3b", {"fsdp": 6}, r"'embed' has 3200 entries.* Choose mesh\.fsdp from \[1, 2, 4, 5, 8, 10, 16,"),
+        ("longllama:3b", {"fsdp": 6}, r"'embed' has 3200 entries.* Choose mesh\.fsdp from \[1, 2, 4, 5, 8, 10, 16,"),
     ],
 )
 def test_parameters_that_do_not_divide_name_sizes_that_do(name, mesh, message):
@@ -89,9 +86,9 @@ def test_parameters_that_do_not_divide_name_sizes_that_do(name, mesh, message):
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        ("longllama_3b", {"fsdp": 4, "tensor": 2}),
+        ("longllama:3b", {"fsdp": 4, "tensor": 2}),
         ("smollm2_135m", {"fsdp": 2, "tensor": 3}),
-        ("longllama_7b", {"fsdp": 8}),
+        ("longllama:7b", {"fsdp": 8}),
     ],
 )
 def test_parameters_of_real_models_are_split(name, mesh):
