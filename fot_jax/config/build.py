@@ -81,7 +81,7 @@ def unknown_field(kind: type, prefix: str, name: str) -> ConfigError:
 
 @dataclasses.dataclass
 class _Problems:
-    """What keeps a config from being built, gathered so that one error names all of it.
+    """Faults that keep a config from being built, gathered so that one error names them all.
 
     Attributes:
       wrong: a sentence for each unknown or mistyped field.

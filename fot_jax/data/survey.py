@@ -20,7 +20,7 @@ SPECIAL = 3  # tokens: a document has at most a token a byte, and begin, end, an
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What is known of a config's documents.
+    """Counts of a config's files and documents.
 
     Attributes:
       files: per source, the number of its files; 0 for generated ones.

@@ -1,4 +1,4 @@
-"""What is counted before anything is tokenised: as much as after it, and too few documents are refused."""
+"""Documents are counted before they are tokenised as after it, and too few are refused."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def data(tmp_path):
 
 
 def test_counts_are_those_of_the_tokenised_documents(data, tmp_path):
-    """Of bytes, whose tokens are the text's; one line of a source says all, and nothing is written to count."""
+    """Counts bytes, whose tokens are the text's; one line of a source says all, and nothing is written."""
     before = survey.survey(data, seed=3)
     assert not (tmp_path / "cache").exists()
     build_store(data, seed=3)
