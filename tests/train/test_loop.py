@@ -136,8 +136,8 @@ def without_loss(monkeypatch, steps):
     monkeypatch.setattr(loop, "make_stream", masked)
 
 
-def test_a_step_without_loss_tokens_logs_no_loss(tmp_path, monkeypatch):
-    """No 0.0000 in the progress line, metrics.jsonl or TensorBoard; the accuracy switch does not look at it."""
+def test_a_step_without_loss_tokens_logs_no_loss(tmp_path, monkeypatch, caplog):
+    """No 0.0000 in the progress line, metrics.jsonl or TensorBoard, nor for the accuracy switch; one warning."""
     without_loss(monkeypatch, {1, 2})
     observed = []
     observe = ContextSchedule.observe
@@ -151,6 +151,10 @@ def test_a_step_without_loss_tokens_logs_no_loss(tmp_path, monkeypatch):
         ScalarEvents, "add", lambda self, step, scalars: points.extend((name, step) for name in scalars)
     )
     lines, _ = run(tiny(**CHANGING, train__loss_mean="rows"), tmp_path)
+    assert [message for message in caplog.messages if "bore loss" in message] == [
+        "step 2: no token bore loss; a document that a batch holds twice bears none"
+    ]
+    assert "2 steps had no token that bears loss: there are few documents for the streams" in lines
     means = {"loss", "z_loss", "accuracy", "row_mean_loss"}
     for step, row in rows(tmp_path).items():
         assert (row["loss_tokens"] == 0) == (step in (2, 3))
