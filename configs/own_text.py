@@ -3,8 +3,9 @@
 Command:  python -m launch.train --config=configs/own_text.py --config.data.sources[0].path=FOLDER
           python -m launch.evaluate --workdir=runs/own_text --task=perplexity
 Hardware: two CPU cores.
-Time:     TIME
-Expected: EXPECTED
+Time:     at most 1400 steps of 1,024 tokens, a few minutes, as tiny_code.
+Expected: on the 66 books of the King James Bible (4.3 MB, a file each) 1.73 bits per byte held out without memory,
+          1.63 with 16 local contexts of it. Measured 2026-11-30, 10 minutes next to other work (194 CPU seconds).
 
 FOLDER may be a file or a pattern, too. A file that ends in .txt or .md is a document, of .jsonl a line. What was chosen
 is printed at the start, and every field can be set as always: --config.train.steps=500.
@@ -76,7 +77,7 @@ def _set(section: config_dict.ConfigDict | dict, name: str, value: object) -> No
 
 def _long_documents(data: DataConfig) -> np.ndarray:
     """Returns the bytes of the different documents that surely have `min_tokens`. Raises UserError as `resolve`."""
-    lengths = text_lengths(data)
+    lengths, copies = text_lengths(data)
     shortest = MOST_BYTES * max(source.min_tokens for source in data.sources)
     documents = lengths[lengths >= shortest]
     place = "data.sources[0].path"
@@ -86,9 +87,10 @@ def _long_documents(data: DataConfig) -> np.ndarray:
             " belongs together: a conversation, an author, a day."
         )
     if len(documents) < 2 * FEWEST_STREAMS:
+        found = f"{len(documents)} and {copies} copies" if copies else str(len(documents))
         raise UserError(
             f"{place} must hold at least {2 * FEWEST_STREAMS} different documents of {size(shortest)} or more (two to"
-            f" train on, two held out), got {len(documents)}. Give more, or split a long one, by chapters or by size:"
+            f" train on, two held out), got {found}. Give more, or split a long one, by chapters or by size:"
             " split -C 50k --additional-suffix=.txt BOOK.txt part-"
         )
     return documents

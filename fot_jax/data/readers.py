@@ -155,7 +155,10 @@ def _json_text(line: str, text_field: str, *, where: str) -> str:
     except RecursionError as error:
         raise UserError(f"{where} must be a JSON object, got one nested too deeply to be read. Remove it.") from error
     if not isinstance(record, tuple):
-        raise UserError(f"{where} must be a JSON object, got {line[:40]!r}.")
+        raise UserError(
+            f"{where} must be a JSON object, got {line[:40]!r}. Write each document as one line"
+            f' {{"{text_field}": "..."}}.'
+        )
     texts = [value for name, value in record if name == text_field]
     if len(texts) > 1:
         raise UserError(f"{where} must hold '{text_field}' once, got it {len(texts)} times. Remove all but one.")

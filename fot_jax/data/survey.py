@@ -75,8 +75,11 @@ def survey(data: DataConfig, *, seed: int) -> Survey:
     return Survey(data=data, files=tuple(map(len, listed)), bytes=sizes, store=store, tokenised=tokenised)
 
 
-def text_lengths(data: DataConfig) -> np.ndarray:
-    """Counts the bytes of each different document of all sources, int64 [documents], tokenised or not.
+def text_lengths(data: DataConfig) -> tuple[np.ndarray, int]:
+    """Reads the documents of all sources, tokenised or not.
+
+    Returns:
+      the bytes of each different document, int64 [documents], and the number of copies of them.
 
     Raises UserError for more than MOST_BYTES of files, and as `survey`.
     """
@@ -88,7 +91,8 @@ def text_lengths(data: DataConfig) -> np.ndarray:
         )
     store = _untokenised_store(data, seed=0)
     lengths = np.concatenate([cache.lengths - SPECIAL for cache in store.caches])
-    return lengths[is_first_copy(first_copies(np.concatenate([cache.contents for cache in store.caches])))]
+    different = is_first_copy(first_copies(np.concatenate([cache.contents for cache in store.caches])))
+    return lengths[different], int(np.count_nonzero(~different))
 
 
 def _untokenised_store(data: DataConfig, *, seed: int) -> DocumentStore:

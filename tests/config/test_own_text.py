@@ -94,11 +94,15 @@ REFUSALS = {
     "a folder without files": ({}, "must match at least one file, got a folder without files for"),
     "a missing folder": ("gone", "must match at least one file, got none for"),
     "one document": ({"a.txt": words(9000, 0)}, r"at least 4 different documents .* got 1\. Give more, or split"),
-    "equal documents": (dict.fromkeys(("a.txt", "b.txt", "c.txt", "d.txt"), words(9000, 0)), r"documents .* got 1\."),
+    "equal documents": (
+        dict.fromkeys(("a.txt", "b.txt", "c.txt", "d.txt"), words(9000, 0)),
+        r"documents .* got 1 and 3 copies\.",
+    ),
     "short documents": ({f"{i}.txt": words(300, i) for i in range(90)}, r"of 1\.0 kB or more, got most .* Join what"),
     "another suffix": ({"a.txt": "a", "b.pdf": "b"}, r"got '.*b\.pdf'\. Rename it, move it away, or name a pattern"),
     "a picture": ({"a.txt": b"\x89PNG\r\n"}, r"a\.txt' must be valid UTF-8, got byte 0x89 at .* or remove it"),
     "Latin-1": ({"a.txt": "déjà".encode("latin-1")}, r"a\.txt' must be valid UTF-8, got byte 0xe9 .* Re-encode it"),
+    "a list": ({"a.json": '[{"text": "a"}]'}, r"line 1 must be a JSON object, got .* Write each document as one line"),
     "no field text": ({"a.jsonl": '{"body": "a"}'}, r"line 1 must hold a string under 'text', got fields \['body'\]\."),
 }
 

@@ -44,7 +44,9 @@ def test_counts_are_those_of_the_tokenised_documents(data, tmp_path):
 
 def test_text_lengths_are_bytes_of_different_documents(data, monkeypatch):
     """The 16 books and three new lines; too many bytes are refused, and not read."""
-    assert sorted(text_lengths(data)) == sorted([*range(2, 18), 1, 2, 18])
+    lengths, copies = text_lengths(data)
+    assert sorted(lengths) == sorted([*range(2, 18), 1, 2, 18])
+    assert copies == 6
     monkeypatch.setattr(survey, "MOST_BYTES", 100)
     with pytest.raises(UserError, match=r"data\.sources must hold at most 0\.1 kB of files to be counted, got 0\.3 kB"):
         text_lengths(data)
