@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadCost:
-    """What a reading takes; str() says it.
+    """Cost of a reading; str() says it.
 
     Attributes:
       texts: how many.
