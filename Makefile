@@ -1,4 +1,4 @@
-# make demo | smollm2 | smollm2-fot | corpora | aot | bench | bench-gpu | test | test-all | test-aot | fuzz | lint |
+# make demo | smollm2 | smollm2-fot | corpora | aot | bench | bench-gpu | test | test-all | test-aot | fuzz | docs | lint |
 # update-golden. The environment (.venv) is made by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
@@ -11,7 +11,7 @@ RUNS := runs
 DATA_CACHE := data_cache
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 smollm2-fot corpora libtpu libcuda aot bench bench-gpu test test-all test-aot fuzz lint format update-golden
+.PHONY: help demo smollm2 smollm2-fot corpora libtpu libcuda aot bench bench-gpu test test-all test-aot fuzz docs lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
@@ -25,6 +25,7 @@ help:
 	@echo "make aot            compile the large configs for TPU pods, without a TPU; $(RUNS)/aot has the reports"
 	@echo "make test-aot       tests that compile for TPU pods and GPUs"
 	@echo "make fuzz           $(FUZZ_INPUTS) damaged inputs of every kind that is read: files, configs, command lines"
+	@echo "make docs           the documentation as a site, in site/; every link is checked"
 	@echo "make lint           ruff, pyright, import-linter"
 	@echo "make format         ruff's formatter"
 	@echo "make update-golden  rewrite tests/golden and print what changed"
@@ -177,6 +178,18 @@ aot: $(LIBTPU)/.installed
 test-aot: $(VENV)/.dev $(LIBTPU)/.installed $(LIBCUDA)/.installed
 	@echo "== tests that compile for TPU pods and GPUs, one after another"
 	$(BIN)/pytest -q -m aot
+
+DOCS_VENV := .venv-docs
+
+$(DOCS_VENV)/.installed: requirements-docs.txt
+	@echo "== mkdocs into $(DOCS_VENV) (170 MB)"
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+	@echo "== open site/index.html, or see it with search: $(DOCS_VENV)/bin/mkdocs serve"
 
 lint: $(VENV)/.dev
 	@echo "== ruff"

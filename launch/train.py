@@ -16,13 +16,16 @@ Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 a
 
 import argparse
 import re
+import shlex
 import sys
 import traceback
+from pathlib import Path
 
-from fot_jax.config import ConfigError, ExperimentConfig, UserError
+from fot_jax.config import ConfigError, ExperimentConfig, SourceKind, UserError
 from launch import cli, compilation_cache
 
 NON_FINITE = 1  # exit code of a run that diverged
+HELDOUT = "heldout_loss"
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -74,7 +77,32 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return NON_FINITE
+    if not outcome.stopped:
+        for line in closing_lines(config, workdir):
+            _log(line)
     return cli.INTERRUPTED if outcome.interrupted else 0
+
+
+def closing_lines(config: ExperimentConfig, workdir: Path) -> list[str]:
+    """Returns what a finished run ends with: its held-out loss and the commands that use it; [] but for one process."""
+    from fot_jax.distributed import is_first
+    from fot_jax.train.metrics import read_rows
+
+    if not is_first():
+        return []
+    losses = {int(row["step"]): row[HELDOUT] for row in read_rows(workdir / "metrics.jsonl") if HELDOUT in row}
+    lines = []
+    if losses:
+        last, best = max(losses), min(losses, key=losses.__getitem__)
+        better = f"; {losses[best]:.4f} after step {best}, which is --step=best" if losses[best] < losses[last] else ""
+        lines.append(f"held-out loss {losses[last]:.4f} nats a token after step {last}{better}")
+    lookup = any(source.kind is SourceKind.DICTIONARY for source in config.data.sources)
+    where = f"--workdir={shlex.quote(str(workdir))}"
+    if config.model.memory_layers:
+        lines.append(f"next: python -m launch.evaluate {where} --task={'dictionary' if lookup else 'perplexity'}")
+    if not lookup:
+        lines.append(f"next: python -m launch.generate {where} --prompt-file=FILE --max-new-tokens=100")
+    return lines
 
 
 def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member: dict, link) -> None:

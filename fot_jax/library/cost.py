@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadCost:
-    """Cost of a reading; str() says it.
+    """The cost of a reading; str() says it.
 
     Attributes:
       texts: how many.

@@ -64,7 +64,7 @@ def test_documents_that_are_given_are_all_measured(runs, caplog):
     rng, digests = np.random.default_rng(1), []
     for name, lowest in (("bytes", 3), ("high", 131)):
         (folder / f"{name}.jsonl").write_text("unused: the token cache is written beforehand")
-        source = SourceConfig(name=name, kind=SourceKind.JSONL, path=str(folder / f"{name}.jsonl"))
+        source = SourceConfig(name=name, kind=SourceKind.AUTO, path=str(folder / f"{name}.jsonl"))
         expected = fingerprint(source, data=config.data, seed=config.seed)
         documents = [(f"file {i}", rng.integers(lowest, 259, 18 * LENGTH + 1)) for i in range(4)]
         cache = folder / "cache" / f"{name}-{expected}"

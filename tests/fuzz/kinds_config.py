@@ -147,6 +147,7 @@ STUBS = {  # what takes long, writes or talks to others
     "fot_jax.aot.compiling": ("compile_program",),
     "fot_jax.bench.machine": ("machine_programs",),
     "fot_jax.data.streams": ("make_store",),
+    "fot_jax.data.survey": ("survey",),
     "launch.pods.shell": ("Shell.run", "Shell.ask"),
     "time": ("sleep",),
 }

@@ -416,11 +416,20 @@ def code_of(page: str, heading: str) -> str:
     return "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
 
 
-@pytest.mark.parametrize(("page", "heading"), [("README.md", "From Python"), ("docs/library.md", "The library")])
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [
+        ("README.md", "From Python"),
+        ("docs/library.md", "The library"),
+        ("docs/tutorial.md", "2. From Python"),
+        ("docs/tutorial.md", "The same from Python"),
+    ],
+)
 def test_the_lines_of_the_docs_run(folder, tmp_path, monkeypatch, page, heading):
     """On this run and this text instead of the page's."""
     code = code_of(page, heading)
-    for theirs, ours in (("runs/tiny_code", "run"), ("runs/smollm2", "run"), ("README.md", "text.txt")):
+    runs = ("runs/tiny_code", "runs/smollm2", "runs/smollm2_fot")
+    for theirs, ours in (*((run, "run") for run in runs), ("README.md", "text.txt"), ("book.txt", "text.txt")):
         code = code.replace(f'"{theirs}"', repr(str(folder / ours)))
     assert len(code.splitlines()) >= 5 and str(folder / "run") in code
     (tmp_path / "lines.py").write_text(f"text = {TEXT!r}\n{code}", encoding="utf-8")

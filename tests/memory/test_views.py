@@ -101,7 +101,7 @@ def test_a_forked_source_shows_its_own_entries(retrieval):
 
 @pytest.mark.parametrize("retrieval", [Retrieval.EXACT, Retrieval.SCANN])
 def test_a_growing_fork_sends_and_indexes_its_own_entries_alone(retrieval, monkeypatch):
-    """Sends none of 300 entries again, nor puts it into a tree again with ScaNN (two, and a tail); the origin stays."""
+    """Sends or indexes none of 300 entries, in two trees and a tail with ScaNN, a second time; the origin stays."""
     rng, store = np.random.default_rng(0), make_store()
     append_random(store, rng, [300, 300])
     config = MemoryConfig(retrieval=retrieval, top_k=4096, scann_brute_force_below=128, scann_leaves_fraction=1.0)
