@@ -116,6 +116,7 @@ def train(
             log(line)
         if distributed.is_first():
             run_folder.write_config(folder, config)  # only now: all that the config asks for is there
+            run_folder.keep_vocabulary(folder, config)
             if config.train.init_from:
                 run_folder.inherit_source(folder, config.train.init_from)
         log(train_state.parameter_table(config))
