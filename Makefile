@@ -90,17 +90,17 @@ smollm2: $(RUNS)/smollm2/config.json
 FOT :=
 TRAIN_FOT := --config=configs/smollm2_cpu.py:fot_32k --config.train.init_from=$(RUNS)/smollm2 \
   --config.data.vocabulary.path=$(RUNS)/smollm2/tokenizer/tokenizer.json --workdir=$(RUNS)/smollm2_fot_cpu_32k
-READ := $(PY) -m launch.read --workdir=$(RUNS)/smollm2_fot --model.local_context=512
+READ := $(PY) -m launch.read --workdir=$(RUNS)/reader --model.local_context=512
 
-$(RUNS)/smollm2_fot/config.json: | $(RUNS)/smollm2/config.json
+$(RUNS)/reader/config.json: | $(RUNS)/smollm2/config.json
 	@echo "== 1/4 train with crossbatch: the recipe fot_32k -> $(RUNS)/smollm2_fot_cpu_32k"
 	$(PY) -m launch.train $(TRAIN_FOT) $(FOT)
-	@echo "== average it with the published weights -> $(RUNS)/smollm2_fot"
-	$(PY) -m launch.convert average --workdir=$(RUNS)/smollm2_fot_cpu_32k --with=$(RUNS)/smollm2 --to=$(RUNS)/smollm2_fot
+	@echo "== average it with the published weights -> $(RUNS)/reader"
+	$(PY) -m launch.convert average --workdir=$(RUNS)/smollm2_fot_cpu_32k --with=$(RUNS)/smollm2 --to=$(RUNS)/reader
 
-smollm2-fot: $(RUNS)/smollm2_fot/config.json
+smollm2-fot: $(RUNS)/reader/config.json
 	@echo "== 2/4 a sentence to continue"
-	$(PY) -m launch.generate --workdir=$(RUNS)/smollm2_fot --prompt="$(CAPITAL)" --max-new-tokens=8
+	$(PY) -m launch.generate --workdir=$(RUNS)/reader --prompt="$(CAPITAL)" --max-new-tokens=8
 	@echo "== 3/4 read Python's smtplib.py into a memory, 512 tokens at a time -> $(RUNS)/smtplib.mem"
 	$(READ) --text=$(SMTPLIB) --save-memory=$(RUNS)/smtplib.mem --replace
 	@echo "== 4/4 who wrote it? Asked of the memory alone; stderr has the line of the file in which an answer is"

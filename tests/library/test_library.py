@@ -428,7 +428,7 @@ def code_of(page: str, heading: str) -> str:
 def test_the_lines_of_the_docs_run(folder, tmp_path, monkeypatch, page, heading):
     """On this run and this text instead of the page's."""
     code = code_of(page, heading)
-    runs = ("runs/tiny_code", "runs/smollm2", "runs/smollm2_fot")
+    runs = ("runs/tiny_code", "runs/smollm2", "runs/reader")
     for theirs, ours in (*((run, "run") for run in runs), ("README.md", "text.txt"), ("book.txt", "text.txt")):
         code = code.replace(f'"{theirs}"', repr(str(folder / ours)))
     assert len(code.splitlines()) >= 5 and str(folder / "run") in code
