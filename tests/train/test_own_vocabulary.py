@@ -41,7 +41,7 @@ def test_a_run_is_read_from_another_folder(run, tmp_path, monkeypatch, caplog):
 
 
 def test_a_copy_is_made_once(run, tmp_path):
-    """What the run was trained with stays, whatever becomes of the original."""
+    """Keeps the vocabulary that the run was trained with, whatever becomes of the original."""
     config = read_config(run)
     (tmp_path / "given" / "own.json").write_text("another")
     keep_vocabulary(run, config)
