@@ -15,8 +15,6 @@ from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.windows import read
 from tests.eval.tiny_models import MODEL, tiny_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 VOCABULARY = ByteVocabulary()
 BYTES = dataclasses.replace(MODEL, vocab_size=VOCABULARY.size)
 

@@ -14,8 +14,6 @@ from fot_jax.config.build import to_dict
 from launch import cli, read
 from tests.eval.workdirs import experiment, write_run
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TEXT = "The whale was naïvely drawn by one Ishmael, in 1851, and nobody has seen it since."
 OTHER = "Another book: of a garden, of two sisters, and of rain."
 QUESTIONS = ["Who?", "Who drew the whale, when, and who saw it after that?"]
