@@ -98,11 +98,14 @@ def closing_lines(config: ExperimentConfig, workdir: Path) -> list[str]:
         lines.append(f"held-out loss {losses[last]:.4f} nats a token after step {last}{better}")
     lookup = any(source.kind is SourceKind.DICTIONARY for source in config.data.sources)
     where = f"--workdir={shlex.quote(str(workdir))}"
+    commands = []
     if config.model.memory_layers:
-        lines.append(f"next: python -m launch.evaluate {where} --task={'dictionary' if lookup else 'perplexity'}")
+        commands.append(f"launch.evaluate {where} --task={'dictionary' if lookup else 'perplexity'}")
+    if config.model.memory_layers and not lookup:
+        commands.append(f"launch.read {where} --text=FILE")
     if not lookup:
-        lines.append(f"next: python -m launch.generate {where} --prompt-file=FILE --max-new-tokens=100")
-    return lines
+        commands.append(f"launch.generate {where} --prompt-file=FILE --max-new-tokens=100 --temperature=0.8")
+    return lines + [f"next: python -m {command}" for command in commands]
 
 
 def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member: dict, link) -> None:

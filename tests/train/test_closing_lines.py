@@ -19,11 +19,13 @@ def write_metrics(folder, losses):
 def test_the_last_and_the_best_loss_are_shown(tmp_path):
     """The best one alone where it is the last; none of a run that measured none."""
     folder = tmp_path / "my runs"
+    where = f"--workdir='{folder}'"
     folder.mkdir()
     config = tiny(data=TEXT, model__vocab_size=259)
     commands = [
-        f"next: python -m launch.evaluate --workdir='{folder}' --task=perplexity",
-        f"next: python -m launch.generate --workdir='{folder}' --prompt-file=FILE --max-new-tokens=100",
+        f"next: python -m launch.evaluate {where} --task=perplexity",
+        f"next: python -m launch.read {where} --text=FILE",
+        f"next: python -m launch.generate {where} --prompt-file=FILE --max-new-tokens=100 --temperature=0.8",
     ]
     assert train.closing_lines(config, folder) == commands
     write_metrics(folder, [(1, None), (2, 2.5), (4, 2.25), (5, None)])
