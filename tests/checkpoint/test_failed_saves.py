@@ -19,6 +19,7 @@ from fot_jax.train.recorder import NonFiniteError
 from fot_jax.train.saver import Saver
 from fot_jax.train.state import create_state
 from fot_jax.workdir import write_atomically, write_config
+from tests.processes import environment
 from tests.train.test_loop import run
 from tests.train.tiny import tiny
 
@@ -169,12 +170,11 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_really_full_ends_in_one_line(small_disk):
     """Checkpoints of 1.2 MB on 3 MB: what Orbax and TensorStore print on their way down is not shown."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, "-m", "launch.train", "--config=tests/e2e/tiny_config.py", "--compilation-cache=off"]
     command += [f"--workdir={small_disk}/run", "--config.model.mlp_dim=1024", "--config.train.steps=8"]
     done = subprocess.run(
         command,
-        env=environment | {"PYTHONPATH": "tests/e2e/without_torch"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=600,

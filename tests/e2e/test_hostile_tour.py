@@ -11,8 +11,6 @@ import pytest
 
 from launch import cli, generate, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TRAIN = (
     *("train", "--config=tests/e2e/text_config.py", "--config.train.checkpoint_every=1"),
     *("--config.mesh.data=-1", "--config.crossbatch.plan=off"),  # without a ring of eight devices to compile

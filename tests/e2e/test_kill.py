@@ -1,7 +1,6 @@
 """The command as a user runs it: killed at random moments, stopped by SIGTERM, and refusing what it should."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -12,24 +11,17 @@ import time
 import pytest
 
 from fot_jax.train.metrics import read_rows
+from tests import processes
 
 STEPS = 24
 FLAGS = ["--config=tests/e2e/tiny_config.py", f"--config.train.steps={STEPS}"]
 COMMAND = [sys.executable, "-m", "launch.train", *FLAGS]
-WITHOUT_TORCH = "tests/e2e/without_torch"  # for PYTHONPATH
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """One CPU device, quick compiles kept between processes, no torch."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "PYTHONPATH": WITHOUT_TORCH,
-    }
+    return processes.environment(cache=tmp_path_factory.mktemp("compiled"))
 
 
 def start(environment, workdir, *flags):

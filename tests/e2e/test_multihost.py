@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fot_jax.train.metrics import read_rows
-from tests.e2e.test_kill import WITHOUT_TORCH
+from tests.processes import environment
 
 STEPS = 16
 COMMAND = [
@@ -41,14 +41,7 @@ class Run:
     """`processes` processes of `devices` CPU devices each, started at once."""
 
     def __init__(self, cache, workdir, *, processes: int, devices: int, flags=()):
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-            "PYTHONPATH": WITHOUT_TORCH,
-        }
+        variables = environment(devices=devices, cache=cache)
         port = free_port()
         self.logs = [Path(f"{workdir}.{number}.log") for number in range(processes)]
         self.processes = []
@@ -57,7 +50,7 @@ class Run:
             seat = seat if processes > 1 else []
             with log.open("w") as file:
                 command = [*COMMAND, f"--workdir={workdir}", *seat, *flags]
-                self.processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+                self.processes.append(subprocess.Popen(command, env=variables, stdout=file, stderr=file))
 
     def __enter__(self):
         return self

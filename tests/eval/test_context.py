@@ -14,8 +14,6 @@ from fot_jax.logging import warn_once
 from fot_jax.models.transformer import Decoder
 from tests.eval.tiny_models import MODEL, RandomDocuments, tiny_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 W = MODEL.local_context
 BYTES = np.ones(MODEL.vocab_size, np.int64)
 DOCUMENTS = RandomDocuments([90, 45, 20, 60])

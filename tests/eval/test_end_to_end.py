@@ -12,8 +12,6 @@ from fot_jax.data.cache import fingerprint, open_or_build
 from launch import cli, demo_report
 from tests.eval.workdirs import LENGTH, experiment, run_evaluate, write_run
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def test_another_window_is_measured(runs):
     fot, _ = runs

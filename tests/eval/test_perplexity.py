@@ -14,8 +14,6 @@ from fot_jax.eval.targets import Target, choose_targets, gather_tokens
 from fot_jax.models.transformer import Decoder
 from tests.eval.tiny_models import MODEL, POSITIONLESS, RandomDocuments, tiny_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 LENGTH = MODEL.local_context
 BYTES = np.r_[0, 0, 0, np.full(MODEL.vocab_size - 3, 2)]
 DOCUMENTS = RandomDocuments([90, 45, 20, 60])  # of 8-token chunks: the third has too few for a memory of 4

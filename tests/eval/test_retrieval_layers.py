@@ -14,8 +14,6 @@ from fot_jax.models.init import init_params
 from fot_jax.models.transformer import run
 from tests import oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODEL = ModelConfig(
     num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32, vocab_size=259,
     local_context=400, memory_layers=(1,), family=Family.LLAMA,

@@ -24,8 +24,6 @@ from fot_jax.models.transformer import Decoder
 from launch import cli, generate
 from tests.data.chat_tokenizers import save_tokenizer
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 RUN = {
     "name": "tiny",
     "model": {

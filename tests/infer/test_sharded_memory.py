@@ -17,8 +17,6 @@ from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
 from tests.scale.memory_cases import collectives, mesh_of
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODEL = ModelConfig(
     num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, vocab_size=31, local_context=8,
     memory_layers=(0, 2),

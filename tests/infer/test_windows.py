@@ -22,8 +22,6 @@ from fot_jax.models.transformer import Decoder
 from fot_jax.types import KeyValue
 from tests.infer.oracle_reader import Reader
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODEL = ModelConfig(
     num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, vocab_size=31, local_context=8,
     memory_layers=(0, 2),

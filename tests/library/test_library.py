@@ -18,8 +18,6 @@ from tests.eval.tiny_models import random_params
 from tests.eval.workdirs import LENGTH, experiment, write_run
 from tests.infer.oracle_reader import Reader
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROOT = pathlib.Path(__file__).parents[2]
 TEXT = "The whale was naïvely drawn by one Ishmael, in 1851, and nobody has seen it since."  # six windows of bytes
 OTHER = "Another book: of a garden, of two sisters, and of rain."

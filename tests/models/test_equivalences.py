@@ -29,8 +29,6 @@ from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
 from tests.models import decoders
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 LENGTH = decoders.LENGTH
 BASE = decoders.config()
 

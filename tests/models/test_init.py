@@ -1,6 +1,7 @@
 """Copying initialisation: memory layers are induction heads before the first step."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -19,12 +20,18 @@ MODEL = decoders.paper(
 )  # fmt: skip
 
 
+@functools.cache
+def fresh(model, seed: int):
+    """Parameters in their boxes."""
+    return jax.jit(functools.partial(init_params, model))(jax.random.key(seed))
+
+
 def copied(model) -> float:
     """Share of second halves of repeated random texts for which the largest other logit is the token to copy."""
-    params = nn.unbox(init_params(model, jax.random.key(0)))
+    params = nn.unbox(fresh(model, 0))
     first = np.stack([np.random.default_rng(row).permutation(40)[:20] for row in range(16)])
     tokens = np.concatenate([first, first], axis=1)
-    logits = np.array(run(model, params, jnp.asarray(tokens)).logits)
+    logits = np.array(jax.jit(functools.partial(run, model))(params, jnp.asarray(tokens)).logits)
     np.put_along_axis(logits, tokens[:, :, None], -np.inf, axis=-1)  # the residual stream votes for the token itself
     return float((logits[:, 20:-1].argmax(-1) == tokens[:, 21:]).mean())
 
@@ -38,8 +45,7 @@ def test_a_fresh_model_copies_what_came_after_an_equal_token():
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 2}, {"scan_layers": False}, {"tie_embeddings": True}])
 def test_only_memory_layers_and_the_unembedding_are_arranged(changes):
     model = dataclasses.replace(MODEL, **changes)
-    boxed = init_params(model, jax.random.key(3))
-    usual = init_params(dataclasses.replace(model, init=Init.NORMAL), jax.random.key(3))
+    boxed, usual = fresh(model, 3), fresh(dataclasses.replace(model, init=Init.NORMAL), 3)
     assert jax.tree.structure(boxed) == jax.tree.structure(usual)  # boxes and their axes too
     params, usual = nn.unbox(boxed), nn.unbox(usual)
     layers = [

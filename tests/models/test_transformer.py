@@ -12,8 +12,6 @@ from fot_jax.models.transformer import Decoder
 from tests import cases, oracles
 from tests.models import decoders
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODELS = {
     "llama rope0": decoders.config(),
     "llama nope, tied": decoders.config(memory_positions=MemoryPositions.NOPE, tie_embeddings=True),

@@ -33,8 +33,6 @@ from tests.ops import (
 from tests.paper import test_equation_1_memory_attention, test_equation_2_crossbatch
 from tests.scale import test_ring, test_sharded_memory
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def by_head(check: Callable[[], None]) -> Callable[[], None]:
     """The check with the loop of CPUs for all sizes."""

@@ -10,8 +10,6 @@ import pytest
 from fot_jax.ops import cache_attention, softmax
 from tests import cases, oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ENTRIES = 7
 # The last row sees a hole and, in blocks of 3, one block whole: it alone needs no mask.
 VALID = np.array(
@@ -52,7 +50,6 @@ def test_cache_attention_is_the_oracle(heads, block, loop, monkeypatch):
     cases.assert_close(got, want, ("output", "d queries", "d keys", "d values"))
 
 
-@pytest.mark.usefixtures("optimised_compiles")
 def test_few_queries_of_many_keys_fold_heads(monkeypatch):
     """Folds for 32 queries, heads counted; not for 33, one head or few keys. No head is copied out of the others."""
     monkeypatch.setattr(cache_attention, "LEAST_FOLDED_BYTES", 1 << 12)

@@ -16,8 +16,6 @@ from fot_jax.ops.backends.xla import Loop, Xla
 from fot_jax.types import Plan
 from tests import cases, jaxprs, oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NAMES = cases.JOINT_NAMES
 CONTEXT_NAMES = ("output", "d queries", "d context keys", "d values")
 
@@ -238,7 +236,6 @@ def gradient_step(backend: Backend, slots: int, *, rows=8, length=64, heads=4, g
     return jax.value_and_grad(loss, argnums=(0, 1, 2)), (*cases.to_float32(*cases.arrays(1, *shapes)), plan, segments)
 
 
-@pytest.mark.usefixtures("optimised_compiles")
 def test_memory_by_blocks_does_not_grow_with_contexts():
     """64 contexts need at most 1.15 times the temporary memory of 2; the reference backend's grows with them."""
     found = {}
@@ -253,7 +250,6 @@ def test_memory_by_blocks_does_not_grow_with_contexts():
     assert found["reference", 64] > 8 * found["reference", 2], found
 
 
-@pytest.mark.usefixtures("optimised_compiles")
 @pytest.mark.parametrize("block", [4, 11])
 def test_blocks_never_hold_all_contexts_in_one_array(block):
     """Sizes are distinct primes: an array with axes C and S (or C·S) or as many numbers as B·C·S can be told."""

@@ -9,8 +9,6 @@ from fot_jax.ops import cache_attention, memory_attention, softmax
 from fot_jax.ops.softmax import heads_first
 from tests import cases, oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NAMES = ("output", "d queries", "d keys", "d values")
 ENTRIES = 7
 
@@ -87,7 +85,6 @@ def test_search_by_head_prefers_the_same_of_equals(monkeypatch, heads, queries_a
         np.testing.assert_array_equal(same, want)
 
 
-@pytest.mark.usefixtures("optimised_compiles")
 def test_decoding_copies_no_memory_into_heads_order(monkeypatch):
     """Makes no array as large as the memory for a token."""
     monkeypatch.setattr(cache_attention, "LEAST_FOLDED_BYTES", 1 << 12)

@@ -32,8 +32,6 @@ from tests.ops.kernel_cases import (
     step_for_a_chip,
 )  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 BLOCKS = Xla(boundaries=Boundaries.MASKED, block=BLOCK)
 YARN_FACTOR = 1.25  # tells the queries of the contexts from those of the own chunk
 BFLOAT16 = 2.0**-8  # relative spacing

@@ -11,8 +11,6 @@ from tests import cases
 from tests.ops.kernel_cases import GPU, on, program_without_gathered_contexts, step_for_a_chip
 from tests.scale import test_crossbatch_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("head_dim", [64, 80, 100, 128])

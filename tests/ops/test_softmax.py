@@ -11,8 +11,6 @@ from fot_jax.ops.softmax import heads_first
 from fot_jax.ops.visibility import local_mask
 from tests import cases, oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SEGMENTS = jnp.asarray(cases.SEGMENTS)
 NAMES = ("output", "d queries", "d keys", "d values")
 

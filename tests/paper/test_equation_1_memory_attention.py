@@ -12,8 +12,6 @@ from fot_jax.ops import memory_attention, softmax, visibility
 from fot_jax.ops.softmax import heads_first
 from tests import cases, oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 K = 3
 NAMES = ("output", "d queries", "d memory keys", "d memory values", "d local keys", "d local values")
 

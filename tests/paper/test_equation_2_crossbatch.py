@@ -16,8 +16,6 @@ from fot_jax.ops.backends import cpu
 from fot_jax.types import Plan
 from tests import cases, oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 STREAMS, LENGTH, HEADS, GROUPS, DIM = 3, 4, 4, 2, 6
 W, D = 1, 2
 SEGMENTS = np.repeat(np.tile(np.arange(1, STREAMS + 1), W + 1)[:, None], LENGTH, axis=1)

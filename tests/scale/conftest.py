@@ -1,4 +1,4 @@
-"""The programs of these tests are compiled once a session, without most optimisations."""
+"""Every backend, for tests that run by each."""
 
 from collections.abc import Iterator
 
@@ -22,8 +22,3 @@ def backend(request) -> Iterator[AttentionBackend]:
     name, chip = request.param
     with on(chip):
         yield name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles(quick_compiles):
-    return quick_compiles
