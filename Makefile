@@ -135,7 +135,7 @@ bench-gpu: $(VENV)/.runtime
 	  --out=$(RUNS)/bench/paper_1b2
 
 PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-QUICK := tests/config tests/paper tests/ops/test_plans.py tests/train/test_plan_notice.py tests/test_docs.py tests/test_imports.py
+QUICK := tests/config tests/paper tests/test_*.py tests/*/test_*plan*.py
 
 check: lint
 	@echo "== quick tests"
