@@ -13,8 +13,7 @@ DATA_CACHE := data_cache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 smollm2-fot corpora libtpu libcuda aot bench bench-gpu check test test-all test-aot fuzz docs lint \
-  format update-golden
+.PHONY: help demo smollm2 smollm2-fot corpora libtpu libcuda aot bench bench-gpu check test test-all test-aot fuzz docs lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
