@@ -150,7 +150,7 @@ def main(flags: argparse.Namespace) -> None:
 
 def warn_if_memory_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
     """Says that the memory flags change nothing: no memory layer, nothing in memory, or top-k takes all of it."""
-    from fot_jax.infer.windows import reads_memory
+    from fot_jax.infer.cuts import reads_memory
 
     longest, W = max(map(len, prompts)), model.local_context
     if not model.memory_layers:

@@ -12,10 +12,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fot_jax.config import MemoryConfig, ModelConfig, UserError
+from fot_jax.infer.cuts import window_lengths
 from fot_jax.infer.generate import make_room
+from fot_jax.infer.past import append_window
 from fot_jax.infer.progress import Progress
+from fot_jax.infer.reading import Reading
 from fot_jax.infer.steps import memory_entries, score_tokens
-from fot_jax.infer.windows import Reading, append_window, check_inputs, progress_reports, window_lengths
+from fot_jax.infer.windows import check_inputs, progress_reports
 from fot_jax.memory.device_copy import power_of_two
 from fot_jax.models.cache import init_cache
 

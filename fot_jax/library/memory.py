@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from fot_jax.config import UserError, check
 from fot_jax.infer import windows
+from fot_jax.infer.cuts import reads_memory, window_lengths
 from fot_jax.infer.generate import FINISHED
 from fot_jax.infer.progress import Progress, ReadProgress, StopReading, show_on_terminal
 from fot_jax.infer.sampling import SamplingConfig
@@ -65,7 +66,7 @@ class Memory:
         return ReadCost(
             texts=len(lengths),
             tokens=sum(lengths),
-            windows=sum(len(windows.window_lengths(length, config, memory)) for length in lengths),
+            windows=sum(len(window_lengths(length, config, memory)) for length in lengths),
             window_tokens=config.local_context,
             memory_bytes=min(held, memory.budget or held) * self.source.store.entry_bytes,
         )
@@ -208,7 +209,7 @@ class Memory:
     def _stays_local(self, length: int, *, prompt: int) -> bool:
         """True if nothing goes to memory while a prompt of `prompt` tokens is read and continued to `length`."""
         config, memory = self.model.config, self.model.memory
-        fits = length <= config.local_context and not windows.reads_memory(prompt, config, memory)
+        fits = length <= config.local_context and not reads_memory(prompt, config, memory)
         return fits or not config.memory_layers
 
     def _steps(

@@ -18,9 +18,9 @@ from fot_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabular
 from fot_jax.infer import windows
 from fot_jax.infer.generate import generate
 from fot_jax.infer.progress import Progress, show_on_terminal
+from fot_jax.infer.reading import Reading, start_reading
 from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.score import score_forced, score_windows
-from fot_jax.infer.windows import Reading
 from fot_jax.library.memory import Memory
 from fot_jax.library.texts import Text, encode, name_texts, only_texts, to_ids
 from fot_jax.memory import files
@@ -190,7 +190,7 @@ class Model:
         model = memory.model
         if after is None:
             (ids,) = model.encode_all([text])
-            reading = windows.start_reading(model.config, model.memory, memory.fork(), batch=1, mesh=model.mesh)
+            reading = start_reading(model.config, model.memory, memory.fork(), batch=1, mesh=model.mesh)
             return score_windows(model.params, model.config, ids, reading, memory=model.memory, progress=progress)
         continuation = to_ids(model.vocabulary, model.config, text, begins=False)
         prompt, ids = model.encode_all([after, continuation])

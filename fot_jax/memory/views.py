@@ -78,6 +78,10 @@ class DeviceView:
             log_length_scaling_from=config.log_length_scaling_from,
         )
 
+    def any_entries(self) -> Array:
+        """See MemoryView."""
+        return jnp.any(self.lengths > 0)
+
     def query_scale(self, local: Array) -> Array | None:
         """See MemoryView: scales by log n of the entries in one softmax, from `log_length_scaling_from` on."""
         if not self.log_length_scaling_from:

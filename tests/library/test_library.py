@@ -12,8 +12,8 @@ import pytest
 
 import fot_jax
 from fot_jax.config import MemoryPositions
+from fot_jax.infer.cuts import window_lengths
 from fot_jax.infer.progress import ReadProgress
-from fot_jax.infer.windows import window_lengths
 from fot_jax.library import StopReading
 from launch import cli, generate
 from tests.eval.tiny_models import random_params
