@@ -24,7 +24,7 @@ MODEL = ModelConfig(
     memory_layers=(1, 2),
 )  # fmt: skip
 DENSE = MemoryConfig(retrieval=Retrieval.DENSE, last_context_length=5)
-TEXTS = [np.random.default_rng(0).integers(0, 31, n).astype(np.int32) for n in (150, 61, 150)]
+TEXTS = [np.random.default_rng(i).integers(0, 31, n).astype(np.int32) for i, n in enumerate((150, 61, 150))]
 TEXTS[2][:90] = TEXTS[0][:90]
 
 
