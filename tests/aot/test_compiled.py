@@ -23,7 +23,7 @@ POD = parse_topology("cpu:8")
 @functools.cache
 def report(kind: ProgramKind, *, rows: int = 0, memory_entries: int = 0, **changes):
     """The report of one program of the tiny experiment on data 2 x fsdp 2 x tensor 2."""
-    config = tiny(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **changes)
+    config = tiny(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, **{"model__attention": "blockwise", **changes})
     job = Job(config=config, kind=kind, num_contexts=2, rows=rows, memory_entries=memory_entries)
     return compile_program(job, pod=POD, mesh=make_mesh(config.mesh))[0]
 

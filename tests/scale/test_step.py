@@ -34,7 +34,8 @@ def experiment(variant: str, mesh: dict[str, int], **changes):
     crossbatch = crossbatch | {"schedule": {"num_contexts": [d]}, "log_length_scaling_from": LENGTH}
     if crossbatch["plan"] == "two_pass":  # a stream's chunks are one dictionary and its questions
         changes["data__dictionary__definition_tokens"] = LENGTH * crossbatch.get("previous_chunks", 1)
-    return tiny(crossbatch=crossbatch, memory__log_length_scaling_from=LENGTH, mesh=mesh, **changes)
+    changes = {"model__attention": "blockwise", "memory__log_length_scaling_from": LENGTH, **changes}
+    return tiny(crossbatch=crossbatch, mesh=mesh, **changes)
 
 
 def inputs(config):

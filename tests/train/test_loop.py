@@ -40,6 +40,7 @@ CHANGING = {
     "train__eval_every": 3,
     "train__eval_batches": 2,
     "crossbatch__schedule": {"kind": "switch_at_accuracy", "num_contexts": [1, 4], "switch_accuracy": 0.01},
+    "model__attention": "blockwise",
 }
 
 
@@ -315,7 +316,7 @@ def test_kernels_that_do_not_run_here_are_refused_or_replaced(tmp_path):
     with pytest.raises(UserError, match=r"model\.attention must be one of .* on a cpu, got 'pallas'"):
         run(tiny(model__attention="pallas"), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
-    run(tiny(crossbatch={"plan": "off"}, train__steps=1), tmp_path / "run")
+    run(tiny(crossbatch={"plan": "off"}, model__attention="blockwise", train__steps=1), tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     saved = json.loads(path.read_text())
     saved["model"]["attention"] = "pallas"  # as from a TPU

@@ -71,7 +71,7 @@ def test_gradient_of_the_part_is_the_whole_models(changes):
 )
 def test_several_memory_layers_above_others(changes):
     """Layers 2 and 4 of six: the part that is run with gradients begins at layer 2."""
-    layers = {"model__num_layers": 6, "model__memory_layers": [2, 4], **changes}
+    layers = {"model__num_layers": 6, "model__memory_layers": [2, 4], "model__attention": "blockwise", **changes}
     whole, chosen = gradient(**layers), gradient(**layers, train__trainable="memory_attention")
     for path, expected in whole.items():
         if path[0] in (2, 4) and path[1] in ATTENTION:

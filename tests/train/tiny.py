@@ -1,4 +1,8 @@
-"""The smallest experiment that uses everything: dictionary lookup, two layers, one of them a memory layer."""
+"""The smallest experiment that uses everything: dictionary lookup, two layers, one of them a memory layer.
+
+Attention is by `reference`, which is traced and compiled in half of the time. Tests that are about attention, or about
+the command as users have it, ask for `blockwise`.
+"""
 
 from typing import Any
 
@@ -17,6 +21,7 @@ SMALL: dict[str, Any] = {
         "vocab_size": 8,
         "local_context": 24,
         "memory_layers": [1],
+        "attention": "reference",
     },
     "crossbatch": {"plan": "two_pass", "schedule": {"num_contexts": [2]}},
     "data": {
