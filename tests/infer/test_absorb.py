@@ -66,6 +66,9 @@ CASES = {
 }
 
 
+QUICK = ("two", "first", "smeared one")
+
+
 @pytest.fixture
 def one_window_at_once(monkeypatch):
     """Matrix products of several windows at once round differently."""
@@ -77,7 +80,10 @@ def entries(store, row: int):
 
 
 @pytest.mark.usefixtures("one_window_at_once")
-@pytest.mark.parametrize(("changes", "memory"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("changes", "memory"),
+    [pytest.param(*case, id=name, marks=[] if name in QUICK else [pytest.mark.slow]) for name, case in CASES.items()],
+)
 def test_entries_are_those_of_whole_layers(changes, memory):
     model = dataclasses.replace(MODEL, **changes)
     params = parameters(model)

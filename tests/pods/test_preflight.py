@@ -181,6 +181,7 @@ def ends(processes):
     return results
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_ends_the_other_process_with_its_line(tmp_path):
     (code, out, _), (other, _, line) = ends(supervised(tmp_path, FAILS, IDLE))
     host = socket.gethostname()

@@ -91,6 +91,7 @@ def bytes_sent(jaxpr) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_ring_bytes_grow_with_d_and_not_with_devices(golden):
     """Counts the bytes that one device of 128 rows sends, forward and backward, by variant, d and devices."""
     table = {}
