@@ -40,6 +40,8 @@ $(VENV)/.runtime: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m uv --version 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check uv
 	VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m uv pip install --quiet -r requirements.txt
+	@# fot_jax itself, as it is in this folder, for scripts elsewhere
+	VIRTUAL_ENV=$(abspath $(VENV)) $(PY) -m uv pip install --quiet --no-deps -e .
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime

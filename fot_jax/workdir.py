@@ -23,7 +23,7 @@ from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import build, difference, to_dict
 from fot_jax.config.errors import explained_disk_full
 from fot_jax.config.renames import with_current_names
-from fot_jax.logging import warn_once
+from fot_jax.logging import info_once
 
 DOCUMENTS = "data.documents"  # the name that allows changed tokens in --allow-change
 SOURCE_CONFIG = "source_config.json"
@@ -118,7 +118,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
     copy = folder / TOKENIZER / Path(tokenizer).name
     if not tokenizer or _expanded(tokenizer).is_file() or not copy.is_file():
         return config
-    warn_once("data.vocabulary.path", f"'{tokenizer}' is not there; the run's own copy is read, {copy}")
+    info_once(f"data.vocabulary.path: '{tokenizer}' is not there; the run's own copy is read, {copy}")
     return with_tokenizer(config, str(copy))
 
 

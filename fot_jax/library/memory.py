@@ -18,7 +18,7 @@ from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.text_stream import TextStream
 from fot_jax.library.cost import ReadCost
 from fot_jax.library.sources import Source, find_source
-from fot_jax.library.texts import Text, name_texts, only_texts
+from fot_jax.library.texts import Text, check_several, name_texts, only_texts
 from fot_jax.memory import files
 from fot_jax.memory.views import ViewSource
 
@@ -170,6 +170,7 @@ class Memory:
         one memory for many rows shows to all of them, so they are read one by one; from an empty memory all are one
         batch, each with a memory of its own.
         """
+        check_several(prompts)
         rows = self.model.encode_all(prompts)
         empty = self.num_tokens == 0
         local = [empty or self._stays_local(len(ids) + max_new_tokens - 1, prompt=len(ids)) for ids in rows]

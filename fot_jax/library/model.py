@@ -22,7 +22,7 @@ from fot_jax.infer.reading import Reading, start_reading
 from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.score import score_forced, score_windows
 from fot_jax.library.memory import Memory
-from fot_jax.library.texts import Text, encode, name_texts, only_texts, to_ids
+from fot_jax.library.texts import Text, check_several, encode, name_texts, only_texts, to_ids
 from fot_jax.memory import files
 from fot_jax.memory.fingerprint import fingerprint
 from fot_jax.memory.store import MemoryStore
@@ -129,6 +129,7 @@ class Model:
 
     def read_each(self, texts: Sequence[Text], *, progress: Progress = show_on_terminal) -> list[Memory]:
         """Reads texts as one batch, each into a memory of its own. Arguments and errors as in `Memory.read`."""
+        check_several(texts)
         self.check_memory_layers()
         named = name_texts(texts)
         reading = self.read_prompts(self.encode_all([text for _, text in named]), progress=progress)

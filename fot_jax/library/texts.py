@@ -10,6 +10,7 @@ from fot_jax.config import ModelConfig, UserError, check
 from fot_jax.data.chat import encode_chat
 from fot_jax.data.utf8 import decode_file
 from fot_jax.data.vocabulary import Vocabulary, check_ids, encode_prompt
+from fot_jax.logging import warn_once
 
 Text = str | Path | Sequence[int] | np.ndarray  # a text, a file of UTF-8 text, or token ids
 
@@ -43,6 +44,12 @@ def name_texts(texts: Sequence[Text], *, first: int = 1) -> list[tuple[str, Text
     return [(str(text) if isinstance(text, Path) else f"text {number}", load_text(text)) for number, text in numbered]
 
 
+def check_several(texts: object) -> None:
+    """Raises UserError where a list of texts is wanted and one text was given: its characters would be taken."""
+    if isinstance(texts, str | Path):
+        raise UserError(f"several texts must be a list, got one text, {str(texts)[:40]!r}. Write [text].")
+
+
 def only_texts(named: Sequence[tuple[str, Text]]) -> tuple[tuple[str, str], ...]:
     """Returns those that are texts, not token ids."""
     return tuple((name, text) for name, text in named if isinstance(text, str))
@@ -50,6 +57,8 @@ def only_texts(named: Sequence[tuple[str, Text]]) -> tuple[tuple[str, str], ...]
 
 def load_text(text: Text) -> str | Sequence[int] | np.ndarray:
     """Returns a text or token ids; of a file, its text. Raises UserError where it cannot be read."""
+    if isinstance(text, str) and len(text) < 256 and "\n" not in text and Path(text).is_file():
+        warn_once(repr(text), "read as a text of its own, not as the file of that name: Path(…) reads the file")
     if not isinstance(text, Path):
         return text
     try:

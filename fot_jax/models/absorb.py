@@ -124,5 +124,8 @@ def absorb_tokens(config: ModelConfig, params: AbsorbingParams, tokens: jax.Arra
     return LocalCache(keys=joined[0], values=joined[1], lengths=below.cache.lengths, products=joined[2])
 
 
-def _project(config: ModelConfig, params: AbsorbingParams, x, follows, before):
-    return _LastLayer(config).apply({"params": params.last}, x, follows=follows, before=before)
+def _project(
+    config: ModelConfig, params: AbsorbingParams, x, follows, before
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    found: Any = _LastLayer(config).apply({"params": params.last}, x, follows=follows, before=before)
+    return found

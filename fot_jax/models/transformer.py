@@ -157,7 +157,7 @@ class Decoder(nn.Module):
             any_entries=None if memory is None else memory.any_entries(), backend=backend, capture=capture,
         )  # fmt: skip
 
-    def _stack(self, x, call: Call, cache):
+    def _stack(self, x, call: Call, cache) -> tuple[jax.Array, Any, Any]:
         """Runs the N layers, scanned or one by one; caches and captures are stacked along N."""
         config = self.config
         if config.num_layers == 0:  # the part below a memory layer 0

@@ -401,6 +401,8 @@ def test_what_a_user_gets_wrong_is_one_line(model, book, folder, tmp_path):
         (lambda: other.score(TEXT, memory=book), "memory must come from this model .* got one of another model"),
         (lambda: model.score([5], after=[]), "input 0 must hold at least one token"),
         (lambda: model.load_memory(tmp_path), "memory folder must hold meta.json"),
+        (lambda: book.ask_each(SHORT), "several texts must be a list, got one text"),
+        (lambda: model.read_each(TEXT), "several texts must be a list, got one text"),
     ]
     for call, message in cases:
         with pytest.raises(fot_jax.UserError, match=message) as error:
@@ -434,6 +436,14 @@ def test_the_lines_of_the_docs_run(folder, tmp_path, monkeypatch, page, heading)
     monkeypatch.chdir(tmp_path)
     book = runpy.run_path("lines.py")["book"]
     assert book.num_tokens == len(TEXT.encode())
+
+
+def test_the_name_of_a_file_is_read_as_a_text(model, tmp_path, monkeypatch, caplog):
+    """Says so: read("book.txt") would otherwise answer from eight characters."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("another text")
+    assert model.read("book.txt").num_tokens == len("book.txt")
+    assert "'book.txt': read as a text of its own, not as the file of that name" in caplog.text
 
 
 def test_every_name_of_the_package_is_there():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 
 import pytest
@@ -31,6 +32,7 @@ def test_the_config_names_the_original_while_it_is_there(run):
 
 
 def test_a_run_is_read_from_another_folder(run, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     path = read_config(run).data.vocabulary.path
