@@ -147,7 +147,10 @@ def commands_of(target: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("target", "number"),
-    [*(pytest.param("bench", n, marks=pytest.mark.slow) for n in (0, 1)), ("bench-gpu", 0), ("bench-gpu", 1)],
+    [
+        ("bench-gpu", 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("bench-gpu", 1), ("bench", 0), ("bench", 1))),
+    ],
 )
 def test_the_makefiles_commands_run_with_smaller_models(target, number, tmp_path, monkeypatch):
     """Asks for what a person with a GPU will: the config is valid, and each file is in the repository."""

@@ -137,7 +137,7 @@ from tests.train.tiny import tiny
 given = json.loads(sys.argv[1])
 process_id = ProcessId(host="localhost", port=given["port"], index=given["process"], count=2)
 child = [sys.executable, "-c", given["child"]]
-supervisor.SHARED_SECONDS = 1.0
+supervisor.SHARED_SECONDS = supervisor._GRACE_SECONDS = 1.0  # an idle child never ends by itself
 try:
     workdir = Path(given["workdir"])
     code = supervisor.run(child, process_id=process_id, config=tiny(), workdir=workdir, seconds=60.0, log=print)
