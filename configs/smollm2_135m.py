@@ -3,12 +3,12 @@
 Command:  python -m launch.train --config=configs/smollm2_135m.py --config.data.vocabulary.path=TOKENIZER.json
 Hardware: two CPU cores are enough to try it.
 Time:     60 steps of 2,048 tokens; loss and gradient of one took 15.8 s, with d = 8, on two cores of an Intel Xeon
-          (2026-11-29, docs/performance.md). A token's forward pass is 0.27 GFLOP.
+          (2026-11-29, experiments/performance.md). A token's forward pass is 0.27 GFLOP.
 Expected: not measured from random weights, which this config starts from; configs/smollm2_cpu.py starts from the
           published ones.
 
 The memory layers are the layers from 14 on in which the published model already attends to a passkey when it answers
-(0.39-0.81 of the largest head's mass, docs/smollm2.md).
+(0.39-0.81 of the largest head's mass, experiments/smollm2.md).
 """
 
 from ml_collections import config_dict

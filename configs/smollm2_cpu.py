@@ -18,7 +18,7 @@ Hardware: two CPU cores; 14 GB of memory for fot_32k. fot_logn, fot_32k and plai
 Time:     5 to 45 minutes; each variant's function below says its own, and what to expect.
 Expected: the functions count passkeys repeated exactly in generated text, read with dense memory in windows of 512
           tokens; the training text holds none. Perplexity is of windows of 256 tokens without memory, on standard
-          library / proofs / prose; the imported weights have 8.92 on the first. One seed each (docs/smollm2.md).
+          library / proofs / prose; the imported weights have 8.92 on the first. One seed each (experiments/smollm2.md).
 """
 
 from ml_collections import config_dict
@@ -34,7 +34,7 @@ def fot(config: config_dict.ConfigDict) -> None:
 
     Time:     48 steps of 2,048 tokens, 12 minutes on cores shared with tests (127-185 tokens/s, 2026-11-22).
     Expected: passkeys: 20 of 20 at 1,024, 2,048 and 4,096 tokens, 15 of 20 at 8,192, 10 of 10 at 16,384. Perplexity of
-              the standard library 8.22. Measured 2026-11-22 (docs/smollm2.md, recipe A).
+              the standard library 8.22. Measured 2026-11-22 (experiments/smollm2.md, recipe A).
     """
     config.name = "smollm2_fot_cpu"
 
@@ -48,7 +48,7 @@ def fot_logn(config: config_dict.ConfigDict) -> None:
     Time:     48 steps of 2,048 tokens, 13.5 minutes on two vCPUs of one AMD EPYC (Zen 3) core (2026-11-27), in float32,
               which is quicker than bfloat16 on cores without a matrix unit.
     Expected: averaged, passkeys: 20 of 20 at 1,024, 2,048 and 4,096 tokens, 17 of 20 at 8,192, 10 of 10 at 16,384;
-              perplexity 8.073 / 31.00 / 31.93, of plain 8.083 / 31.15 / 31.91 (docs/smollm2.md, recipe B).
+              perplexity 8.073 / 31.00 / 31.93, of plain 8.083 / 31.15 / 31.91 (experiments/smollm2.md, recipe B).
     """
     config.name = "smollm2_fot_cpu_logn"
     config.model.dtype = "float32"
@@ -111,7 +111,7 @@ def mt(config: config_dict.ConfigDict) -> None:
     A row reads the rows of its own document before it, three at most, and no other document.
 
     Time:     48 steps of 2,048 tokens, 5.5 minutes (median 304 tokens/s, 2026-11-22).
-    Expected: docs/smollm2.md, "Perplexity against context".
+    Expected: experiments/smollm2.md, "Perplexity against context".
     """
     config.name = "smollm2_mt_cpu"
     config.crossbatch.plan = "own_past"
@@ -123,7 +123,7 @@ def mt_gate(config: config_dict.ConfigDict) -> None:
     """Changes mt to a gate between memory and local context instead of one softmax.
 
     Time:     48 steps of 2,048 tokens, 7 minutes while tests ran (median 231 tokens/s, 2026-11-22).
-    Expected: docs/smollm2.md, "Perplexity against context".
+    Expected: experiments/smollm2.md, "Perplexity against context".
     """
     mt(config)
     config.name = "smollm2_mt_gate_cpu"
@@ -136,7 +136,7 @@ def rope(config: config_dict.ConfigDict) -> None:
     The same parameters are trained on the same number of tokens, in rows of 2,048, one a step.
 
     Time:     48 steps of 2,048 tokens, 10 minutes while tests ran (median 159 tokens/s, 2026-11-22).
-    Expected: docs/smollm2.md, "Perplexity against context"; measured with --evaluation.window=256, as
+    Expected: experiments/smollm2.md, "Perplexity against context"; measured with --evaluation.window=256, as
               its rows are longer.
     """
     config.name = "smollm2_rope_cpu"

@@ -17,7 +17,7 @@ From Python (docs/library.md):
     book = model.read(text)                        into memory, window by window
     book.ask("Who wrote this?")                    the memory stays as it was
 
-README.md has a table from the paper (arXiv 2307.03170) to the code and its tests;
+docs/paper.md has a table from the paper (arXiv 2307.03170) to the code and its tests;
 docs/differences.md lists the conventions in which the authors' code differs.
 Importing this package imports nothing else; the first name that is used imports JAX.
 """

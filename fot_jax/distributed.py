@@ -18,7 +18,7 @@ from fot_jax.config import UserError
 
 JOIN_SECONDS = 300
 SILENT_SECONDS = 100  # JAX takes a process for dead after this silence; launch/multihost notices sooner
-CPU_THREADS = 16  # with two threads, gloo's collectives between processes of four CPU devices hang (docs/scale.md)
+CPU_THREADS = 16  # with two threads, collectives of processes with four CPU devices hang (experiments/scale.md)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

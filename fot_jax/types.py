@@ -262,6 +262,10 @@ class MemoryView(Protocol):
         """
         ...
 
+    def any_entries(self) -> Array:
+        """Returns a bool scalar, whether any stream holds an entry."""
+        ...
+
     def query_scale(self, local: Array) -> Array | None:
         """Returns the factor on queries of memory layers that `memory.log_length_scaling_from` sets; None: no factor.
 

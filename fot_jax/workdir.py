@@ -2,6 +2,7 @@
 
 WORKDIR/config.json            the resolved experiment, written before the first step; "{workdir}/" is this folder
 WORKDIR/source_config.json     an imported checkpoint's own config.json, for export; runs made from it hold a copy
+WORKDIR/tokenizer/             the vocabulary's files; of a trained run a copy, read where the config's own path is gone
 WORKDIR/.lock                  held while a process trains
 """
 
@@ -11,6 +12,7 @@ import difflib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,21 @@ from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import build, difference, to_dict
 from fot_jax.config.errors import explained_disk_full
 from fot_jax.config.renames import with_current_names
+from fot_jax.logging import warn_once
 
 DOCUMENTS = "data.documents"  # the name that allows changed tokens in --allow-change
 SOURCE_CONFIG = "source_config.json"
+TOKENIZER = "tokenizer"  # folder of the vocabulary's files in a run's folder
+TOKENIZER_COMPANIONS = (  # files next to a tokenizer that say more about it
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 HERE = "{workdir}/"  # starts a path in config.json inside the run's own folder, which may move
 
 
@@ -83,6 +97,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
     """Reads the resolved experiment of a run; makes a `data.vocabulary.path` in the run's folder absolute.
 
+    A vocabulary that is no longer where the config names it is read from the run's own copy.
+
     Raises:
       UserError: the folder holds no run, or its config.json cannot be read.
     """
@@ -96,10 +112,31 @@ def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
             f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint next to it,"
             " or use another --workdir."
         ) from error
-    tokenizer = config.data.vocabulary.path
-    if not tokenizer.startswith(HERE):
+    tokenizer, folder = config.data.vocabulary.path, path.parent.absolute()
+    if tokenizer.startswith(HERE):
+        return with_tokenizer(config, str(folder / tokenizer.removeprefix(HERE)))
+    copy = folder / TOKENIZER / Path(tokenizer).name
+    if not tokenizer or _expanded(tokenizer).is_file() or not copy.is_file():
         return config
-    return with_tokenizer(config, str(path.parent.absolute() / tokenizer.removeprefix(HERE)))
+    warn_once("data.vocabulary.path", f"'{tokenizer}' is not there; the run's own copy is read, {copy}")
+    return with_tokenizer(config, str(copy))
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(path)))
+
+
+def keep_vocabulary(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:
+    """Copies the vocabulary's files into a run's folder, which can then be moved and read from anywhere."""
+    path, target = _expanded(config.data.vocabulary.path), Path(workdir) / TOKENIZER
+    if not config.data.vocabulary.path or not path.is_file() or (target / path.name).exists():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    neighbours = [path.parent / name for name in (*TOKENIZER_COMPANIONS, "config.json")]  # config.json: end tokens
+    for file in (*(each for each in neighbours if each.is_file()), path):  # the one that is looked for comes last
+        temporary = target / f"{file.name}.{os.getpid()}.tmp"
+        shutil.copyfile(file, temporary)
+        os.replace(temporary, target / file.name)
 
 
 def with_tokenizer(config: ExperimentConfig, path: str) -> ExperimentConfig:

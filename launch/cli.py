@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
-from fot_jax.config.override import apply_override, parse, whole_number
+from fot_jax.config.override import parse, whole_number
 from launch.config_files import load_config_file
 from launch.unknown_flags import explain_unknown
 
@@ -190,10 +190,7 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
         from fot_jax.config.gin import build_from_gin  # only gin configs need gin
 
         return build_from_gin(flags.gin_file, flags.gin_bindings)
-    values = load_config_file(flags.config)
-    for path, text in flags.overrides:
-        apply_override(values, path, text)
-    return build(ExperimentConfig, values)
+    return build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
 
 
 def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> Path:

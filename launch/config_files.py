@@ -2,13 +2,20 @@
 
 --config=configs/tiny_code.py          get_config()
 --config=configs/paper.py:37m          get_config("37m"), as ml_collections' config_flags has it
+
+A file may have resolve(config) too, for fields that depend on what the command line decides, such as the rows of a
+batch on the documents that it names:
+
+    get_config() -> overrides -> resolve(config) -> fot_jax.config.build
 """
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -16,31 +23,45 @@ from ml_collections import config_dict
 
 from fot_jax.config import ConfigError, ExperimentConfig
 from fot_jax.config.build import all_names
+from fot_jax.config.override import apply_override
 
 
-def load_config_file(address: str) -> config_dict.ConfigDict:
-    """Returns what a config file's get_config() returns, which gets the text behind the colon if it takes an argument.
+def load_config_file(address: str, overrides: Sequence[tuple[str, str]] = ()) -> config_dict.ConfigDict:
+    """Returns a config file's get_config() with the overrides and, where the file has one, after its resolve().
 
     Args:
       address: FILE.py, or FILE.py:ARG for a file whose get_config(ARG) takes an argument.
+      overrides: the (path, text) of each field to change.
 
     Raises:
-      ConfigError: no such file, it cannot be imported, the argument is missing, unknown or not taken, or
-        ml_collections refuses a key or a value (in one line).
+      ConfigError: no such file, it cannot be imported, the argument is missing, unknown or not taken,
+        ml_collections refuses a key or a value (in one line), or an override names no field or no value of its type.
     """
     path, colon, argument = address.partition(".py:")
     path = f"{path}.py" if colon else address
     module = import_config_file(path)
     arguments = _checked_argument(module, path, argument if colon else None)
-    try:
+    with _in_one_line(path):
         values = module.get_config(*arguments)
+    if not isinstance(values, config_dict.ConfigDict):
+        raise ConfigError(f"{path}: get_config() must return a ConfigDict, got {type(values).__name__}.")
+    for field, text in overrides:
+        apply_override(values, field, text)
+    if hasattr(module, "resolve"):
+        with _in_one_line(path):
+            module.resolve(values)
+    return values
+
+
+@contextlib.contextmanager
+def _in_one_line(path: str) -> Iterator[None]:
+    """Turns ml_collections' refusal of a key or a value inside the block into ConfigError."""
+    try:
+        yield
     except (AttributeError, KeyError, TypeError) as error:
         if not _raised_by_ml_collections(error):
             raise
         raise ConfigError(f"{path}: {_explained(error)}") from error
-    if not isinstance(values, config_dict.ConfigDict):
-        raise ConfigError(f"{path}: get_config() must return a ConfigDict, got {type(values).__name__}.")
-    return values
 
 
 def addresses(path: str) -> list[str]:

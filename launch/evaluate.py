@@ -9,7 +9,8 @@ Tasks: perplexity   loss of held-out documents against memory size, of one docum
        passkey      keys repeated exactly against prompt length (figure 1)
        needle       needles, variables and common words found against prompt length (RULER)
 The run's config says what is measured; --evaluation.FIELD=VALUE and --memory.FIELD=VALUE change it.
-Documents are those that the run held out, or --documents=NAME=FILES (JSON lines), which may be repeated.
+Documents are those that the run held out, or --documents=NAME=FILES, which may be repeated: a file, a folder or a
+pattern of text, JSON lines, Parquet or TFRecord files, plain or compressed, each told by its name.
 Files: DIR/eval/TASK.json, TASK.md, TASK.png, TASK_examples.jsonl; with --documents in DIR/eval/NAME-NAME.
 After an interrupt (Ctrl-C, exit code 130; SIGTERM, 143) the same command resumes passkey, needle and context where they
 stopped.
@@ -17,10 +18,11 @@ stopped.
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 
-from fot_jax.config import ConfigError, SourceConfig, SourceKind, UserError
-from launch import cli, interrupts
+from fot_jax.config import ConfigError, SourceConfig, SourceKind
+from launch import cli, compilation_cache, interrupts
 
 DOCUMENT_TASKS = ("perplexity", "context", "distraction")
 GOES_ON = "The same command goes on from there."
@@ -31,37 +33,27 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
 
     Raises:
       ConfigError: a text is not NAME=FILES, a name is given twice, or the task takes no documents.
-      UserError: no file is there, or one is not named as JSON lines.
+      UserError: no file is there, or the name of one does not tell its kind.
     """
     if not flags.documents:
         return ()
     if flags.task not in DOCUMENT_TASKS:
         raise ConfigError(f"--documents must go with a task of {', '.join(DOCUMENT_TASKS)}, got --task={flags.task}.")
     from fot_jax.data.paths import matching_files
+    from fot_jax.data.readers import kind_by_name
 
     found = []
     for text in flags.documents:
         name, _, path = text.partition("=")
         if not path or not name.isidentifier():
-            raise ConfigError(f"--documents must be NAME=FILES, as prose=data_cache/corpora/prose.jsonl, got {text!r}.")
+            raise ConfigError(f"--documents must be NAME=FILES, as letters=~/letters/*.txt, got {text!r}.")
         if name in [source.name for source in found]:
             raise ConfigError(f"--documents must have distinct names, got {name!r} twice.")
-        found.append(SourceConfig(name=name, kind=SourceKind.JSONL, path=path))
+        found.append(SourceConfig(name=name, kind=SourceKind.AUTO, path=path))
     for source in found:
         for path in matching_files(source.path, what="--documents"):
-            _check_lines(path)
+            kind_by_name(path, what="--documents")
     return tuple(found)
-
-
-def _check_lines(path: Path) -> None:
-    """Raises UserError unless a file of --documents is named as JSON lines, the only kind that is read there."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2:-1] if suffixes[-1:] in ([".gz"], [".zst"]) else suffixes[-1:]
-    if kind not in ([".jsonl"], [".ndjson"], [".json"]):
-        raise UserError(
-            f"--documents must name JSON lines (.jsonl, .jsonl.gz, .jsonl.zst), got '{path}'."
-            ' Write each of its documents as one line {"text": "..."}.'
-        )
 
 
 def resume_note(task: str, directory: Path) -> str:
@@ -90,6 +82,7 @@ def main(flags: argparse.Namespace) -> None:
         evaluation_changes=changes["evaluation"],
         sources=documents,
     )
+    compilation_cache.use(flags.compilation_cache, log=lambda line: print(line, file=sys.stderr, flush=True))
     directory = Path(flags.out or Path(flags.workdir[0], "eval", "-".join(source.name for source in documents)))
     try:
         with interrupts.raise_on_signal():
@@ -127,10 +120,11 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=FILES",
-        help="JSON lines to measure on, all of them, in place of what the run held out; repeatable",
+        help="text, JSON lines, Parquet or TFRecord to measure on, all of it, not what the run held out; repeatable",
     )
     cli.add_step_flag(parser)
     parser.add_argument("--out", metavar="DIR", help="where the results go; default: WORKDIR/eval")
+    compilation_cache.add_flag(parser)
     cli.add_section_flags(parser, "memory", "evaluation")
     return parser
 

@@ -219,11 +219,14 @@ def main(flags: argparse.Namespace) -> None:
         raise ConfigError("--step is a run's checkpoint, for --retrieval-layers. A config's plan is drawn --at-step=N.")
     if flags.workdir:
         raise ConfigError("--workdir is for --retrieval-layers. A config is explained with --config=FILE.")
+    from fot_jax.data.survey import data_lines
+
     config = cli.load_experiment(flags)
     if flags.resolved:
         print(resolved(config, flags.resolved), end="")
         return
     print(explain(config, num_contexts=contexts_at(config, flags), shown_rows=flags.show_rows))
+    print("\n".join(data_lines(config)))
 
 
 def make_parser() -> argparse.ArgumentParser:

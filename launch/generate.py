@@ -1,70 +1,50 @@
-"""Reads a prompt of any length, window by window into memory, and continues it.
+"""Continues a prompt of any length, which is read window by window into memory.
 
+python -m launch.generate --workdir=runs/tiny_code --prompt="def main("
 python -m launch.generate --workdir=runs/tiny_code --prompt-file=prompt.txt
 cat book.txt | python -m launch.generate --workdir=DIR --prompt-file=- --memory.retrieval=scann
-python -m launch.generate --workdir=DIR --prompt-file=book.txt --save-memory=book.mem
-python -m launch.generate --workdir=DIR --load-memory=book.mem --question="Who is the murderer?" --chat
+python -m launch.generate --workdir=DIR --prompt-file=book.txt --question="Who is the murderer?" --chat
+python -m launch.generate --workdir=DIR --prompt-file=story.txt --save-memory=story.mem
+python -m launch.generate --workdir=DIR --prompt="And then" --load-memory=story.mem --save-memory=longer.mem
 python -m launch.generate --workdir=DIR --prompt-file=book.txt --memory.retrieval=approx --mesh.fsdp=8
 
-The text streams to stdout; progress goes to stderr. With several --prompt-file the prompts are read as
-one batch and each text is printed when all are done. --save-memory keeps all that was read and written,
-the local context included. Ctrl-C (exit code 130) and SIGTERM (143) end it after the current window or token and save
-what has been read: to DIR, or to DIR.interrupted where DIR holds a memory. A second signal ends it at once.
+For one text and its continuation; launch.read reads texts once and answers any number of questions about them.
 
---question follows each prompt after a blank line, or is the prompt where no file is named. With --chat each
-prompt becomes the user's message in the checkpoint's own chat template. Without it names of special tokens in a
-prompt are special tokens; with it they are text.
+The text streams to stdout; progress goes to stderr. Several prompts are read as one batch, each with a memory of its
+own, and each text is printed when all are done. --question follows each prompt after a blank line. --save-memory keeps
+all that was read and written, the local context included. Ctrl-C (exit code 130) and SIGTERM (143) end it after the
+current window or token and save what has been read: to DIR, or to DIR.interrupted where DIR holds a memory. A second
+signal ends it at once.
+
+With --chat each prompt becomes the user's message in the checkpoint's own chat template. Without it names of special
+tokens in a prompt are special tokens; with it they are text. Compiled programs are kept for the next process, as in
+launch.train.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fot_jax.config import ExperimentConfig, MemoryConfig, ModelConfig, Retrieval, UserError, check
+from fot_jax.config import MemoryConfig, ModelConfig, Retrieval, UserError
 from fot_jax.infer.progress import show_progress
-from launch import cli, interrupts
-
-if TYPE_CHECKING:
-    from fot_jax import Model
+from launch import answering, cli, interrupts
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags; memory flags default to the run's own config."""
     cli.add_workdir_flag(parser, required=True)
     cli.add_step_flag(parser)
-    prompt_help = "UTF-8 text; '-': stdin; may be repeated; may be left out where --question is given"
-    parser.add_argument("--prompt-file", action="append", default=[], metavar="FILE", help=prompt_help)
-    parser.add_argument("--question", metavar="TEXT", help="text after each prompt and a blank line")
-    chat_help = "the prompt is the user's message in the chat template of the checkpoint"
-    parser.add_argument("--chat", action="store_true", help=chat_help)
-    parser.add_argument("--system", metavar="TEXT", help="the system's message, with --chat; default: the template's")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="tokens to write at most; default 256"
+        "--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeated: each is continued"
     )
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="temperature of sampling; 0 (default): greedy"
-    )
-    sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="likeliest tokens kept; 0 (default): all")
-    sampling.add_argument("--top-p", type=float, default=1.0, metavar="P", help="probability mass kept; default 1: all")
-    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling; default 0")
-    memory = parser.add_argument_group("memory on disk")
-    memory.add_argument("--load-memory", metavar="DIR", help="read on with a memory that --save-memory wrote")
-    memory.add_argument("--save-memory", metavar="DIR", help="write the memory at the end")
-    cli.add_section_flags(parser, "memory")
-    cli.add_mesh_flags(parser, "spread memory and parameters over this process's devices; default: one device")
-
-
-def memory_config(config: ExperimentConfig, changes: dict[str, Any]) -> MemoryConfig:
-    """Returns the run's memory config with the changed fields, checked. Raises ConfigError."""
-    chosen = dataclasses.replace(config.memory, **changes)
-    chosen.validate("memory")
-    chosen.validate_window("memory", config.model.local_context)
-    return chosen
+    file_help = "a prompt as UTF-8 text; '-': stdin; may be repeated"
+    parser.add_argument("--prompt-file", action="append", default=[], metavar="FILE", help=file_help)
+    parser.add_argument("--question", metavar="TEXT", help="text after each prompt and a blank line")
+    answering.add_answer_flags(parser)
+    answering.add_memory_flags(parser, load="go on with it", save="written at the end")
 
 
 def read_prompt(path: str) -> str:
@@ -79,24 +59,22 @@ def read_prompt(path: str) -> str:
 
 
 def read_prompts(flags: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Reads the prompts: the name of each, and its text with the question after it.
+    """Reads the prompts, files first: the name of each, and its text with the question after it.
 
     Raises:
-      UserError: there is neither file nor question, a text is empty, or a file cannot be read.
+      UserError: there is no prompt, one is empty, or a file cannot be read.
     """
-    if not flags.prompt_file and not flags.question:
-        raise UserError("launch.generate needs a prompt: --prompt-file=FILE, --question=TEXT or both.")
-    if flags.system is not None and not flags.chat:
-        raise UserError("--system needs --chat: the chat template says where the system's message goes.")
-    texts = [read_prompt(path) for path in flags.prompt_file]
-    for path, text in zip(flags.prompt_file, texts, strict=True):
+    if not flags.prompt_file and not flags.prompt:
+        alone = " --question follows a prompt; launch.read asks a saved memory." if flags.question else ""
+        raise UserError(f"launch.generate needs a prompt: --prompt=TEXT, --prompt-file=FILE or both.{alone}")
+    named = [(path, read_prompt(path), "--prompt-file") for path in flags.prompt_file]
+    named += [(text, text, "--prompt") for text in flags.prompt]
+    for name, text, flag in named:
         if not text:
-            raise UserError(f"--prompt-file must hold text, got {path!r}, which is empty.")
-    if not texts:
-        return ["--question"], [flags.question]
-    if flags.question:
-        texts = [text.rstrip("\n") + "\n\n" + flags.question for text in texts]
-    return flags.prompt_file, texts
+            raise UserError(f"{flag} must hold text, got {name!r}, which is empty.")
+    after = f"\n\n{flags.question}" if flags.question else ""
+    texts = [(text.rstrip("\n") if after else text) + after for _, text, _ in named]
+    return [name for name, _, _ in named], texts
 
 
 def encode_prompts(vocabulary: Any, texts: Iterable[str], flags: argparse.Namespace) -> list[Any]:
@@ -130,38 +108,26 @@ def write_texts(steps: Any, vocabulary: Any, paths: list[str]) -> None:
 
 def main(flags: argparse.Namespace) -> None:
     """Loads the run, reads the prompts, generates, saves."""
-    from fot_jax.infer.sampling import SamplingConfig
+    sampling = answering.sampling_of(flags)
 
-    sampling = SamplingConfig(temperature=flags.temperature, top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed)
-    sampling.validate("sampling")
-    check(flags.max_new_tokens >= 1, "--max-new-tokens", "be >= 1", flags.max_new_tokens)
-
-    from fot_jax.config.build import to_dict
     from fot_jax.data.vocabulary import check_ids
     from fot_jax.infer.windows import flush_local_cache
-    from fot_jax.library import load, open_vocabulary
-    from fot_jax.memory import files
-    from fot_jax.workdir import read_config
+    from fot_jax.library import open_vocabulary
 
-    config = read_config(flags.workdir)
+    config = answering.read_run_config(flags)
     names, texts = read_prompts(flags)
-    changes = cli.section_changes(flags, "memory")
-    memory = memory_config(config, changes)
     if (flags.load_memory or flags.save_memory) and not config.model.memory_layers:
         raise UserError(f"--load-memory and --save-memory need a model with memory layers; {flags.workdir} has none.")
-    if flags.save_memory:
-        files.check_writable(flags.save_memory)
-        if files.is_memory(flags.save_memory):
-            print(f"the memory in {flags.save_memory} is replaced once the new one is whole", file=sys.stderr)
+    answering.check_place(flags)
     vocabulary = open_vocabulary(config)
     prompts = encode_prompts(vocabulary, texts, flags)
     for prompt in prompts:
         check_ids(vocabulary, prompt.tolist(), config.model)
-    model = load(flags.workdir, step=flags.step, mesh=cli.mesh_of(flags)).with_memory(**to_dict(memory))
+    model = answering.load_model(flags, config.memory)
     store = model.load_store(flags.load_memory) if flags.load_memory else model.new_store(streams=len(prompts))
     before = 0 if store is None else int(store.appended.sum())
-    if ("retrieval" in changes or "top_k" in changes) and not before:
-        warn_if_memory_unread(model.config.model, memory, prompts)
+    if {"retrieval", "top_k"} & set(cli.section_changes(flags, "memory")) and not before:
+        warn_if_memory_unread(model.config, config.memory, prompts)
     stop, shown = interrupts.SignalStop(), [0.0]
 
     def progress(so_far: Any) -> None:
@@ -174,16 +140,17 @@ def main(flags: argparse.Namespace) -> None:
             steps = model.next_tokens(reading, sampling=sampling, max_new_tokens=flags.max_new_tokens)
             write_texts(stop.until(steps), vocabulary, names)
             if flags.save_memory:
-                flush_local_cache(model.config.model, reading)
+                flush_local_cache(model.config, reading)
         except interrupts.Stopped:
             pass  # between two windows: the store holds those before
         if flags.save_memory and store is not None:
-            save_memory(model, store, flags, before=before, stop=stop)
+            new = int(store.appended.sum()) - before
+            answering.save_memory(model, store, flags.save_memory, new=new, stop=stop)
 
 
 def warn_if_memory_unread(model: ModelConfig, memory: MemoryConfig, prompts: list[Any]) -> None:
     """Says that the memory flags change nothing: no memory layer, nothing in memory, or top-k takes all of it."""
-    from fot_jax.infer.windows import reads_memory
+    from fot_jax.infer.cuts import reads_memory
 
     longest, W = max(map(len, prompts)), model.local_context
     if not model.memory_layers:
@@ -194,27 +161,6 @@ def warn_if_memory_unread(model: ModelConfig, memory: MemoryConfig, prompts: lis
     elif memory.retrieval is not Retrieval.DENSE and memory.top_k >= longest:
         line = f"memory: read whole, as by 'dense': memory.top_k={memory.top_k} is not below its entries"
         print(f"{line}, {longest} at most", file=sys.stderr)
-
-
-def save_memory(
-    model: "Model", store: Any, flags: argparse.Namespace, *, before: int, stop: interrupts.SignalStop
-) -> None:
-    """Writes the memory, which held `before` entries at the start; after a signal it says so and ends the process."""
-    from fot_jax.memory import files
-
-    new = int(store.appended.sum()) - before
-    if stop.number and not new:
-        interrupts.exit_interrupted(stop.number, "nothing was read, no memory is saved.")
-    place = flags.save_memory
-    if stop.number and files.is_memory(place):
-        place += ".interrupted"
-    model.save_store(store, place)
-    saved = f"memory of {store.bytes() / 2**20:,.1f} MiB saved to {place}"
-    if stop.number:
-        interrupts.exit_interrupted(
-            stop.number, f"{saved}, {new:,} tokens read or written; --load-memory={place} reads on."
-        )
-    print(saved, file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -15,17 +15,17 @@ Exit codes: 0 done or stopped by SIGTERM, 1 a metric became NaN or infinite, 2 a
 """
 
 import argparse
-import os
 import re
+import shlex
 import sys
 import traceback
 from pathlib import Path
 
-from fot_jax.config import ConfigError, ExperimentConfig, UserError
-from launch import cli
+from fot_jax.config import ConfigError, ExperimentConfig, SourceKind, UserError
+from launch import cli, compilation_cache
 
 NON_FINITE = 1  # exit code of a run that diverged
-COMPILATION_CACHE = "~/.cache/fot_jax/xla"
+HELDOUT = "heldout_loss"
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     from fot_jax.train.loop import train  # imports JAX only once the flags are valid
     from fot_jax.train.recorder import NonFiniteError
 
-    _use_compilation_cache(flags.compilation_cache)
+    compilation_cache.use(flags.compilation_cache, log=_log)
     allowed = [path for listed in flags.allow_change for path in listed.split(",") if path]
     workdir = cli.workdir_of(flags, config)
     try:
@@ -77,7 +77,35 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return NON_FINITE
+    if not outcome.stopped:
+        for line in closing_lines(config, workdir):
+            _log(line)
     return cli.INTERRUPTED if outcome.interrupted else 0
+
+
+def closing_lines(config: ExperimentConfig, workdir: Path) -> list[str]:
+    """Returns what a finished run ends with: its held-out loss and the commands that use it; [] but for one process."""
+    from fot_jax.distributed import is_first
+    from fot_jax.train.metrics import read_rows
+
+    if not is_first():
+        return []
+    losses = {int(row["step"]): row[HELDOUT] for row in read_rows(workdir / "metrics.jsonl") if HELDOUT in row}
+    lines = []
+    if losses:
+        last, best = max(losses), min(losses, key=losses.__getitem__)
+        better = f"; {losses[best]:.4f} after step {best}, which is --step=best" if losses[best] < losses[last] else ""
+        lines.append(f"held-out loss {losses[last]:.4f} nats a token after step {last}{better}")
+    lookup = any(source.kind is SourceKind.DICTIONARY for source in config.data.sources)
+    where = f"--workdir={shlex.quote(str(workdir))}"
+    commands = []
+    if config.model.memory_layers:
+        commands.append(f"launch.evaluate {where} --task={'dictionary' if lookup else 'perplexity'}")
+    if config.model.memory_layers and not lookup:
+        commands.append(f"launch.read {where} --text=FILE")
+    if not lookup:
+        commands.append(f"launch.generate {where} --prompt-file=FILE --max-new-tokens=100 --temperature=0.8")
+    return lines + [f"next: python -m {command}" for command in commands]
 
 
 def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member: dict, link) -> None:
@@ -107,22 +135,6 @@ def _log(line: str) -> None:
     print(line, flush=True)
 
 
-def _use_compilation_cache(folder: str | None) -> None:
-    """Keeps compiled programs on disk between runs, and says where."""
-    import jax
-
-    from fot_jax.distributed import is_first
-
-    if folder == "off":
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    chosen = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR") or COMPILATION_CACHE
-    path = chosen if "://" in chosen else str(Path(chosen).expanduser())
-    jax.config.update("jax_compilation_cache_dir", path)
-    if is_first():
-        _log(f"compilation cache: {path} (--compilation-cache=DIR or off)")
-
-
 def _profile_steps(text: str | None):
     """Parses FROM:TO into ProfileSteps; None without a text."""
     if text is None:
@@ -149,11 +161,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--profile-steps", metavar="FROM:TO", help="write a trace of these steps for XProf to WORKDIR/profile"
     )
-    parser.add_argument(
-        "--compilation-cache",
-        metavar="DIR",
-        help=f"keep compiled programs there; default: JAX_COMPILATION_CACHE_DIR or {COMPILATION_CACHE}; 'off': nowhere",
-    )
+    compilation_cache.add_flag(parser)
     hosts = parser.add_argument_group("several hosts")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the next port is JAX's")
     hosts.add_argument("--num-processes", type=int, metavar="N", help="how many processes make the run")

@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _shared_programs(tmp_path_factory) -> None:
-    """Keeps compiled programs for other tests of the session."""
+    """Keeps compiled programs for other tests of the session, and those of commands out of the user's own folder."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

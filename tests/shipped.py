@@ -14,8 +14,10 @@ EXPERIMENTS = [
 
 
 def load(experiment: str, *overrides: str) -> ExperimentConfig:
-    """Builds an experiment by its file's stem and argument: `tiny_code`, `paper:37m`."""
+    """Builds an experiment by its file's stem and argument: `tiny_code`, `paper:37m`; own_text on the pages of docs."""
     parser = cli.make_parser(None)
     cli.add_experiment_flags(parser)
+    needed = [f"--config.data.sources[0].path={FOLDER.parent / 'docs' / '*.md'}"] if experiment == "own_text" else []
     stem, colon, argument = experiment.partition(":")
-    return cli.load_experiment(cli.parse_flags(parser, [f"--config={FOLDER / stem}.py{colon}{argument}", *overrides]))
+    flags = [f"--config={FOLDER / stem}.py{colon}{argument}", *needed, *overrides]
+    return cli.load_experiment(cli.parse_flags(parser, flags))

@@ -1,6 +1,7 @@
 """Every command line of pages, docstrings and the Makefile is understood by its command, values included."""
 
 import ast
+import contextlib
 import importlib
 import pathlib
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from fot_jax.config.errors import NotHereError
 from launch import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -61,7 +63,8 @@ def understand(name: str, arguments: list[str]) -> None:
     if "train" in flags:  # flags of launch.train, behind --
         understand("train", [argument for argument in flags.train if argument != "--"])
     if pathlib.Path(re.sub(r"\.py:.*", ".py", getattr(flags, "config", None) or "?")).is_file():
-        cli.load_experiment(flags)
+        with contextlib.suppress(NotHereError):  # own_text looks into its FOLDER
+            cli.load_experiment(flags)
     for section in {key.split(".")[0] for key in vars(flags) if "." in key}:
         if section == "mesh":
             cli.mesh_of(flags)
@@ -88,13 +91,13 @@ def test_commands_of_pages_and_docstrings_parse(page, capsys):
     found = check(text_of(page), capsys)
     if page.parent.name == "configs":
         assert "train" in found, "a config names the command that trains it"
-    if page.name == "README.md":
-        assert found
+    if page.name == "commands.md":
+        assert len(found) > 15
 
 
 def test_commands_of_the_makefile_parse(capsys):
-    """Takes what `make -n` would run, of all targets."""
-    printed = subprocess.run(["make", "-n", *TARGETS], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    """Takes what `make -n` would run, of all targets, were nothing made yet."""
+    printed = subprocess.run(["make", "-nB", *TARGETS], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert {"train", "evaluate", "generate", "convert", "bench", "aot_compile"} <= set(check(printed, capsys))
 
 

@@ -151,7 +151,9 @@ print(json.dumps([output_of("generate", *flags, f"--memory.retrieval={kind}") fo
     )
     assert (outputs[0][0], bool(outputs[0][1])) == (0, True), outputs[0]
     error = missing("scann", SCANN).removesuffix(".") + ", or choose 'exact'."
-    assert outputs[1] == [2, "", f"error: memory.retrieval='scann' (Linux x86-64) {error}\n"]
+    code, text, errors = outputs[1]
+    assert (code, text) == (2, "")
+    assert errors.splitlines()[1:] == [f"error: memory.retrieval='scann' (Linux x86-64) {error}"]
 
 
 def test_vocabularies_encode_without_extras(tmp_path):

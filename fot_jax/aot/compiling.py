@@ -61,7 +61,8 @@ def attention_of(job: Job, mesh: Mesh) -> str:
 
 def branch_shares(model: ModelConfig, *, first: int = 0) -> dict[str, float]:
     """Returns the share of runs that take a memory layer's branch: P of the N − first layers that are scanned."""
-    return {MEMORY_BRANCH: len(model.memory_layers) / (model.num_layers - first)} if model.scan_layers else {}
+    scanned = model.num_layers - first
+    return {MEMORY_BRANCH: len(model.memory_layers) / scanned} if model.scan_layers and scanned else {}
 
 
 def compile_program(job: Job, *, pod: Pod, mesh: Mesh) -> tuple[Report, str]:

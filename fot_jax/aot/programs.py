@@ -7,15 +7,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from fot_jax.config import ExperimentConfig, ModelConfig, PlanKind, Retrieval, check
-from fot_jax.infer.steps import extend_cache, next_logits
+from fot_jax.infer.steps import absorb, extend_cache, next_logits
 from fot_jax.memory.device_copy import MEMORY_AXES, capacity_for
 from fot_jax.memory.views import DeviceView
 from fot_jax.models import account
+from fot_jax.models.absorb import AbsorbingParams, projecting
 from fot_jax.models.cache import init_cache
-from fot_jax.models.layer_ranges import up_to_last_memory_layer
+from fot_jax.models.layer_ranges import below_last_memory_layer, up_to_last_memory_layer
 from fot_jax.models.layers import DTYPES
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, memory_layout, param_shardings, replicated, shards
@@ -38,7 +39,7 @@ class Program:
 
     Attributes:
       lowered: `jax.stages.Lowered`.
-      model: the model that is run; reading runs the layers up to the last memory layer.
+      model: the model that is run; reading runs the layers below the last memory layer, and its projections.
       bytes: bytes of each group of inputs, on one device.
       flops: FLOPs of one device by formula (fot_jax/models/account.py), without those that remat repeats.
       tokens: tokens of all devices in one run of the program.
@@ -96,6 +97,20 @@ def train_program(config: ExperimentConfig, mesh: Mesh, *, num_contexts: int) ->
     )
 
 
+def _absorbing_shapes(model: ModelConfig, params: Any, mesh: Mesh) -> AbsorbingParams:
+    """Returns what `absorbing_params` makes of parameters, as shapes with shardings."""
+    last = model.memory_layers[-1]
+    if not model.scan_layers:
+        return AbsorbingParams(lower=params, last=projecting(params[f"layer_{last}"]))
+
+    def layer(leaf):
+        return _shape(leaf.shape[1:], leaf.dtype, NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:])))
+
+    stacked = params["layers"]
+    lower = jax.tree.map(lambda leaf: _shape((last, *leaf.shape[1:]), leaf.dtype, leaf.sharding), stacked)
+    return AbsorbingParams(lower={**params, "layers": lower}, last=jax.tree.map(layer, projecting(stacked)))
+
+
 def inference_program(
     config: ExperimentConfig, mesh: Mesh, *, kind: ProgramKind, rows: int, memory_entries: int
 ) -> Program:
@@ -116,7 +131,8 @@ def inference_program(
     model, whole = config.model, replicated(mesh)
     layout = memory_layout(mesh, streams=rows, kv_heads=model.num_kv_heads)
     over_rows = NamedSharding(mesh, layout.spec("B"))
-    if kind is ProgramKind.READ and model.memory_layers:
+    absorbs = kind is ProgramKind.READ and bool(model.memory_layers)
+    if absorbs:
         model = up_to_last_memory_layer(model)
     boxed = abstract_params(dataclasses.replace(config, model=model))
     params = jax.tree.map(
@@ -129,11 +145,14 @@ def inference_program(
         lengths=_shape((rows,), jnp.int32, over_rows),
     )
     view, M = None, capacity_for(memory_entries, shards=layout.shards)
-    if memory_entries and model.memory_layers:
+    if memory_entries and (below_last_memory_layer(model) if absorbs else model).memory_layers:
         shape = (len(model.memory_layers), rows, M, model.num_kv_heads, model.head_dim)
         far = _shape(shape, DTYPES[model.dtype], NamedSharding(mesh, layout.spec(MEMORY_AXES)))
         view = DeviceView.of(far, far, _shape((rows,), jnp.int32, over_rows), config=config.memory, layout=layout)
     T = 1 if kind is ProgramKind.DECODE else model.local_context
+    flops = account.inference_flops(model, memory=M if view else 0, logits=kind is ProgramKind.DECODE)
+    if absorbs:
+        flops = account.absorbing_flops(model, memory=M if view else 0)
     tokens, counts = _shape((rows, T), jnp.int32, over_rows), _shape((rows,), jnp.int32, over_rows)
     # Activations are pinned if their rows and positions divide; otherwise they follow the cache.
     divide = rows % shards(mesh, "batch") == 0 and T % shards(mesh, "length") == 0
@@ -144,20 +163,20 @@ def inference_program(
         if kind is ProgramKind.DECODE:
             logits = _shape((rows, model.vocab_size), jnp.float32, over_rows)
             lowered = next_logits.lower(params, model, tokens, counts, cache, view, logits)
+        elif absorbs:
+            params = _absorbing_shapes(model, params, mesh)
+            lowered = absorb.lower(params, model, tokens, counts, cache, view, layout)
         else:
             lowered = extend_cache.lower(params, model, tokens, counts, cache, view)
     return Program(
         lowered=lowered,
-        model=model,
+        model=below_last_memory_layer(model) if absorbs else model,
         bytes={
             "parameters": device_bytes(params),
             "local cache": device_bytes(cache),
             "memory": device_bytes(view),
             "tokens": device_bytes((tokens, counts)),
         },
-        flops=account.inference_flops(model, memory=M if view else 0, logits=kind is ProgramKind.DECODE)
-        * rows
-        * T
-        / mesh.size,
+        flops=flops * rows * T / mesh.size,
         tokens=rows * T,
     )

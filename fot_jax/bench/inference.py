@@ -18,7 +18,6 @@ from fot_jax.memory.views import DeviceView, make_view
 from fot_jax.models import account
 from fot_jax.models.cache import init_cache
 from fot_jax.models.init import init_params
-from fot_jax.models.layer_ranges import up_to_last_memory_layer
 from fot_jax.types import KeyValue
 
 FILLED_AT_ONCE = 1 << 14  # entries
@@ -32,12 +31,12 @@ def random_params(model: ModelConfig) -> Any:
 def reading_flops(model: ModelConfig, *, tokens: int) -> float:
     """Returns the forward FLOPs of reading a text of whole windows with dense memory, by formula.
 
-    Every window but the last runs up to the last memory layer; its queries score W local keys (the
+    Every window but the last runs the layers below the last memory layer; their queries score W local keys (the
     whole cache), in memory layers also the keys of all windows before. One token's logits are computed.
     """
-    W, lower = model.local_context, up_to_last_memory_layer(model)
+    W = model.local_context
     windows = tokens // W
-    past = sum(account.inference_flops(lower, memory=number * W, logits=False) for number in range(windows - 1))
+    past = sum(account.absorbing_flops(model, memory=number * W) for number in range(windows - 1))
     last = account.inference_flops(model, memory=(windows - 1) * W, logits=False)
     return W * (past + last) + account.flops_per_token(model).unembedding
 

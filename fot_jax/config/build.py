@@ -2,7 +2,7 @@
 
     template() -> get_config() of a file -> overrides -> build() -> ExperimentConfig
 
-An unknown, missing or mistyped key raises ConfigError with its full path and a suggestion.
+Unknown, missing and mistyped keys raise one ConfigError that names each by its full path, with a suggestion.
 Enums are written by value ("two_pass"), tuples as tuples or lists.
 """
 
@@ -11,6 +11,7 @@ import difflib
 import enum
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -52,7 +53,7 @@ def all_names(kind: type) -> list[str]:
 def type_name(annotation: Any) -> str:
     """Returns the name of a field's type in error messages."""
     if isinstance(annotation, types.GenericAlias):
-        return str(annotation).replace("fot_jax.config.", "")
+        return re.sub(r"fot_jax\.config\.\w+\.", "", str(annotation))
     if issubclass(annotation, enum.Enum):
         return "one of " + ", ".join(repr(member.value) for member in annotation)
     return annotation.__name__
@@ -78,12 +79,43 @@ def unknown_field(kind: type, prefix: str, name: str) -> ConfigError:
     return ConfigError(f"{prefix}{name} is unknown to {kind.__name__}. {fix}")
 
 
-def _value(annotation: Any, value: Any, path: str) -> Any:
+@dataclasses.dataclass
+class _Problems:
+    """Faults that keep a config from being built, gathered so that one error names them all.
+
+    Attributes:
+      wrong: a sentence for each unknown or mistyped field.
+      missing: path -> type of each field that must be set and is not.
+    """
+
+    wrong: list[str] = dataclasses.field(default_factory=list)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def raise_all(self) -> None:
+        """Raises ConfigError with all of them; returns if there are none."""
+        sentences = list(self.wrong)
+        if len(self.missing) == 1:
+            ((path, kind),) = self.missing.items()
+            sentences.append(
+                f"{path} is missing: it must be {kind} and has no default."
+                f" Set it in the config file or with --config.{path}=…"
+            )
+        elif self.missing:
+            listed = ", ".join(f"{path} ({kind})" for path, kind in self.missing.items())
+            sentences.append(
+                f"{len(self.missing)} fields are missing and have no default: {listed}."
+                " Set them in the config file or with --config.PATH=VALUE."
+            )
+        if sentences:
+            raise ConfigError(" ".join(sentences))
+
+
+def _value(annotation: Any, value: Any, path: str, problems: _Problems) -> Any:
     """Returns one field's value, converted where the config writes it differently."""
     if isinstance(annotation, types.GenericAlias):
-        return _tuple(annotation, value, path)
+        return _tuple(annotation, value, path, problems)
     if dataclasses.is_dataclass(annotation):
-        return construct(typing.cast(type, annotation), value, path)
+        return _construct(typing.cast(type, annotation), value, path, problems)
     if issubclass_enum(annotation):
         if isinstance(value, annotation):
             return value
@@ -101,7 +133,7 @@ def _value(annotation: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _tuple(annotation: types.GenericAlias, value: Any, path: str) -> tuple:
+def _tuple(annotation: types.GenericAlias, value: Any, path: str, problems: _Problems) -> tuple:
     if not isinstance(value, (tuple, list)):
         raise _mistyped(path, annotation, value)
     members = typing.get_args(annotation)
@@ -110,29 +142,43 @@ def _tuple(annotation: types.GenericAlias, value: Any, path: str) -> tuple:
     if len(members) != len(value):
         raise ConfigError(f"{path} must hold {len(members)} values, got {len(value)}: {value!r}.")
     pairs = enumerate(zip(members, value, strict=True))
-    return tuple(_value(member, item, f"{path}[{i}]") for i, (member, item) in pairs)
+    return tuple(_value(member, item, f"{path}[{i}]", problems) for i, (member, item) in pairs)
 
 
-def construct(kind: type[T], values: Any, path: str) -> T:
-    """Builds a dataclass from a mapping, which must hold the fields without a default. Validates nothing yet."""
+def _construct(kind: type[T], values: Any, path: str, problems: _Problems) -> T | None:
+    """Builds a dataclass from a mapping; returns None where `problems` now holds what is wrong with it."""
     if isinstance(values, kind):
         return values
     if not isinstance(values, (Mapping, config_dict.ConfigDict)):
         raise ConfigError(f"{path or 'config'} must be a mapping of {kind.__name__}'s fields, got {values!r}.")
     types_by_name = field_types(kind)
     prefix = f"{path}." if path else ""
-    for name in values:
-        if name not in types_by_name:
-            raise unknown_field(kind, prefix, str(name))
-    given = {name: value for name, value in values.items() if value is not None}
+    problems.wrong += [str(unknown_field(kind, prefix, str(name))) for name in values if name not in types_by_name]
+    fields = {}
     for field in dataclasses.fields(typing.cast(Any, kind)):
-        if field.default is dataclasses.MISSING and field.name not in given:
-            kind_name = type_name(types_by_name[field.name])
-            raise ConfigError(
-                f"{prefix}{field.name} is missing: it must be {kind_name} and has no default. "
-                f"Set it in the config file or with --config.{prefix}{field.name}=…"
-            )
-    return kind(**{name: _value(types_by_name[name], value, prefix + name) for name, value in given.items()})
+        name, value, annotation = field.name, values.get(field.name), types_by_name[field.name]
+        required = field.default is dataclasses.MISSING
+        if value is None and required and dataclasses.is_dataclass(annotation):
+            value = {}  # a section that is left out: each of its fields is missing
+        if value is not None:
+            try:
+                fields[name] = _value(annotation, value, prefix + name, problems)
+            except ConfigError as error:
+                problems.wrong.append(str(error))
+        elif required:
+            problems.missing[prefix + name] = type_name(annotation)
+    return None if problems.wrong or problems.missing else kind(**fields)
+
+
+def construct(kind: type[T], values: Any, path: str) -> T:
+    """Builds a dataclass from a mapping, which must hold the fields without a default. Validates nothing yet.
+
+    Raises ConfigError with every unknown, missing and mistyped field.
+    """
+    problems = _Problems()
+    built = _construct(kind, values, path, problems)
+    problems.raise_all()
+    return typing.cast(T, built)
 
 
 def validated(value: T, path: str = "") -> T:

@@ -26,8 +26,9 @@ class SourceConfig:
         check(self.name.isidentifier(), f"{path}.name", "be a Python identifier", self.name)
         check(self.rate > 0, f"{path}.rate", "be > 0", self.rate)
         check(self.min_tokens >= 0, f"{path}.min_tokens", "be >= 0", self.min_tokens)
-        if self.kind in (SourceKind.JSONL, SourceKind.TEXT, SourceKind.PARQUET, SourceKind.TFRECORD):
-            check(bool(self.path), f"{path}.path", f"name files (a glob) for kind '{self.kind.value}'", self.path)
+        if self.kind not in (SourceKind.STDLIB, SourceKind.DICTIONARY, SourceKind.PASSKEY):
+            rule = f"name a file, a folder or a pattern for kind '{self.kind.value}'"
+            check(bool(self.path), f"{path}.path", rule, self.path, f"Set it with --config.{path}.path=…")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

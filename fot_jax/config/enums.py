@@ -114,8 +114,9 @@ class ScheduleKind(enum.Enum):
 
 
 class SourceKind(enum.Enum):
-    """Kinds of document sources."""
+    """Kinds of document sources. AUTO: files of text, JSON lines, Parquet or TFRecord, each told by its name."""
 
+    AUTO = "auto"
     STDLIB = "stdlib"
     JSONL = "jsonl"
     TEXT = "text"

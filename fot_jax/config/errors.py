@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -21,10 +21,26 @@ class ConfigError(UserError):
     """A config that cannot run: the message says what, got, allowed and the fix."""
 
 
+class NotHereError(UserError):
+    """A file that a config names and this machine does not have."""
+
+
 def check(condition: bool, path: str, rule: str, got: object, fix: str = "") -> None:
     """Raises ConfigError("path must rule, got X. fix") unless the condition holds."""
     if not condition:
         raise ConfigError(f"{path} must {rule}, got {got!r}." + (f" {fix}" if fix else ""))
+
+
+def check_all(*checks: Callable[[], None]) -> None:
+    """Makes every check; raises ConfigError with the first error of each that fails."""
+    errors = []
+    for make in checks:
+        try:
+            make()
+        except ConfigError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError(" ".join(errors))
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,12 +1,13 @@
 """A whole experiment, its inference and evaluation, and the checks between sections."""
 
 import dataclasses
+import functools
 import re
 
 from fot_jax.config.crossbatch import CrossbatchConfig
 from fot_jax.config.data import DataConfig
 from fot_jax.config.enums import LastContext, NeedleKind, PastReading, PlanKind, Retrieval, Trainable
-from fot_jax.config.errors import check
+from fot_jax.config.errors import check, check_all
 from fot_jax.config.model import ModelConfig
 from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
 
@@ -130,7 +131,21 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def validate(self) -> None:
-        """Checks every section, then what must hold between sections."""
+        """Checks every section, then what must hold between sections.
+
+        Raises ConfigError with the first error of each section, or else the first error of each check between them.
+        """
+        sections = ("model", "crossbatch", "data", "optimizer", "train", "mesh", "memory", "evaluation")
+        check_all(self._validate_name, *(functools.partial(getattr(self, name).validate, name) for name in sections))
+        check_all(
+            self._validate_decay,
+            self._validate_log_length_scaling,
+            self._validate_rows,
+            self._validate_memory_layers,
+            self._validate_last_context,
+        )
+
+    def _validate_name(self) -> None:
         check(
             bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name)),
             "name",
@@ -138,9 +153,8 @@ class ExperimentConfig:
             self.name,
         )
         check(self.seed >= 0, "seed", "be >= 0", self.seed)
-        sections = ("model", "crossbatch", "data", "optimizer", "train", "mesh", "memory", "evaluation")
-        for section in sections:
-            getattr(self, section).validate(section)
+
+    def _validate_decay(self) -> None:
         room = self.train.steps - self.optimizer.warmup_steps
         decay = self.optimizer.decay_steps
         check(
@@ -149,8 +163,8 @@ class ExperimentConfig:
             f"be at most train.steps - optimizer.warmup_steps = {room}",
             decay,
         )
-        self._validate_log_length_scaling()
-        self._validate_rows()
+
+    def _validate_memory_layers(self) -> None:
         check(
             self.crossbatch.plan is PlanKind.OFF or bool(self.model.memory_layers),
             "model.memory_layers",
@@ -164,6 +178,8 @@ class ExperimentConfig:
             f"name at least one layer when train.trainable is '{trainable.value}'",
             self.model.memory_layers,
         )
+
+    def _validate_last_context(self) -> None:
         check(
             self.memory.last_context_length <= self.model.local_context,
             "memory.last_context_length",

@@ -16,13 +16,12 @@ from fot_jax.convert import names
 from fot_jax.convert.folders import new_folder
 from fot_jax.convert.hf_config import check_exportable
 from fot_jax.convert.hf_config import write_config as hugging_face_config
-from fot_jax.convert.importing import TOKENIZER
 from fot_jax.convert.safetensors_files import read_json, write_folder
 from fot_jax.convert.sources import copy_tokenizer
 from fot_jax.convert.tokenizer_files import VOCABULARIES, complete_for_transformers, one_or_list, write_end_ids
 from fot_jax.data.tokenizer_settings import parse_end_ids, read_settings
 from fot_jax.data.vocabulary import existing_file, load_vocabulary
-from fot_jax.workdir import HERE, SOURCE_CONFIG, inherit_source, read_config, with_tokenizer, write_config
+from fot_jax.workdir import HERE, SOURCE_CONFIG, TOKENIZER, inherit_source, read_config, with_tokenizer, write_config
 
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers writes them
 

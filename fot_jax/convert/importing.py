@@ -43,9 +43,7 @@ from fot_jax.convert.sources import Source, open_source
 from fot_jax.convert.tokenizer_files import VOCABULARIES, write_tokenizer
 from fot_jax.ops.rope import rope_frequencies
 from fot_jax.sharding import make_mesh
-from fot_jax.workdir import HERE, SOURCE_CONFIG, read_config, write_config
-
-TOKENIZER = "tokenizer"
+from fot_jax.workdir import HERE, SOURCE_CONFIG, TOKENIZER, read_config, write_config
 
 
 def import_checkpoint(

@@ -9,19 +9,9 @@ import numpy as np
 
 from fot_jax.config import UserError
 from fot_jax.convert.safetensors_files import ADAPTER, SafetensorsFolder, read_json
+from fot_jax.workdir import TOKENIZER_COMPANIONS
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # by preference
-TOKENIZER_FILES = (
-    *TOKENIZERS,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 class Source(Protocol):
@@ -68,7 +58,7 @@ class HuggingFaceFolder(SafetensorsFolder):
 
 def copy_tokenizer(source: Path, folder: Path) -> str | None:
     """Copies the tokenizer files that exist; returns the main one's name, None if there is none."""
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZERS, *TOKENIZER_COMPANIONS):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     return next((name for name in TOKENIZERS if (source / name).is_file()), None)

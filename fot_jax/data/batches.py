@@ -61,6 +61,18 @@ def check_rows(rows: int, crossbatch: CrossbatchConfig) -> int:
     return rows // crossbatch.rows_per_stream
 
 
+def check_documents(documents: DocumentSet, *, crossbatch: CrossbatchConfig, rows: int, split: str) -> None:
+    """Raises ConfigError if a split has fewer different documents than streams; plain training needs none."""
+    streams, found = check_rows(rows, crossbatch), documents.num_contents
+    if crossbatch.plan is not PlanKind.OFF and found < streams:
+        raise ConfigError(
+            f"data must give the {split} split at least {streams} documents, one a stream"
+            f" (train.batch_rows={rows}, {crossbatch.rows_per_stream} rows a stream), got {found}"
+            f"{_copies_note(documents)}. Lower train.batch_rows, raise crossbatch.packing, or give more documents"
+            + ("." if split == "train" else ", or raise data.heldout_fraction, or set train.eval_every=0.")
+        )
+
+
 def _copies_note(documents: DocumentSet) -> str:
     """Counts, for an error, the documents that are copies of others; empty where none is."""
     copies = documents.num_documents - documents.num_contents
@@ -94,14 +106,7 @@ class BatchStream:
         split: str = "train",
     ):
         self.num_streams = check_rows(rows, crossbatch)
-        found = documents.num_contents
-        if crossbatch.plan is not PlanKind.OFF and found < self.num_streams:
-            raise ConfigError(
-                f"data must give the {split} split at least {self.num_streams} documents, one a stream"
-                f" (train.batch_rows={rows}, {crossbatch.rows_per_stream} rows a stream), got {found}"
-                f"{_copies_note(documents)}. Lower train.batch_rows, raise crossbatch.packing, or give more documents"
-                + ("." if split == "train" else ", or raise data.heldout_fraction, or set train.eval_every=0.")
-            )
+        check_documents(documents, crossbatch=crossbatch, rows=rows, split=split)
         self.digests = documents.digests
         self._documents = documents
         self._crossbatch = crossbatch

@@ -211,7 +211,7 @@ def _write_cache(
         building.mkdir()
         written = _write_tokens(building / "tokens.bin", documents, source=source, dtype=dtype)
         if not written.names:
-            raise UserError(f"data.sources['{source}'] must hold at least one document with text, got none.")
+            raise no_documents(source)
         offsets = np.concatenate([[0], np.cumsum(written.lengths, dtype=np.int64)]).astype(np.int64)
         _save_array(building / "offsets.npy", offsets)
         _save_array(building / "contents.npy", digest_table(bytes(written.contents)))
@@ -227,6 +227,11 @@ def _write_cache(
         raise _unwritable_error(folder, error) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def no_documents(source: str) -> UserError:
+    """Builds the error of a source without text."""
+    return UserError(f"data.sources['{source}'] must hold at least one document with text, got none.")
 
 
 def _save_array(path: pathlib.Path, array: np.ndarray) -> None:

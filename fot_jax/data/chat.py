@@ -121,7 +121,7 @@ class ChatTemplate:
             return self.template.render(messages=messages, add_generation_prompt=True, **variables)
         except Exception as error:  # a template's own arithmetic may raise anything
             refused = f"'{self.path}': the chat template must take the messages, but raised: {error or type(error)}."
-            raise UserError(f"{refused} Leave --system out, or write the prompt out without --chat.") from error
+            raise UserError(f"{refused} Leave system out, or write the prompt out without chat.") from error
 
 
 def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
@@ -133,7 +133,7 @@ def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
       UserError: there is none (base models and vocabularies without files have none), or it is no Jinja.
     """
     if not isinstance(vocabulary, MarkedVocabulary):
-        raise UserError("--chat needs a tokenizer with a chat template, got a vocabulary without files. Leave it out.")
+        raise UserError("chat needs a tokenizer with a chat template, got a vocabulary without files. Leave it out.")
     settings = read_settings(vocabulary.path)
     path, text = _find_text(pathlib.Path(vocabulary.path).parent, settings.values.get("chat_template"))
     try:
@@ -141,12 +141,12 @@ def load_chat_template(vocabulary: Vocabulary) -> ChatTemplate:
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"'{path}': the chat template must be Jinja, but its line {error.lineno} is not: {error.message}."
-            " Correct it, or write the prompt out without --chat."
+            " Correct it, or write the prompt out without chat."
         ) from error
     except (RecursionError, MemoryError, ValueError, SyntaxError) as error:  # Python's own, of what Jinja makes of it
         raise UserError(
             f"'{path}': the chat template must be one that Python can compile, got {type(error).__name__}. Write the"
-            " prompt out without --chat."
+            " prompt out without chat."
         ) from error
     return ChatTemplate(template=template, path=path, tokens=settings.names())
 
@@ -168,8 +168,8 @@ def _find_text(folder: pathlib.Path, stored: Any) -> tuple[pathlib.Path, str]:
         stored = stored.get("default")
     if not isinstance(stored, str):
         raise UserError(
-            f"--chat needs a chat template, a text `chat_template` in '{folder / FILE}' or a {TEMPLATE_FILE} next to"
-            f" it, got {'none' if stored is None else repr(stored)}. Base models have none: leave --chat out."
+            f"chat needs a chat template, a text `chat_template` in '{folder / FILE}' or a {TEMPLATE_FILE} next to"
+            f" it, got {'none' if stored is None else repr(stored)}. Base models have none: leave chat out."
         )
     return folder / place, stored
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fot_jax.config import DataConfig, SourceConfig, UserError
-from fot_jax.data.cache import SourceCache, fingerprint, open_or_build
+from fot_jax.data.cache import SourceCache, fingerprint, load_cache, open_or_build
 from fot_jax.data.copies import first_copies, is_first_copy
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import load_vocabulary
@@ -150,7 +150,7 @@ class DocumentStore:
         Earlier versions chose a side for each copy: a run of theirs goes on, or is evaluated, with other documents.
         """
         cache = self.caches[index]
-        return dataclasses.replace(cache, digest=cache.digest + COPIES_TOGETHER) if self._copies[index] else cache
+        return dataclasses.replace(cache, digest=cache.digest + COPIES_TOGETHER) if self.copies[index] else cache
 
     @functools.cached_property
     def _contents(self) -> list[np.ndarray]:
@@ -186,15 +186,19 @@ class DocumentStore:
         return f": all {len(eligible)} are copies of documents of other sources that are held out" * bool(len(eligible))
 
     @functools.cached_property
-    def _copies(self) -> list[int]:
+    def copies(self) -> list[int]:
         """Per source, how many of its documents are copies of others."""
         starts = np.cumsum([0, *(len(contents) for contents in self._contents)])
         own = [np.arange(start, start + len(contents)) for start, contents in zip(starts, self._contents, strict=False)]
         return [int(np.count_nonzero(c != o)) for c, o in zip(self._contents, own, strict=True)]
 
+    def counts(self, name: str) -> list[int]:
+        """Counts each source's documents of "train" or "heldout", copies included."""
+        return [int(np.count_nonzero(self._sides[contents] == SPLITS[name])) for _, contents in self._eligible()]
+
     def log_copies(self) -> None:
         """Logs, once for each source, how many of its documents are copies of others."""
-        for source, contents, copies in zip(self.data.sources, self._contents, self._copies, strict=True):
+        for source, contents, copies in zip(self.data.sources, self._contents, self.copies, strict=True):
             if copies:
                 info_once(
                     f"data.sources['{source.name}']: {copies} of {len(contents)} documents are copies of others, token"
@@ -210,6 +214,18 @@ def build_store(data: DataConfig, *, seed: int) -> DocumentStore:
     store = DocumentStore(data=data, seed=seed, caches=tuple(_caches(data, seed=seed)))
     store.log_copies()
     return store
+
+
+def open_store(data: DataConfig, *, seed: int) -> DocumentStore | None:
+    """Opens the token caches of all sources; returns None unless every source has one."""
+    caches = []
+    for source in data.sources:
+        expected = fingerprint(source, data=data, seed=seed)
+        cache = load_cache(cache_folder(data) / f"{source.name}-{expected}", expected=expected)
+        if cache is None:
+            return None
+        caches.append(cache)
+    return DocumentStore(data=data, seed=seed, caches=tuple(caches))
 
 
 def cache_folder(data: DataConfig) -> pathlib.Path:

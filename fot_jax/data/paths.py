@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable
 
 from fot_jax.config import UserError
+from fot_jax.config.errors import NotHereError
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
       what: the config field or flag, for errors.
 
     Raises:
-      UserError: nothing matches, a link leads nowhere, a folder cannot be listed, or a match is
-        neither file nor folder.
+      NotHereError: nothing matches.
+      UserError: a link leads nowhere, a folder cannot be listed, or a match is neither file nor folder.
     """
     expanded = path if os.path.lexists(path) else os.path.expanduser(os.path.expandvars(path))
     if os.path.lexists(expanded):
@@ -39,7 +40,7 @@ def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
     found = [file for match in matches for file in _files(match, what=what)]
     if not found:
         nothing = "a folder without files" if os.path.isdir(expanded) else "none"
-        raise UserError(
+        raise NotHereError(
             f"{what} must match at least one file, got {nothing} for '{path}' (from folder '{os.getcwd()}')."
         )
     return _unique_files(found, what=what)

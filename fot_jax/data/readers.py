@@ -1,5 +1,12 @@
 """Reads documents as (name, text) from files of every kind; errors name file and record.
 
+Source kind 'auto' tells the kind of a file by its name; what else may end a name, .gz and .zst, is decompressed:
+
+    .txt .text .md .rst       text       the file is a document
+    .jsonl .ndjson .json      JSON lines  a line is a document
+    .parquet                  Parquet     a row is a document
+    .tfrecord                 TFRecord    a record is a document
+
 All readers are plain Python: `fot_jax/data/tasks.py` makes seqio sources of them.
 """
 
@@ -12,7 +19,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from fot_jax.config import ConfigError, SourceConfig, SourceKind, UserError
-from fot_jax.data.compressed import decompressed, format_of
+from fot_jax.data.compressed import BY_SUFFIX, decompressed, format_of
 from fot_jax.data.parquet import read_parquet
 from fot_jax.data.paths import matching_files
 from fot_jax.data.seeds import generator
@@ -34,7 +41,7 @@ Reader = Iterator[tuple[str, str]]
 def source_files(source: SourceConfig) -> list[pathlib.Path]:
     """Lists the files a source reads, sorted (see `matching_files`); none for PASSKEY.
 
-    Raises UserError when nothing matches.
+    Raises UserError when nothing matches, or the name of a file of an AUTO source does not tell its kind.
     """
     if source.kind is SourceKind.STDLIB:
         return stdlib_files(stdlib_root())
@@ -42,7 +49,34 @@ def source_files(source: SourceConfig) -> list[pathlib.Path]:
         return []
     if source.kind not in READERS:
         raise ConfigError(f"data.sources['{source.name}'].kind must be one that holds text, got '{source.kind.value}'.")
-    return matching_files(source.path, what=f"data.sources['{source.name}'].path")
+    what = f"data.sources['{source.name}'].path"
+    files = matching_files(source.path, what=what)
+    if source.kind is SourceKind.AUTO:
+        for path in files:
+            kind_by_name(path, what=what, fix=" Or set the source's kind: 'text' reads files of any name as text.")
+    return files
+
+
+def kind_by_name(path: pathlib.Path, *, what: str, fix: str = "") -> SourceKind:
+    """Tells a file's kind by its name, by the table above, in either case.
+
+    Args:
+      path: the file, which is not opened.
+      what: the config field or flag that names it, for errors.
+      fix: another fix, for errors.
+
+    Raises UserError for other names.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] and suffixes[-1] in BY_SUFFIX:
+        suffixes.pop()
+    kind = BY_NAME.get(suffixes[-1]) if suffixes else None
+    if kind is None:
+        raise UserError(
+            f"{what} must name files that end in {', '.join(BY_NAME)} (or .gz, .zst after it), got '{path}'."
+            f" Rename it, move it away, or name a pattern without it, as '{path.parent}/*.txt'.{fix}"
+        )
+    return kind
 
 
 def read_source(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, max_documents: int) -> Reader:
@@ -55,11 +89,16 @@ def read_source(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, max_
         message names file and record (lines count from 1, other records from 0).
     """
     empty = 0
-    for name, text in itertools.islice(_all_documents(source, vocabulary, seed, max_documents), max_documents or None):
+    for name, text in read_unlogged(source, vocabulary=vocabulary, seed=seed, max_documents=max_documents):
         empty += not text
         yield name, text
     if empty:
         logger.info("data.sources['%s']: %d documents without text are left out.", source.name, empty)
+
+
+def read_unlogged(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, max_documents: int) -> Reader:
+    """Yields as `read_source`, and logs nothing: for documents that are read once more to be counted."""
+    return itertools.islice(_all_documents(source, vocabulary, seed, max_documents), max_documents or None)
 
 
 def _all_documents(source: SourceConfig, vocabulary: Vocabulary, seed: int, max_documents: int) -> Reader:
@@ -85,9 +124,9 @@ def _passkeys(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, count:
 
 
 def read_text(path: pathlib.Path, text_field: str) -> Reader:
-    """Yields one document: the whole file, without its byte order mark."""
+    """Yields one document: the whole file, without its byte order mark; .gz and .zst are decompressed."""
     del text_field
-    data = path.read_bytes()
+    data = b"".join(decompressed(path)) if path.suffix.lower() in BY_SUFFIX else path.read_bytes()
     try:
         text = decode_file(data, where=f"'{path}'")
     except UserError as error:
@@ -116,7 +155,10 @@ def _json_text(line: str, text_field: str, *, where: str) -> str:
     except RecursionError as error:
         raise UserError(f"{where} must be a JSON object, got one nested too deeply to be read. Remove it.") from error
     if not isinstance(record, tuple):
-        raise UserError(f"{where} must be a JSON object, got {line[:40]!r}.")
+        raise UserError(
+            f"{where} must be a JSON object, got {line[:40]!r}. Write each document as one line"
+            f' {{"{text_field}": "..."}}.'
+        )
     texts = [value for name, value in record if name == text_field]
     if len(texts) > 1:
         raise UserError(f"{where} must hold '{text_field}' once, got it {len(texts)} times. Remove all but one.")
@@ -143,7 +185,19 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
         yield b"".join(begun)
 
 
+def read_by_name(path: pathlib.Path, text_field: str) -> Reader:
+    """Yields the documents of a file of the kind that its name tells. Raises UserError for other names."""
+    return READERS[kind_by_name(path, what="a source of kind 'auto'")](path, text_field)
+
+
+BY_NAME = {
+    **dict.fromkeys((".txt", ".text", ".md", ".rst"), SourceKind.TEXT),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), SourceKind.JSONL),
+    ".parquet": SourceKind.PARQUET,
+    ".tfrecord": SourceKind.TFRECORD,
+}
 READERS: dict[SourceKind, Callable[[pathlib.Path, str], Reader]] = {
+    SourceKind.AUTO: read_by_name,
     SourceKind.TEXT: read_text,
     SourceKind.JSONL: read_jsonl,
     SourceKind.PARQUET: read_parquet,

@@ -10,19 +10,17 @@ In a document the files come in a seeded random order, each after a comment line
 as the paper joins the files of a GitHub repository (FoT sec. 5.1).
 """
 
-import logging
 import pathlib
 import sysconfig
 from collections.abc import Iterator
 
 from fot_jax.config import UserError
 from fot_jax.data.seeds import generator
+from fot_jax.logging import warn_once
 
 LARGE_PACKAGE = 2 << 20  # bytes
 GROUP = 64 << 10  # bytes
 SKIPPED_FOLDERS = ("__pycache__", "site-packages", "dist-packages", "lib-dynload")
-
-logger = logging.getLogger(__name__)
 
 
 def stdlib_root() -> pathlib.Path:
@@ -97,7 +95,7 @@ def read_stdlib(*, seed: int, root: pathlib.Path | None = None) -> Iterator[tupl
             try:
                 text = files[index].read_bytes().decode("utf-8")
             except UnicodeDecodeError as error:
-                logger.warning("Skipped %s: not UTF-8 (%s).", relative, error.reason)
+                warn_once(str(files[index]), f"skipped, it is not UTF-8 ({error.reason})")
                 continue
             parts.append(f"# {relative}\n{text}\n")
         if parts:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import Protocol, assert_never, runtime_checkable
 
 from fot_jax.config import ConfigError, DictionaryConfig, ModelConfig, UserError, VocabularyConfig, VocabularyKind
+from fot_jax.config.errors import NotHereError
 from fot_jax.data.llama_tokenizer import as_llama
 from fot_jax.data.plain_vocabularies import ByteVocabulary, SymbolVocabulary
 from fot_jax.data.sentencepiece_vocabulary import open_sentencepiece
@@ -111,10 +112,10 @@ def encode_prompt(vocabulary: Vocabulary, text: str) -> list[int]:
 
 
 def existing_file(path: str) -> str:
-    """Expands '~' and variables in a path. Raises UserError when no such file exists."""
+    """Expands '~' and variables in a path. Raises NotHereError when no such file exists."""
     expanded = os.path.expanduser(os.path.expandvars(path))
     if not os.path.isfile(expanded):
-        raise UserError(f"data.vocabulary.path must name a file, got '{path}', which does not exist.")
+        raise NotHereError(f"data.vocabulary.path must name a file, got '{path}', which does not exist.")
     return expanded
 
 

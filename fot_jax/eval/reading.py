@@ -20,8 +20,8 @@ from fot_jax.config import MemoryConfig, MemoryPositions, ModelConfig, UserError
 from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
+from fot_jax.models.absorb import AbsorbingParams, absorb_window, absorbing_params
 from fot_jax.models.inputs import ReadInputs
-from fot_jax.models.layer_ranges import first_layers, up_to_last_memory_layer
 from fot_jax.models.transformer import run
 from fot_jax.types import KeyValue, MemoryView
 
@@ -74,12 +74,11 @@ def borrow_memory_layers(model: ModelConfig, *, lender: ModelConfig) -> ModelCon
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _window_entries(params, tokens, segments, memory: MemoryView | None, *, config: ModelConfig) -> KeyValue:
+def _window_entries(
+    params: AbsorbingParams, tokens, segments, memory: MemoryView | None, *, config: ModelConfig
+) -> KeyValue:
     """Returns keys and values of one window in the memory layers."""
-    output = run(config, params, tokens, ReadInputs(segments=segments, memory=memory), capture=True)
-    assert output.keys is not None and output.values is not None
-    layers = np.asarray(config.memory_layers)
-    return KeyValue(keys=output.keys[layers], values=output.values[layers])
+    return absorb_window(config, params, tokens, ReadInputs(segments=segments, memory=memory))
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -102,8 +101,8 @@ def read_past(evaluated: EvaluatedModel, *, past: Int[np.ndarray, "B T"]) -> Mem
         warn_once("memory.overlap", "not applied: in this task the windows of the past do not overlap")
     store = MemoryStore.for_model(evaluated.model, streams=past.shape[0])
     source = ViewSource(store, evaluated.memory)
-    length, lower = evaluated.model.local_context, up_to_last_memory_layer(evaluated.model)
-    params = first_layers(lower, evaluated.params)
+    length, params = evaluated.model.local_context, absorbing_params(evaluated.model, evaluated.params)
+    reads = len(evaluated.model.memory_layers) > 1  # else nothing that the memory gives reaches an entry
     for start in range(0, past.shape[1], length):
         window = past[:, start : start + length]
         count = window.shape[1]
@@ -112,8 +111,8 @@ def read_past(evaluated: EvaluatedModel, *, past: Int[np.ndarray, "B T"]) -> Mem
             params,
             np.pad(window, padding),
             np.pad(np.ones_like(window), padding),
-            source.view() if start else None,
-            config=lower,
+            source.view() if start and reads else None,
+            config=evaluated.model,
         )
         store.append(entries, np.full(past.shape[0], count))
     return store

@@ -25,7 +25,7 @@ from fot_jax.data.cache import vocabulary_identity
 from fot_jax.data.documents import COPIES_TOGETHER, DocumentSet, build_store
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval.reading import EvaluatedModel, borrow_memory_layers
-from fot_jax.infer.windows import reads_memory
+from fot_jax.infer.cuts import reads_memory
 from fot_jax.logging import warn_once
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fot_jax.config import ModelConfig, UserError, check
+from fot_jax.infer.reading import Reading
 from fot_jax.infer.sampling import SamplingConfig, sample
 from fot_jax.infer.steps import next_logits
-from fot_jax.infer.windows import Reading
 from fot_jax.models import cache as local_cache
 
 FINISHED = -1  # yielded instead of a token by a row that has ended

@@ -12,9 +12,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fot_jax.config import MemoryConfig, ModelConfig, UserError
+from fot_jax.infer.cuts import window_lengths
 from fot_jax.infer.generate import make_room
+from fot_jax.infer.past import append_window
+from fot_jax.infer.progress import Progress
+from fot_jax.infer.reading import Reading
 from fot_jax.infer.steps import memory_entries, score_tokens
-from fot_jax.infer.windows import Reading, append_window, check_inputs, window_lengths
+from fot_jax.infer.windows import check_inputs, progress_reports
 from fot_jax.memory.device_copy import power_of_two
 from fot_jax.models.cache import init_cache
 
@@ -22,7 +26,13 @@ _log_softmax = jax.jit(jax.nn.log_softmax)
 
 
 def score_windows(
-    params: Any, config: ModelConfig, tokens: Int[np.ndarray, " n"], reading: Reading, *, memory: MemoryConfig
+    params: Any,
+    config: ModelConfig,
+    tokens: Int[np.ndarray, " n"],
+    reading: Reading,
+    *,
+    memory: MemoryConfig,
+    progress: Progress = lambda _: None,
 ) -> Float[np.ndarray, " n-1"]:
     """Returns log p(tokens[i + 1] | tokens[: i + 1], memory) in nats, for each i, cut as `windows.read` cuts.
 
@@ -34,6 +44,7 @@ def score_windows(
       tokens: one text.
       reading: of one row, from `start_reading`; its memory grows by all windows but the last.
       memory: options of windows.
+      progress: called after each window.
 
     Raises:
       UserError: ids that the model lacks, or a score is not finite.
@@ -41,19 +52,21 @@ def score_windows(
     check_inputs(config, [tokens])
     cuts, scores, start, held = window_lengths(len(tokens), config, memory), [], 0, None
     following = np.append(tokens[1:], tokens[:1])  # the last one's is dropped
-    for number, cut in enumerate(cuts):
-        last = number == len(cuts) - 1
-        again = memory.overlap if number > 0 and not last else 0
-        window, counts = slice(start - again, start + cut), np.array([again + cut], np.int32)
-        block, targets = (_padded(ids[window], config.local_context) for ids in (tokens, following))
-        cache, _ = reading.place(init_cache(config, 1))
-        found, cache = score_tokens(params, config, block, targets, counts, cache, reading.view())
-        scores.append(np.asarray(found)[0, again : again + cut])
-        if not last and config.memory_layers:
-            kept = np.array([memory.overlap if number < len(cuts) - 2 else 0])
-            entries = jax.tree.map(np.asarray, memory_entries(config, cache))
-            held = append_window(reading, entries, counts, kept, held)
-        start += cut
+    with progress_reports(reading, progress, total=len(tokens)) as report:
+        for number, cut in enumerate(cuts):
+            last = number == len(cuts) - 1
+            again = memory.overlap if number > 0 and not last else 0
+            window, counts = slice(start - again, start + cut), np.array([again + cut], np.int32)
+            block, targets = (_padded(ids[window], config.local_context) for ids in (tokens, following))
+            cache, _ = reading.place(init_cache(config, 1))
+            found, cache = score_tokens(params, config, block, targets, counts, cache, reading.view())
+            scores.append(np.asarray(found)[0, again : again + cut])
+            if not last and config.memory_layers:
+                kept = np.array([memory.overlap if number < len(cuts) - 2 else 0])
+                entries = jax.tree.map(np.asarray, memory_entries(config, cache))
+                held = append_window(reading, entries, counts, kept, held)
+            start += cut
+            report(start)
     return _finite(np.concatenate(scores)[:-1])
 
 

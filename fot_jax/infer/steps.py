@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from fot_jax.config import ModelConfig
 from fot_jax.memory.views import DeviceView
+from fot_jax.models.absorb import AbsorbingParams, absorb_tokens
 from fot_jax.models.inputs import ReadInputs
 from fot_jax.models.transformer import run
 from fot_jax.types import KeyValue, LocalCache, MemoryLayout, MemoryView
@@ -23,7 +24,25 @@ def extend_cache(
     """Returns the cache after the first counts[b] of each row's tokens [B, T]; computes no logits."""
     after = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view)).cache
     assert after is not None
-    return _constrain_shardings(after, view)[0]
+    return _constrain_shardings(after, layout_of(view))[0]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 6))
+def absorb(
+    params: AbsorbingParams,
+    config: ModelConfig,
+    tokens,
+    counts,
+    cache: LocalCache,
+    view: MemoryView | None,
+    layout: MemoryLayout | None = None,
+) -> LocalCache:
+    """Returns the cache, up to the last memory layer, after the first counts[b] of each row's tokens [B, T].
+
+    `view` may be None where no layer below the last memory layer reads the memory; `layout` is the memory's.
+    """
+    after = absorb_tokens(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view))
+    return _constrain_shardings(after, layout)[0]
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -32,7 +51,7 @@ def next_logits(params: Any, config: ModelConfig, tokens, counts, cache: LocalCa
     output = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view), last_logits=True)
     assert output.cache is not None
     after, logits = _constrain_shardings(
-        output.cache, view, jnp.where((counts > 0)[:, None], output.logits[:, 0], logits)
+        output.cache, layout_of(view), jnp.where((counts > 0)[:, None], output.logits[:, 0], logits)
     )
     return logits, after
 
@@ -45,7 +64,7 @@ def score_tokens(
     output = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view))
     assert output.cache is not None
     picked = jnp.take_along_axis(output.logits, targets[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(output.logits, axis=-1), _constrain_shardings(output.cache, view)[0]
+    return picked - jax.nn.logsumexp(output.logits, axis=-1), _constrain_shardings(output.cache, layout_of(view))[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -60,11 +79,15 @@ def place_on_mesh(cache: LocalCache, logits: Any, *, layout: MemoryLayout, mesh:
     return jax.device_put((cache, logits), _shardings(cache, logits, layout, mesh))
 
 
-def _constrain_shardings(cache: LocalCache, view: MemoryView | None, logits: Any = None) -> tuple[LocalCache, Any]:
+def layout_of(view: MemoryView | None) -> MemoryLayout | None:
+    """Returns how a memory is split over a mesh; None on one device and on the host."""
+    return view.layout if isinstance(view, DeviceView) else None
+
+
+def _constrain_shardings(cache: LocalCache, layout: MemoryLayout | None, logits: Any = None) -> tuple[LocalCache, Any]:
     """Constrains outputs to the input shardings of a memory on a mesh, so that the step compiles only once."""
-    if not isinstance(view, DeviceView) or view.layout is None:
+    if layout is None:
         return cache, logits
-    layout = view.layout
     return jax.lax.with_sharding_constraint((cache, logits), _shardings(cache, logits, layout, layout.mesh))
 
 

@@ -10,8 +10,10 @@ A Memory never changes. Reading on returns another one, and a question and its a
 questions do not see each other. All of a text goes to memory: a question starts with an empty local context.
 """
 
+from fot_jax.infer.progress import StopReading
 from fot_jax.library.memory import Memory
 from fot_jax.library.model import Model, load, open_vocabulary
+from fot_jax.library.sources import Source
 from fot_jax.library.texts import Text, encode
 
-__all__ = ["Memory", "Model", "Text", "encode", "load", "open_vocabulary"]
+__all__ = ["Memory", "Model", "Source", "StopReading", "Text", "encode", "load", "open_vocabulary"]

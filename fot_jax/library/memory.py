@@ -1,8 +1,8 @@
 """A memory that a model has read: to ask, to continue, to read on with, to save."""
 
+import contextlib
 import dataclasses
 import os
-import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,14 @@ from jaxtyping import Int
 
 from fot_jax.config import UserError, check
 from fot_jax.infer import windows
+from fot_jax.infer.cuts import reads_memory, window_lengths
 from fot_jax.infer.generate import FINISHED
-from fot_jax.infer.progress import Progress, show_on_terminal
+from fot_jax.infer.progress import Progress, ReadProgress, StopReading, show_on_terminal
 from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.text_stream import TextStream
-from fot_jax.infer.windows import ReadProgress
-from fot_jax.library.texts import Text
+from fot_jax.library.cost import ReadCost
+from fot_jax.library.sources import Source, find_source
+from fot_jax.library.texts import Text, name_texts, only_texts
 from fot_jax.memory import files
 from fot_jax.memory.views import ViewSource
 
@@ -34,10 +36,12 @@ class Memory:
     Attributes:
       model: the model that read them.
       source: its views of them; None for a model without memory layers.
+      texts: name and text of each, but of token ids.
     """
 
     model: "Model"
     source: ViewSource | None
+    texts: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -52,30 +56,67 @@ class Memory:
         """Returns views of these entries for a reading, which may append to them; this memory stays as it is."""
         return None if self.source is None else self.source.fork()
 
+    def cost(self, *texts: Text) -> ReadCost:
+        """Returns what reading these texts into this memory takes. Arguments and errors as in `read`."""
+        self.model.check_memory_layers()
+        config, memory = self.model.config, self.model.memory
+        lengths = [len(ids) for ids in self.model.encode_all(texts)]
+        assert self.source is not None
+        held = self.num_tokens + sum(lengths)
+        return ReadCost(
+            texts=len(lengths),
+            tokens=sum(lengths),
+            windows=sum(len(window_lengths(length, config, memory)) for length in lengths),
+            window_tokens=config.local_context,
+            memory_bytes=min(held, memory.budget or held) * self.source.store.entry_bytes,
+        )
+
     def read(self, *texts: Text, progress: Progress = show_on_terminal) -> "Memory":
         """Returns a memory of these texts too, each read with all before it in memory.
 
         Args:
           texts: texts, files (`pathlib.Path`) or token ids.
-          progress: called after each window; by default a line with the time left, on a terminal.
+          progress: called after each window; by default a line with the time left, on a terminal. Where it raises
+            StopReading, reading ends and what was read until then is returned.
 
         Raises:
           UserError: there is no text, an empty one, ids that the model lacks, or a model without memory layers.
         """
         self.model.check_memory_layers()
-        rows = self.model.encode_all(texts)
-        source, started = self.fork(), time.monotonic()
-        done, total = 0, sum(map(len, rows))
+        named = name_texts(texts, first=len(self.texts) + 1)
+        rows = self.model.encode_all([text for _, text in named])
+        source, total = self.fork(), sum(map(len, rows))
+        begun: list[tuple[str, Text]] = []
+        reports: list[ReadProgress] = []
+        done, seconds, stopped = 0, 0.0, False  # the first two: of the texts before
 
         def report(so_far: ReadProgress) -> None:
+            nonlocal stopped
             whole = {"tokens_read": done + so_far.tokens_read, "tokens_total": total}
-            progress(dataclasses.replace(so_far, seconds=time.monotonic() - started, **whole))
+            reports.append(dataclasses.replace(so_far, seconds=seconds + so_far.seconds, **whole))
+            try:
+                progress(reports[-1])
+            except StopReading:
+                if so_far.tokens_read < so_far.tokens_total:
+                    raise
+                stopped = True  # once the last window is in memory too
 
-        for ids in rows:
-            reading = self.model.read_prompts([ids], store=source, progress=report)
-            windows.flush_local_cache(self.model.config.model, reading)
-            done += len(ids)
-        return Memory(self.model, source)
+        with contextlib.suppress(StopReading):
+            for ids, text in zip(rows, named, strict=True):
+                begun.append(text)
+                reading = self.model.read_prompts([ids], store=source, progress=report)
+                windows.flush_local_cache(self.model.config, reading)
+                done, seconds = reports[-1].tokens_read, reports[-1].seconds
+                if stopped:
+                    break
+        return Memory(self.model, source, (*self.texts, *only_texts(begun)))
+
+    def find(self, answer: str) -> Source | None:
+        """Returns where the first line of an answer is in the texts, word for word; see `find_source`.
+
+        None where it is in none, or where the texts are not known: token ids, or a memory of launch.generate.
+        """
+        return find_source(self.texts, answer)
 
     def ask(
         self,
@@ -126,10 +167,12 @@ class Memory:
         """Returns the token ids that follow each prompt, with the end token where one ended it.
 
         Prompts that fit the local context with their answers are one batch. The others would append to memory, which
-        one memory for many rows shows to all of them, so they are read one by one.
+        one memory for many rows shows to all of them, so they are read one by one; from an empty memory all are one
+        batch, each with a memory of its own.
         """
         rows = self.model.encode_all(prompts)
-        local = [self._stays_local(len(ids) + max_new_tokens - 1, prompt=len(ids)) for ids in rows]
+        empty = self.num_tokens == 0
+        local = [empty or self._stays_local(len(ids) + max_new_tokens - 1, prompt=len(ids)) for ids in rows]
         together = [row for row, fits in enumerate(local) if fits]
         answers: list[list[int]] = [[] for _ in rows]
         for group in [together] * bool(together) + [[row] for row, fits in enumerate(local) if not fits]:
@@ -157,7 +200,7 @@ class Memory:
                 f"memory folder must be new or empty, got '{os.fspath(directory)}', which holds a memory. Name another"
                 " folder, or replace it: save(…, replace=True)."
             )
-        self.model.save_store(self.source.store, directory)
+        self.model.save_store(self.source.store, directory, texts=self.texts)
 
     def _ends(self, end_ids: Collection[int] | None) -> set[int]:
         """Returns the tokens that are no text of an answer."""
@@ -165,8 +208,8 @@ class Memory:
 
     def _stays_local(self, length: int, *, prompt: int) -> bool:
         """True if nothing goes to memory while a prompt of `prompt` tokens is read and continued to `length`."""
-        config, memory = self.model.config.model, self.model.config.memory
-        fits = length <= config.local_context and not windows.reads_memory(prompt, config, memory)
+        config, memory = self.model.config, self.model.memory
+        fits = length <= config.local_context and not reads_memory(prompt, config, memory)
         return fits or not config.memory_layers
 
     def _steps(
@@ -180,7 +223,7 @@ class Memory:
         """Reads rows of tokens into a fork and yields the next token of each."""
         check(max_new_tokens >= 1, "max_new_tokens", "be >= 1", max_new_tokens)
         sampling.validate("sampling")
-        reading = self.model.read_prompts(rows, store=self.fork())
+        reading = self.model.read_prompts(rows, store=self.fork() if self.num_tokens else None)
         how = {"max_new_tokens": max_new_tokens, "sampling": sampling, "end_ids": end_ids}
         return self.model.next_tokens(reading, **how)
 

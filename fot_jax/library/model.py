@@ -18,11 +18,11 @@ from fot_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabular
 from fot_jax.infer import windows
 from fot_jax.infer.generate import generate
 from fot_jax.infer.progress import Progress, show_on_terminal
+from fot_jax.infer.reading import Reading, start_reading
 from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.score import score_forced, score_windows
-from fot_jax.infer.windows import Reading
 from fot_jax.library.memory import Memory
-from fot_jax.library.texts import Text, encode, to_ids
+from fot_jax.library.texts import Text, encode, name_texts, only_texts, to_ids
 from fot_jax.memory import files
 from fot_jax.memory.fingerprint import fingerprint
 from fot_jax.memory.store import MemoryStore
@@ -37,6 +37,7 @@ def load(
     step: int | Literal["latest", "best"] = "latest",
     mesh: MeshConfig | Mesh | None = None,
     dtype: Dtype | str | None = None,
+    local_context: int | None = None,
 ) -> "Model":
     """Loads the model of a run or an imported checkpoint.
 
@@ -45,26 +46,35 @@ def load(
       step: a checkpoint's number, "latest", or "best" (smallest held-out loss).
       mesh: devices of this process over which parameters and memories are split; None: one device.
       dtype: of computation and memory, "float32" or "bfloat16"; None: the run's own. Parameters stay float32.
+      local_context: tokens of a window; None: the run's own.
 
     Raises:
       UserError: there is no such run or checkpoint, it is damaged, or the model does not fit the mesh.
     """
     if not (Path(workdir) / "config.json").is_file():
         raise UserError(
-            f"a run's folder must hold config.json, got {os.fspath(workdir)!r}, which has none. Name the --workdir of"
-            " launch.train, or the folder that launch.convert import wrote."
+            f"a run's folder must hold config.json, got {os.fspath(workdir)!r}, which has none. Name the folder of a"
+            " run of launch.train, or the one that launch.convert import wrote."
         )
-    config, params, _ = load_params(workdir, step=step)
-    if dtype is not None:
-        model = build(ModelConfig, {**to_dict(config.model), "dtype": dtype}, path="model")
-        config = dataclasses.replace(config, model=model)
-    identity = fingerprint(params, config.model)
+    experiment, params, _ = load_params(workdir, step=step)
+    config = experiment.model
+    given = {"dtype": dtype, "local_context": local_context}
+    if changes := {name: value for name, value in given.items() if value is not None}:
+        config = build(ModelConfig, {**to_dict(config), **changes}, path="model")
+    identity = fingerprint(params, config)
     if isinstance(mesh, MeshConfig):
         mesh.validate("mesh")
         mesh = make_mesh(mesh)
     if mesh is not None:
-        params = jax.device_put(params, param_shardings(boxed_shapes(config.model), mesh))
-    return Model(config=config, params=params, vocabulary=open_vocabulary(config), fingerprint=identity, mesh=mesh)
+        params = jax.device_put(params, param_shardings(boxed_shapes(config), mesh))
+    return Model(
+        config=config,
+        memory=experiment.memory,
+        params=params,
+        vocabulary=open_vocabulary(experiment),
+        fingerprint=identity,
+        mesh=mesh,
+    )
 
 
 def open_vocabulary(config: ExperimentConfig) -> Vocabulary:
@@ -79,14 +89,16 @@ class Model:
     """A loaded model, from `load`.
 
     Attributes:
-      config: its experiment; `config.memory` says how memories are written and read (`with_memory`).
+      config: its shape; `config.memory_layers` are the layers that read memory.
+      memory: how memories are written and read (`with_memory`).
       params: its parameters, unboxed.
       vocabulary: from text to token ids and back.
       fingerprint: by which its memories are known.
       mesh: the devices over which it is split; None: one.
     """
 
-    config: ExperimentConfig
+    config: ModelConfig
+    memory: MemoryConfig
     params: Any = dataclasses.field(repr=False)
     vocabulary: Vocabulary
     fingerprint: str
@@ -98,9 +110,9 @@ class Model:
         Raises:
           ConfigError: a field is unknown (with a suggestion) or its value is out of range.
         """
-        memory = build(MemoryConfig, {**to_dict(self.config.memory), **changes}, path="memory")
-        memory.validate_window("memory", self.config.model.local_context)
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, memory=memory))
+        memory = build(MemoryConfig, {**to_dict(self.memory), **changes}, path="memory")
+        memory.validate_window("memory", self.config.local_context)
+        return dataclasses.replace(self, memory=memory)
 
     def encode(self, text: str, *, chat: bool = False, system: str | None = None) -> Int[np.ndarray, " n"]:
         """Returns the token ids of a prompt; see `encode`. All that takes a text takes them, too."""
@@ -109,7 +121,7 @@ class Model:
     def new_memory(self) -> Memory:
         """Returns an empty memory: asked without a text."""
         store = self.new_store(streams=1)
-        return Memory(self, None if store is None else ViewSource(store, self.config.memory, mesh=self.mesh))
+        return Memory(self, None if store is None else ViewSource(store, self.memory, mesh=self.mesh))
 
     def read(self, *texts: Text, progress: Progress = show_on_terminal) -> Memory:
         """Reads texts one after another into a new memory; see `Memory.read`."""
@@ -118,14 +130,16 @@ class Model:
     def read_each(self, texts: Sequence[Text], *, progress: Progress = show_on_terminal) -> list[Memory]:
         """Reads texts as one batch, each into a memory of its own. Arguments and errors as in `Memory.read`."""
         self.check_memory_layers()
-        reading = self.read_prompts(self.encode_all(texts), progress=progress)
-        windows.flush_local_cache(self.config.model, reading)
+        named = name_texts(texts)
+        reading = self.read_prompts(self.encode_all([text for _, text in named]), progress=progress)
+        windows.flush_local_cache(self.config, reading)
         assert reading.store is not None
         stores = [reading.store.fork([row]) for row in range(len(texts))]
-        return [Memory(self, ViewSource(store, self.config.memory, mesh=self.mesh)) for store in stores]
+        sources = [ViewSource(store, self.memory, mesh=self.mesh) for store in stores]
+        return [Memory(self, source, only_texts([text])) for source, text in zip(sources, named, strict=True)]
 
     def load_memory(self, directory: str | os.PathLike[str], *, stream: int | None = None) -> Memory:
-        """Loads a memory that `Memory.save` or `launch.generate --save-memory` wrote.
+        """Loads a memory that `Memory.save`, `launch.read` or `launch.generate --save-memory` wrote.
 
         Args:
           directory: its folder.
@@ -141,9 +155,17 @@ class Model:
                 f"memory '{os.fspath(directory)}' must hold one stream, got {store.streams}, one for each prompt."
                 " Name one: load_memory(…, stream=0)."
             )
-        return Memory(self, ViewSource(store.fork([stream or 0]), self.config.memory, mesh=self.mesh))
+        source = ViewSource(store.fork([stream or 0]), self.memory, mesh=self.mesh)
+        return Memory(self, source, files.load_texts(directory))
 
-    def score(self, text: Text, *, memory: Memory | None = None, after: Text | None = None) -> Float[np.ndarray, " n"]:
+    def score(
+        self,
+        text: Text,
+        *,
+        memory: Memory | None = None,
+        after: Text | None = None,
+        progress: Progress = show_on_terminal,
+    ) -> Float[np.ndarray, " n"]:
         """Returns the log-probability (nats) of every token of a text but the first: scores[i] is for tokens[i + 1].
 
         The text is cut into windows as if it were read; its own past joins a fork of the memory. With `after`, the text
@@ -153,6 +175,7 @@ class Model:
           text: a text, a file or token ids.
           memory: in which this model has read something before, with the settings by which it was read.
           after: the prompt that the text continues.
+          progress: called after each window; by default a line with the time left, on a terminal.
 
         Raises:
           UserError: the memory is another model's, an empty text, ids that the model lacks, or scores that are not
@@ -164,38 +187,40 @@ class Model:
                 f"memory must come from this model (fingerprint {self.fingerprint}), got one of another model"
                 f" (fingerprint {memory.model.fingerprint}). Read the text again with this model."
             )
-        model, config = memory.model, memory.model.config
+        model = memory.model
         if after is None:
             (ids,) = model.encode_all([text])
-            reading = windows.start_reading(config.model, config.memory, memory.fork(), batch=1, mesh=model.mesh)
-            return score_windows(model.params, config.model, ids, reading, memory=config.memory)
-        continuation = to_ids(model.vocabulary, config.model, text, begins=False)
+            reading = start_reading(model.config, model.memory, memory.fork(), batch=1, mesh=model.mesh)
+            return score_windows(model.params, model.config, ids, reading, memory=model.memory, progress=progress)
+        continuation = to_ids(model.vocabulary, model.config, text, begins=False)
         prompt, ids = model.encode_all([after, continuation])
-        return score_forced(model.params, config.model, ids, model.read_prompts([prompt], store=memory.fork()))
+        reading = model.read_prompts([prompt], store=memory.fork(), progress=progress)
+        return score_forced(model.params, model.config, ids, reading)
 
     # What launch.generate is made of, too.
 
     def encode_all(self, texts: Sequence[Text]) -> list[Int[np.ndarray, " n"]]:
         """Returns the token ids of texts, files and token ids. Raises UserError where they are not the model's."""
-        rows = [to_ids(self.vocabulary, self.config.model, text) for text in texts]
-        windows.check_inputs(self.config.model, rows)
+        rows = [to_ids(self.vocabulary, self.config, text) for text in texts]
+        windows.check_inputs(self.config, rows)
         return rows
 
     def new_store(self, *, streams: int) -> MemoryStore | None:
         """Returns an empty store of this model's shape; None for a model without memory layers."""
-        model, budget = self.config.model, self.config.memory.budget
-        return MemoryStore.for_model(model, streams=streams, budget=budget) if model.memory_layers else None
+        config, budget = self.config, self.memory.budget
+        return MemoryStore.for_model(config, streams=streams, budget=budget) if config.memory_layers else None
 
     def load_store(self, directory: str | os.PathLike[str]) -> MemoryStore:
         """Loads a store of this model; see `files.load`."""
-        memory = self.config.memory
-        scaling = memory.log_length_scaling_from
-        return files.load(directory, fingerprint=self.fingerprint, scaling_from=scaling, budget=memory.budget)
+        scaling, budget = self.memory.log_length_scaling_from, self.memory.budget
+        return files.load(directory, fingerprint=self.fingerprint, scaling_from=scaling, budget=budget)
 
-    def save_store(self, store: MemoryStore, directory: str | os.PathLike[str]) -> None:
+    def save_store(
+        self, store: MemoryStore, directory: str | os.PathLike[str], *, texts: Sequence[tuple[str, str]] = ()
+    ) -> None:
         """Saves a store of this model; see `files.save`."""
-        scaling = self.config.memory.log_length_scaling_from
-        files.save(store, directory, fingerprint=self.fingerprint, scaling_from=scaling)
+        scaling = self.memory.log_length_scaling_from
+        files.save(store, directory, fingerprint=self.fingerprint, scaling_from=scaling, texts=texts)
 
     def read_prompts(
         self,
@@ -205,8 +230,8 @@ class Model:
         progress: Progress = lambda _: None,
     ) -> Reading:
         """Reads a batch of prompts; arguments and errors as in `windows.read`."""
-        config, memory = self.config.model, self.config.memory
-        return windows.read(self.params, config, prompts, memory=memory, store=store, mesh=self.mesh, progress=progress)
+        how = {"memory": self.memory, "store": store, "mesh": self.mesh, "progress": progress}
+        return windows.read(self.params, self.config, prompts, **how)
 
     def next_tokens(
         self,
@@ -220,11 +245,11 @@ class Model:
         sampling = dataclasses.replace(sampling, vocab_limit=sampling.vocab_limit or self.vocabulary.size)
         end_ids = self.vocabulary.end_ids if end_ids is None else end_ids
         how = {"sampling": sampling, "max_new_tokens": max_new_tokens, "end_ids": end_ids}
-        return generate(self.params, self.config.model, reading, **how)
+        return generate(self.params, self.config, reading, **how)
 
     def check_memory_layers(self) -> None:
         """Raises UserError for a model that cannot read a text into memory."""
-        if not self.config.model.memory_layers:
+        if not self.config.memory_layers:
             raise UserError(
                 "a text is read into memory by a model with memory layers, got model.memory_layers=(). Train or import"
                 " one with them, or put the text before the question: model.new_memory().ask(…)."

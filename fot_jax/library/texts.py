@@ -29,6 +29,35 @@ def encode(
     return np.asarray(ids, np.int32)
 
 
+def name_texts(texts: Sequence[Text], *, first: int = 1) -> list[tuple[str, Text]]:
+    """Returns name and content of each text: a file's path and text, else "text 3" for the third one.
+
+    Args:
+      texts: texts, files or token ids.
+      first: the number of the first one.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    numbered = enumerate(texts, first)
+    return [(str(text) if isinstance(text, Path) else f"text {number}", load_text(text)) for number, text in numbered]
+
+
+def only_texts(named: Sequence[tuple[str, Text]]) -> tuple[tuple[str, str], ...]:
+    """Returns those that are texts, not token ids."""
+    return tuple((name, text) for name, text in named if isinstance(text, str))
+
+
+def load_text(text: Text) -> str | Sequence[int] | np.ndarray:
+    """Returns a text or token ids; of a file, its text. Raises UserError where it cannot be read."""
+    if not isinstance(text, Path):
+        return text
+    try:
+        return decode_file(text.read_bytes(), where=f"'{text}'")
+    except OSError as error:
+        raise UserError(f"a text's file must be readable, got '{text}' ({error.strerror}).") from error
+
+
 def to_ids(vocabulary: Vocabulary, model: ModelConfig, text: Text, *, begins: bool = True) -> Int[np.ndarray, " n"]:
     """Returns the token ids of a text; given ids are not yet compared with the model's.
 
@@ -41,11 +70,7 @@ def to_ids(vocabulary: Vocabulary, model: ModelConfig, text: Text, *, begins: bo
     Raises:
       UserError: no text, an empty one, a file that cannot be read, or a special token that the model lacks.
     """
-    if isinstance(text, Path):
-        try:
-            text = decode_file(text.read_bytes(), where=f"'{text}'")
-        except OSError as error:
-            raise UserError(f"a text's file must be readable, got '{text}' ({error.strerror}).") from error
+    text = load_text(text)
     if isinstance(text, str):
         check(bool(text), "a text", "hold at least one character", text)
         ids = encode(vocabulary, text) if begins else np.asarray(vocabulary.encode_trusted(text), np.int32)

@@ -8,6 +8,7 @@ an entry stays on its device as the memory grows:
                                                   filled               x  x       | x  x       | x   |  x
 """
 
+import copy
 import functools
 
 import jax
@@ -76,6 +77,13 @@ class DeviceCopy:
         self._copied = np.zeros(store.streams, np.int64)
         self._epochs = store.epochs.copy()
         self._allocate(capacity_for(SMALLEST_CAPACITY, shards=self.shards))
+
+    def fork(self, store: MemoryStore) -> "DeviceCopy":
+        """Returns a copy of these arrays, made on the device, that mirrors a store forked from this one's."""
+        forked = copy.copy(self)
+        forked.store, forked._copied, forked._epochs = store, self._copied.copy(), self._epochs.copy()
+        forked.keys, forked.values = jnp.copy(self.keys), jnp.copy(self.values)
+        return forked
 
     def _shape(self, entries: int) -> tuple[int, ...]:
         store = self.store

@@ -3,6 +3,7 @@
     DIR/meta.json             format, model fingerprint, shapes, checksums of the arrays and of meta.json itself
     DIR/stream_0/keys         [P, G, M, D], oldest entry first
     DIR/stream_0/values
+    DIR/texts.json            [[name, text], …] that were read, where they are known
 
 An empty stream has no arrays.
 """
@@ -15,7 +16,7 @@ import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from fot_jax.types import KeyValue
 logger = logging.getLogger(__name__)
 
 FORMAT = "fot_jax memory 1"
+TEXTS = "texts.json"
 CHUNK_ENTRIES = 65536  # entries per zarr chunk
 MOST_WIDE = 1 << 20  # layers, heads or components of a head, in any memory
 META_BYTES = 1 << 24  # most that a meta.json may have: about 200,000 streams
@@ -75,7 +77,14 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
         raise UserError(f"memory folder must be new, empty or an earlier memory, got '{path}'. Name another folder.")
 
 
-def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: int = 0) -> None:
+def save(
+    store: MemoryStore,
+    directory: str | os.PathLike[str],
+    *,
+    fingerprint: str,
+    scaling_from: int = 0,
+    texts: Sequence[tuple[str, str]] = (),
+) -> None:
     """Writes a store; an earlier memory in the folder is replaced only once the new one is whole.
 
     Args:
@@ -83,6 +92,7 @@ def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: 
       directory: the folder, made with its parents.
       fingerprint: of the model that wrote the entries (`fingerprint.fingerprint`).
       scaling_from: `memory.log_length_scaling_from` with which they were written.
+      texts: name and text of what was read, for `load_texts`.
 
     Raises:
       UserError: the folder holds something else.
@@ -108,6 +118,10 @@ def save(store: MemoryStore, directory: str | os.PathLike[str], *, fingerprint: 
             "lengths": store.lengths.tolist(),
             "checksums": checksums,
         }
+        if texts:
+            written = json.dumps(list(texts)).encode()
+            (fresh / TEXTS).write_bytes(written)
+            meta["texts"] = zlib.crc32(written)
         meta["checksum"] = _meta_checksum(meta)
         (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
@@ -161,7 +175,7 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
     if meta["logn_from"] != scaling_from:
         raise UserError(
             f"memory '{path}' was written with memory.log_length_scaling_from={meta['logn_from']}, got {scaling_from}."
-            f" Read on with --memory.log_length_scaling_from={meta['logn_from']}, or read the text again."
+            f" Read on with memory.log_length_scaling_from={meta['logn_from']}, or read the text again."
         )
     for stream, length in enumerate(meta["lengths"]):
         if length:
@@ -181,6 +195,25 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
             entries = KeyValue(keys=np.swapaxes(keys, 1, 2)[:, None], values=np.swapaxes(values, 1, 2)[:, None])
             store.append(entries, np.array([length]), streams=[stream])
     return store
+
+
+def load_texts(directory: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]:
+    """Returns name and text of what was read into a memory, in order; nothing where that was not saved.
+
+    Raises:
+      UserError: the folder is missing, not a memory, or damaged.
+    """
+    path = pathlib.Path(directory)
+    wanted = _read_meta(path).get("texts")
+    if wanted is None:
+        return ()
+    try:
+        written = (path / TEXTS).read_bytes()
+    except OSError as error:
+        raise _damaged_error(path, TEXTS) from error
+    if zlib.crc32(written) != wanted:
+        raise _damaged_error(path, TEXTS)
+    return tuple((name, text) for name, text in json.loads(written))
 
 
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:

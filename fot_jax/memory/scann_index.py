@@ -202,6 +202,14 @@ class ScannIndex:
         places = np.ndindex(len(store.memory_layers), store.streams, store.kv_heads)
         self._heads = {place: HeadIndex(config) for place in places}
 
+    def fork(self, store: MemoryStore) -> "ScannIndex":
+        """Returns an index of a store forked from this one's, with the same segments until it is refreshed."""
+        forked = ScannIndex(store, self.config)
+        forked._epochs = self._epochs.copy()
+        for place, head in self._heads.items():
+            forked._heads[place].segments, forked._heads[place].tail = list(head.segments), head.tail
+        return forked
+
     def refresh(self) -> None:
         """Indexes the entries appended since the last call; a cleared stream starts anew."""
         store = self.store

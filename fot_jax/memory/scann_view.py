@@ -65,6 +65,10 @@ class ScannView:
         """See jax.tree_util."""
         return cls(*leaves, *static)
 
+    def any_entries(self) -> Array:
+        """See MemoryView."""
+        return jnp.any(self.lengths > 0)
+
     def query_scale(self, local: Array) -> Array | None:
         """See MemoryView."""
         if not self.log_length_scaling_from:

@@ -78,6 +78,10 @@ class DeviceView:
             log_length_scaling_from=config.log_length_scaling_from,
         )
 
+    def any_entries(self) -> Array:
+        """See MemoryView."""
+        return jnp.any(self.lengths > 0)
+
     def query_scale(self, local: Array) -> Array | None:
         """See MemoryView: scales by log n of the entries in one softmax, from `log_length_scaling_from` on."""
         if not self.log_length_scaling_from:
@@ -143,7 +147,8 @@ class ViewSource:
     def fork(self) -> "ViewSource":
         """Returns a source over a fork of the store; it shares this source's views until one of the stores grows.
 
-        Afterwards it has device arrays or ScaNN indexes of its own, made from all entries.
+        When it grows itself it begins with a copy of this source's device arrays, or with its ScaNN trees; when this
+        one grows, it makes its own from all entries.
         """
         forked = ViewSource(self.store.fork(), self.config, mesh=self.mesh)
         forked._origin, forked._forked_at = self, _position(self.store)
@@ -151,9 +156,17 @@ class ViewSource:
 
     def _forked_from(self) -> "ViewSource | None":
         """Returns the source whose views show this store too; None once one of the two stores has grown."""
-        if self._origin is not None:
-            stores = (self.store, self._origin.store)
-            self._origin = self._origin if all(_position(store) == self._forked_at for store in stores) else None
+        origin = self._origin
+        if origin is None:
+            return None
+        grown, origin_grown = (_position(store) != self._forked_at for store in (self.store, origin.store))
+        if grown or origin_grown:
+            self._origin = None
+        if grown and not origin_grown:
+            while (older := origin._forked_from()) is not None:
+                origin = older
+            self._copy = origin._copy and origin._copy.fork(self.store)
+            self._index = origin._index and origin._index.fork(self.store)
         return self._origin
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fot_jax.config import ExperimentConfig, Family, ModelConfig, OptimizerKind, Remat
+from fot_jax.models.layer_ranges import below_last_memory_layer
 from fot_jax.types import Plan
 
 FLOAT32_BYTES = 4
@@ -124,6 +125,15 @@ def inference_flops(model: ModelConfig, *, memory: int, logits: bool) -> float:
     per_key = 2 * 2 * model.num_heads * model.head_dim
     attention = per_key * (model.num_layers * model.local_context + len(model.memory_layers) * memory)
     return flops.projections + flops.feed_forward + attention + (flops.unembedding if logits else 0.0)
+
+
+def absorbing_flops(model: ModelConfig, *, memory: int) -> float:
+    """Forward FLOPs of one token that is read into memory: layers below the last memory layer, and its keys and values.
+
+    memory: entries that each memory layer reads, all of them (dense).
+    """
+    projections = 2.0 * model.embed_dim * 2 * model.num_kv_heads * model.head_dim
+    return inference_flops(below_last_memory_layer(model), memory=memory, logits=False) + projections
 
 
 def mean_contexts(plan: Plan) -> float:

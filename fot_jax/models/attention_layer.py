@@ -37,6 +37,7 @@ class Call:
       follows: bool [B, L], whether the token before each one is known and of the same text.
       lengths: int32 [B], tokens in the cache before these; None without a cache.
       sees_contexts: bool [B, L], whether each query sees any context; None without a gate.
+      any_entries: bool scalar, whether the memory holds an entry; None without a memory.
       backend: attends to the own chunk and to contexts.
       capture: whether to return queries, keys and values.
     """
@@ -46,6 +47,7 @@ class Call:
     follows: jax.Array
     lengths: jax.Array | None
     sees_contexts: jax.Array | None
+    any_entries: jax.Array | None
     backend: Backend = flax.struct.field(pytree_node=False)
     capture: bool = flax.struct.field(pytree_node=False)
 
@@ -92,7 +94,7 @@ class Attention(nn.Module):
                 own = Rows(heads_first(apply_rope(keys, positions)), heads_first(values), call.segments)
                 with jax.named_scope("local_scores"):
                     local = jax.tree.map(heads_first, call.backend.local(heads_first(queries), own))
-            mixed = self._with_memory(inputs, local, memory_queries, role, gate)
+            mixed = self._with_memory(call, local, memory_queries, role, gate)
         captured = (memory_queries, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
 
@@ -158,9 +160,10 @@ class Attention(nn.Module):
         )
         return local, (new_keys, new_values, kept)
 
-    def _with_memory(self, inputs: ReadInputs, local: Partial, queries, role: LayerRole, gate) -> jax.Array:
+    def _with_memory(self, call: Call, local: Partial, queries, role: LayerRole, gate) -> jax.Array:
         """Eq. (1): the local partial and, in a memory layer, the memory."""
-        memory = inputs.memory
+        assert isinstance(call.inputs, ReadInputs)
+        memory = call.inputs.memory
         if memory is None:
             return softmax.normalise(local)
 
@@ -173,6 +176,8 @@ class Attention(nn.Module):
                 return gated_mix(*parts, seen=extra.total > 0, gate_bias=gate)
 
         # A branch at run time: the stack of layers is scanned, and any of them may hold memory. The joint softmax is
-        # inside, so that the other layers pay nothing for it.
+        # inside, so that the other layers pay nothing for it, and a memory layer nothing for an empty memory.
         with jax.named_scope("memory_branch"):
-            return jax.lax.cond(role.is_memory, joined, lambda local, _: softmax.normalise(local), local, queries)
+            return jax.lax.cond(
+                role.is_memory & memory.any_entries(), joined, lambda local, _: softmax.normalise(local), local, queries
+            )

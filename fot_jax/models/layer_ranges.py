@@ -18,6 +18,12 @@ def up_to_last_memory_layer(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, num_layers=max(config.memory_layers) + 1)
 
 
+def below_last_memory_layer(config: ModelConfig) -> ModelConfig:
+    """The config cut below its last memory layer; it may have no layer left."""
+    *others, last = config.memory_layers
+    return dataclasses.replace(config, num_layers=last, memory_layers=tuple(others))
+
+
 def first_layers(config: ModelConfig, params: Any) -> Any:
     """The parameters of the first `config.num_layers` layers, and all that belong to no layer.
 

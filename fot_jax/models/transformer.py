@@ -42,7 +42,7 @@ class Block(nn.Module):
         return x, (cache, captured)
 
 
-def _follows(segments: jax.Array, boundaries: Boundaries, lengths: jax.Array | None) -> jax.Array:
+def follows(segments: jax.Array, boundaries: Boundaries, lengths: jax.Array | None) -> jax.Array:
     """Whether the token before each one is known and of the same text (any, where JOINED), bool [B, L]."""
     first = jnp.zeros_like(segments[:, :1], bool) if lengths is None else (lengths > 0)[:, None]
     joined = {Boundaries.MASKED: False, Boundaries.JOINED: True}[boundaries]
@@ -147,18 +147,21 @@ class Decoder(nn.Module):
             layout=spec("batch", "heads", "length", "head_dim"),
             ring=None if plan is None else plan.ring,
         )
-        follows = _follows(segments, inputs.boundaries, lengths)
+        known = follows(segments, inputs.boundaries, lengths)
         seen = None
         if plan is not None and self.config.memory_gate:
             seen = visibility.sees_contexts(plan, segments, boundaries=inputs.boundaries)
+        memory = inputs.memory if isinstance(inputs, ReadInputs) else None
         return Call(
-            inputs=inputs, segments=segments, follows=follows, lengths=lengths, sees_contexts=seen,
-            backend=backend, capture=capture,
+            inputs=inputs, segments=segments, follows=known, lengths=lengths, sees_contexts=seen,
+            any_entries=None if memory is None else memory.any_entries(), backend=backend, capture=capture,
         )  # fmt: skip
 
     def _stack(self, x, call: Call, cache):
         """Runs the N layers, scanned or one by one; caches and captures are stacked along N."""
         config = self.config
+        if config.num_layers == 0:  # the part below a memory layer 0
+            return x, cache, None
         is_memory = np.isin(np.arange(config.num_layers), config.memory_layers)
         roles = LayerRole(is_memory=is_memory, slot=np.maximum(np.cumsum(is_memory) - 1, 0).astype(np.int32))
         block = _block_class(config)

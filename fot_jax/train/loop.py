@@ -17,6 +17,7 @@ from fot_jax import workdir as run_folder
 from fot_jax.config import ExperimentConfig, PlanKind, UserError
 from fot_jax.data.batches import Stream
 from fot_jax.data.streams import make_stream
+from fot_jax.data.survey import check_data
 from fot_jax.models import account
 from fot_jax.ops.backends.choose import check_platform
 from fot_jax.ops.distributed import ring_schedule
@@ -89,6 +90,9 @@ def train(
     check_platform(config.model.attention, mesh.devices.flat[0].platform)
     abstract = train_state.abstract_state(config, mesh)
     run_folder.compare_config(folder, config, allow_changes=allow_changes)  # fail before the data takes minutes
+    if (notice := plan_notice(config)) is not None:
+        log(f"note: {notice}")
+    check_data(config)  # what can be told without tokens, before tokenising takes minutes
     stream = make_stream(config, "train")
     distributed.check_agreement("data.sources' tokens", repr(sorted(stream.digests.items())))
     evaluate = _make_evaluate(config, mesh) if config.train.eval_every else None
@@ -112,6 +116,7 @@ def train(
             log(line)
         if distributed.is_first():
             run_folder.write_config(folder, config)  # only now: all that the config asks for is there
+            run_folder.keep_vocabulary(folder, config)
             if config.train.init_from:
                 run_folder.inherit_source(folder, config.train.init_from)
         log(train_state.parameter_table(config))
@@ -225,12 +230,12 @@ def _plan(config: ExperimentConfig, mesh: Mesh, rows: int, num_contexts: int) ->
 def _notices(
     config: ExperimentConfig, mesh: Mesh, stream: Stream, *, start: int, final: int, plans: Callable[[int], Plan | None]
 ) -> list[str]:
-    """Returns lines about crossbatch, printed before the first step: how rows travel, and what the plan lacks."""
+    """Returns lines about crossbatch, printed before the first step: how rows travel, and contexts that are masked."""
     lines = _ring_lines(config, mesh, plans(final))
-    notice = plan_notice(config)
-    if notice is None and distributed.is_first() and config.crossbatch.plan is not PlanKind.OFF:
+    if distributed.is_first() and config.crossbatch.plan is not PlanKind.OFF:
         notice = unseen_notice(config, stream.batch(start), num_contexts=final)
-    return lines if notice is None else [*lines, f"note: {notice}"]
+        lines += [] if notice is None else [f"note: {notice}"]
+    return lines
 
 
 def _ring_lines(config: ExperimentConfig, mesh: Mesh, plan: Plan | None) -> list[str]:
@@ -252,6 +257,12 @@ def _flops_per_token(config: ExperimentConfig, rows: int, num_contexts: int) -> 
 def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan | None], dict[str, float]]:
     """Returns a function that measures held-out loss and accuracy, over the same `train.eval_batches` batches."""
     stream = make_stream(config, "heldout")
+    if not any(stream.batch(index).loss_mask.any() for index in range(config.train.eval_batches)):
+        raise UserError(
+            "train.eval_batches must hold tokens that bear loss, got none: the held-out documents are so few that"
+            " every batch reads each of them twice. Give more documents, raise data.heldout_fraction, lower"
+            " train.batch_rows or crossbatch.packing, or set train.eval_every=0."
+        )
     eval_step = make_eval_step(config, mesh)
 
     def evaluate(params: Any, plan: Plan | None) -> dict[str, float]:
@@ -263,12 +274,6 @@ def _make_evaluate(config: ExperimentConfig, mesh: Mesh) -> Callable[[Any, Plan 
             # One batch in flight: a mesh of CPU devices may hang with many.
             totals += jax.device_get((sums.cross_entropy, sums.correct, sums.weight))
         loss, correct, weight = totals
-        if not weight:
-            raise UserError(
-                "train.eval_batches must hold tokens that bear loss, got none: the held-out documents are so few that"
-                " every batch reads each of them twice. Give more documents, raise data.heldout_fraction, lower"
-                " train.batch_rows or crossbatch.packing, or set train.eval_every=0."
-            )
         return {"heldout_loss": loss / weight, "heldout_accuracy": correct / weight}
 
     return evaluate

@@ -68,12 +68,17 @@ class Recorder:
         self._speed = Speed(
             tokens_per_step=config.train.batch_rows * config.model.local_context, steps=config.train.steps
         )
+        self._without_loss = 0  # steps
         self._pending: tuple[int, int, StepMetrics] | None = None
 
     def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, kind: object, *exc_info: object) -> None:
+        if self._without_loss > 1:
+            self._log(
+                f"{self._without_loss} steps had no token that bears loss: there are few documents for the streams"
+            )
         if self._writer:
             # Rows that a full disk did not take are still buffered: closing would fail once more.
             with contextlib.suppress(*((OSError,) if kind else ())):
@@ -107,7 +112,9 @@ class Recorder:
         if scalars["loss_tokens"]:
             self.switch_step = self._schedule.observe(self.switch_step, step=step - 1, accuracy=scalars["accuracy"])
         else:
-            logger.warning("step %d: no token bore loss; a document that a batch holds twice bears none", step)
+            self._without_loss += 1
+            if self._without_loss == 1:
+                logger.warning("step %d: no token bore loss; a document that a batch holds twice bears none", step)
             scalars = {name: value for name, value in scalars.items() if name not in MEANS}
         self._speed.start(step)
         if heldout or step % self._train.log_every == 0 or step == self._train.steps:

@@ -2,11 +2,10 @@
 
 import contextlib
 import enum
-import threading
 import time
 from collections.abc import Callable, Iterator
 
-import jax
+from fot_jax.compile_time import CompileTime
 
 
 class Part(enum.StrEnum):
@@ -18,9 +17,6 @@ class Part(enum.StrEnum):
     EVALUATION = "evaluation"
 
 
-_COMPILING = "/jax/core/compile/"  # JAX's events: tracing, lowering, compiling or reading the compilation cache
-
-
 class TimeAccount:
     """Seconds of each part since it was entered, measured in this process's main thread.
 
@@ -29,37 +25,32 @@ class TimeAccount:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.seconds = dict.fromkeys(Part, 0.0)
+        self.compiling = CompileTime()
+        self._seconds = dict.fromkeys(Part, 0.0)
         self._clock = clock
         self._start = clock()
-        self._compiled: list[tuple[float, float]] = []  # (start, end) without overlap, ascending
-        self._thread = threading.get_ident()
 
     def __enter__(self) -> "TimeAccount":
-        jax.monitoring.register_event_time_span_listener(self._event)
+        self.compiling.__enter__()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        jax.monitoring.unregister_event_time_span_listener(self._event)
+        self.compiling.__exit__(*exc_info)
 
-    def _event(self, event: str, start: float, end: float, **_: object) -> None:
-        if not event.startswith(_COMPILING) or threading.get_ident() != self._thread:
-            return
-        while self._compiled and self._compiled[-1][0] >= start:  # spans inside this one: traces within traces
-            inner = self._compiled.pop()
-            self.seconds[Part.COMPILE] -= inner[1] - inner[0]
-        self._compiled.append((start, end))
-        self.seconds[Part.COMPILE] += end - start
+    @property
+    def seconds(self) -> dict[Part, float]:
+        """Seconds of each part so far."""
+        return self._seconds | {Part.COMPILE: self.compiling.seconds}
 
     @contextlib.contextmanager
     def charge(self, part: Part) -> Iterator[None]:
         """Counts the time of the block, without its compiling, as `part`."""
-        begin, compiled = self._clock(), self.seconds[Part.COMPILE]
+        begin, compiled = self._clock(), self.compiling.seconds
         try:
             yield
         finally:
-            inside = self.seconds[Part.COMPILE] - compiled
-            self.seconds[part] += max(self._clock() - begin - inside, 0.0)
+            inside = self.compiling.seconds - compiled
+            self._seconds[part] += max(self._clock() - begin - inside, 0.0)
 
     def scalars(self) -> dict[str, float]:
         """Returns compile_seconds, data_wait_seconds, checkpoint_seconds, evaluation_seconds so far."""

@@ -117,7 +117,7 @@ def _add_action(parser: argparse.ArgumentParser, action: str) -> None:
     word = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
     parser.add_argument("--name", required=True, type=shell.NAME, help="the name in the cloud; of the JobSet")
     parser.add_argument(
-        "--image", required=True, type=shell.IMAGE, help="the container image; made from the Dockerfile of docs/pods.md"
+        "--image", required=True, type=shell.IMAGE, help="the container image; built from Dockerfile (docs/pods.md)"
     )
     claim = shell.matching(word, what="must be a PersistentVolumeClaim's name")
     parser.add_argument("--claim", required=True, type=claim, help=f"a volume claim; ReadWriteMany, mounted at {MOUNT}")

@@ -65,7 +65,11 @@ OTHER = r"the checkpoint of step 4 could not be saved \(DATA_LOSS: x y\)\. Once 
 
 @pytest.mark.parametrize(
     ("error", "later", "said"),
-    [(FULL, False, DISK), (ValueError(STATUS), True, DISK), (ValueError("DATA_LOSS: x\ny"), True, OTHER)],
+    [
+        (FULL, False, DISK),
+        pytest.param(ValueError(STATUS), True, DISK, marks=pytest.mark.slow),
+        (ValueError("DATA_LOSS: x\ny"), True, OTHER),
+    ],
     ids=["at once", "in the background", "not the disk"],
 )
 def test_a_failed_save_ends_training_in_one_line(tmp_path, monkeypatch, capfd, error, later, said):

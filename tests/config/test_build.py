@@ -78,7 +78,7 @@ def test_round_trip_through_json():
         ),
         ({"evaluation.memory_contexts": (0, 4, 0)}, r"evaluation\.memory_contexts must name no number twice"),
         ({"data.sources": ()}, r"data\.sources must name at least one source"),
-        ({"data.sources": ({"name": "a", "kind": "text"},)}, r"data\.sources\[0\]\.path must name files"),
+        ({"data.sources": ({"name": "a", "kind": "text"},)}, r"data\.sources\[0\]\.path must name a file, .* Set it"),
         (
             {"data.sources": ({"nam": "a"},)},
             r"data\.sources\[0\]\.nam is unknown to SourceConfig\. Did you mean 'name'\?",
@@ -131,6 +131,48 @@ def test_missing_and_unknown_keys_name_their_full_path():
         build(ExperimentConfig, values)
 
 
+def test_one_error_names_every_field_to_set():
+    """A template alone, one with more set, and one that lacks whole sections."""
+    required = (
+        *("name (str)", "model.num_layers (int)", "model.embed_dim (int)", "model.num_heads (int)"),
+        *("model.num_kv_heads (int)", "model.head_dim (int)", "model.mlp_dim (int)", "model.vocab_size (int)"),
+        *("model.local_context (int)", "data.sources (tuple[SourceConfig, ...])"),
+        *("optimizer.learning_rate (float)", "train.steps (int)", "train.batch_rows (int)"),
+    )
+    said = f"13 fields are missing and have no default: {', '.join(required)}. Set them in the config file or with "
+    for values in (template(), {}, {"model": {}, "crossbatch": {}}):
+        with pytest.raises(ConfigError) as raised:
+            build(ExperimentConfig, values)
+        assert str(raised.value) == said + "--config.PATH=VALUE."
+    with pytest.raises(ConfigError, match=r"2 fields are missing.*: optimizer\.learning_rate \(float\), train\.steps"):
+        build(ExperimentConfig, small(**{"optimizer.learning_rate": None, "train.steps": None}))
+
+
+def test_one_error_names_every_field_that_is_wrong():
+    """Unknown and mistyped ones of several sections, and in a list; what is missing comes last."""
+    values = to_dict(build(ExperimentConfig, small()))
+    del values["train"]["steps"]
+    values["model"] |= {"num_layer": 2, "embed_dim": "8"}
+    values["data"]["sources"] = [{"name": "a", "kind": "txt"}, {"name": 3, "kind": "text", "paht": "b"}]
+    with pytest.raises(ConfigError) as raised:
+        build(ExperimentConfig, values)
+    places = ["model.num_layer is unknown", "model.embed_dim must be int", "sources[0].kind must be one of"]
+    places += ["data.sources[1].paht is unknown", "data.sources[1].name must be str", "train.steps is missing"]
+    found = [str(raised.value).index(place) for place in places]
+    assert found == sorted(found)
+
+
+def test_one_error_has_a_line_of_every_section():
+    """Each section's first error; what must hold between sections is looked at once they are right."""
+    changes = {"model.head_dim": 5, "crossbatch.packing": 0, "train.steps": 0, "train.batch_rows": 7, "name": "a/b"}
+    with pytest.raises(ConfigError) as raised:
+        build(ExperimentConfig, small(**changes))
+    said = str(raised.value)
+    assert [said.count(f"{path} must") for path in changes] == [1, 1, 1, 0, 1]
+    with pytest.raises(ConfigError, match=r"train\.batch_rows must .*got 7\. model\.memory_layers must name at least"):
+        build(ExperimentConfig, small(**{"train.batch_rows": 7, "model.memory_layers": ()}))
+
+
 def test_a_boolean_is_not_an_integer_and_an_integer_is_a_float():
     with pytest.raises(ConfigError, match=r"seed must be int, got True \(bool\)"):
         build(ExperimentConfig, {**to_dict(build(ExperimentConfig, small())), "seed": True})
@@ -140,7 +182,7 @@ def test_a_boolean_is_not_an_integer_and_an_integer_is_a_float():
 def test_a_section_can_be_built_alone():
     data = build(DataConfig, {"sources": [{"name": "a", "kind": "stdlib"}]}, path="data")
     assert data.sources[0].name == "a"
-    with pytest.raises(ConfigError, match=r"model\.num_layers is missing"):
+    with pytest.raises(ConfigError, match=r"8 fields are missing.*: model\.num_layers \(int\), model\.embed_dim"):
         build(ModelConfig, {}, path="model")
 
 

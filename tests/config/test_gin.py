@@ -85,5 +85,5 @@ def test_files_that_are_missing_or_broken(tmp_path):
 
 
 def test_what_is_not_bound_is_missing():
-    with pytest.raises(ConfigError, match="name is missing"):
+    with pytest.raises(ConfigError, match=r"12 fields are missing .*: name \(str\), model\.num_layers"):
         build_from_gin([], ["TrainConfig.steps = 1"])

@@ -103,11 +103,11 @@ def test_a_sentencepiece_model_takes_control_pieces_of_templates(tmp_path, vocab
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, r"--chat needs a chat template.*tokenizer_config\.json.*got none\. Base models have none"),
-        ([{"name": "tool_use", "template": "x"}], "--chat needs a chat template.*got none"),
-        (7, "--chat needs a chat template.*got 7"),
+        (None, r"chat needs a chat template.*tokenizer_config\.json.*got none\. Base models have none"),
+        ([{"name": "tool_use", "template": "x"}], "chat needs a chat template.*got none"),
+        (7, "chat needs a chat template.*got 7"),
         ("a\n{% for %}", "the chat template must be Jinja, but its line 2 is not"),
-        ("{{ raise_exception('roles must alternate') }}", "but raised: roles must alternate.*without --chat"),
+        ("{{ raise_exception('roles must alternate') }}", "but raised: roles must alternate.*without chat"),
         ("{{ missing.field }}", "but raised: 'missing' is undefined"),
         ("{{ 1 / 0 }}", "but raised: division by zero"),
         ("{{ ''.__class__.__mro__ }}", "but raised: access to attribute '__class__' .* is unsafe"),
@@ -122,7 +122,7 @@ def test_templates_that_fail_are_one_line(tmp_path, template, message):
 
 
 def test_bytes_have_no_template():
-    with pytest.raises(UserError, match="--chat needs a tokenizer with a chat template, got a vocabulary without"):
+    with pytest.raises(UserError, match="chat needs a tokenizer with a chat template, got a vocabulary without"):
         encode_chat(load_vocabulary(VocabularyConfig()), user="hello")
 
 

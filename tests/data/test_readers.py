@@ -7,11 +7,12 @@ import logging
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 
 from fot_jax.config import SourceConfig, SourceKind, UserError, VocabularyConfig
 from fot_jax.data import load_vocabulary
 from fot_jax.data.compressed import BLOCK
-from fot_jax.data.readers import READERS, read_source
+from fot_jax.data.readers import BY_NAME, READERS, read_source
 
 
 def texts(path, kind, field="text"):
@@ -86,6 +87,34 @@ def test_text_files_that_are_something_else_are_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(gzip.compress(b"text", mtime=0))
     with pytest.raises(UserError, match=r"must be valid UTF-8, got byte 0x8b.*It looks like gzip data"):
         texts(tmp_path / "a.txt", SourceKind.TEXT)
+
+
+def test_text_files_are_decompressed_by_name(tmp_path):
+    """A file is a document in either form; a name that says what the file is not is refused."""
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfHello\r\n", mtime=0))
+    (tmp_path / "b.md.ZST").write_bytes(zstandard.ZstdCompressor().compress(b"Hello"))
+    assert texts(tmp_path / "a.txt.gz", SourceKind.TEXT) == ["Hello\r\n"]
+    assert texts(tmp_path / "b.md.ZST", SourceKind.TEXT) == ["Hello"]
+    (tmp_path / "c.txt.gz").write_bytes(b"Hello")
+    with pytest.raises(UserError, match="must be gzip, as its name says, got something else"):
+        texts(tmp_path / "c.txt.gz", SourceKind.TEXT)
+
+
+def test_the_kind_of_a_file_is_told_by_its_name(tmp_path):
+    """Source kind 'auto' reads a folder of text, JSON lines and Parquet; another file is refused before any is read."""
+    (tmp_path / "a.TXT").write_text("of text")
+    (tmp_path / "b.v2.jsonl.gz").write_bytes(gzip.compress(b'{"text": "line 1"}\n{"text": "line 2"}', mtime=0))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["row"]}), tmp_path / "c.parquet")
+    source = SourceConfig(name="mine", kind=SourceKind.AUTO, path=str(tmp_path))
+    arguments = {"vocabulary": load_vocabulary(VocabularyConfig()), "seed": 0, "max_documents": 0}
+    found = list(read_source(source, **arguments))
+    assert [text for _, text in found] == ["of text", "line 1", "line 2", "row"]
+    assert [name.removeprefix(f"{tmp_path}/") for name, _ in found][1:3] == ["b.v2.jsonl.gz:1", "b.v2.jsonl.gz:2"]
+    (tmp_path / "z.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    message = r"data\.sources\['mine'\]\.path must name files that end in .*got '.*z\.jpg'.*Or set .*'text' reads files"
+    with pytest.raises(UserError, match=message):
+        next(read_source(source, **arguments))
+    assert {kind for kind in SourceKind if kind in READERS} == {*BY_NAME.values(), SourceKind.AUTO}
 
 
 def test_lines_longer_than_a_block_stay_whole(tmp_path):

@@ -52,7 +52,7 @@ def test_files_in_seeded_order_with_their_paths(library, caplog):
     assert sorted(texts[0].splitlines()) == sorted(texts[2].splitlines())
     assert "# json/m3.py\nvalue = 3\n" in texts[0]
     assert "latin" not in texts[0]
-    assert "Skipped json/latin.py: not UTF-8" in caplog.text
+    assert "json/latin.py: skipped, it is not UTF-8" in caplog.text
 
 
 def test_an_interpreter_without_source(tmp_path):

@@ -114,12 +114,16 @@ COMMANDS = {  # {in}: the folder of the input, {out}: a place to write, {repo}: 
     "train": "--config={repo}/configs/tiny_code.py --config.train.steps=5 --workdir={out} --allow-change=train.steps"
     " --profile-steps=2:4 --compilation-cache=off --hosts=one --preflight-seconds=3",
     "explain": "--config={repo}/configs/tiny_code.py --contexts=4 --show-rows=8 --length=128 --trials=2 --least=0.5",
-    "generate": "--workdir={in}/run --step=latest --prompt-file={in}/prompt.jsonl --question=why --max-new-tokens=4"
+    "generate": "--workdir={in}/run --step=latest --prompt=what --prompt-file={in}/prompt.jsonl --question=why"
+    " --max-new-tokens=4"
     " --temperature=0.5 --top-k=3 --top-p=0.9 --seed=1 --memory.retrieval=exact --memory.top_k=4"
     " --memory.last_context_length=8 --memory.overlap=2 --memory.log_length_scaling_from=64 --load-memory={in}/memory"
-    " --save-memory={out} --mesh.fsdp=1",
+    " --save-memory={out} --replace --mesh.fsdp=1 --compilation-cache=off",
+    "read": "--workdir={in}/run --text={in}/prompt.jsonl --text={in}/run/config.json --prompt=who"
+    " --max-new-tokens=4 --model.local_context=16 --memory.retrieval=dense --load-memory={in}/memory"
+    " --save-memory={out} --replace --compilation-cache=off",
     "evaluate": "--workdir={in}/run --task=perplexity --step=best --out={out} --evaluation.documents=2"
-    " --memory.top_k=4 --documents=prose={in}/prompt.jsonl --evaluation.memory_contexts=0,1",
+    " --memory.top_k=4 --documents=prose={in}/prompt.jsonl --evaluation.memory_contexts=0,1 --compilation-cache=off",
     "convert": "import --from={in}/hf --to={out} --model.memory_layers=0,1 --model.local_context=32 --dtype=bfloat16",
     "bench": "--config={repo}/configs/tiny_code.py --measure=step,read --contexts=2,8 --lengths=64,128"
     " --retrievals=dense,exact --entries=64 --backends=blockwise --repeats=2 --out={out}",
@@ -135,6 +139,7 @@ STUBS = {  # what takes long, writes or talks to others
     "fot_jax.train.loop": ("train",),
     "launch.multihost.supervisor": ("run",),
     "fot_jax.checkpoint": ("load_params",),
+    "fot_jax.library.model": ("load_params",),
     "fot_jax.convert.exporting": ("export_checkpoint",),
     "fot_jax.convert.averaging": ("average_runs",),
     "fot_jax.eval.tasks.retrieval": ("retrieval_report",),
@@ -142,6 +147,7 @@ STUBS = {  # what takes long, writes or talks to others
     "fot_jax.aot.compiling": ("compile_program",),
     "fot_jax.bench.machine": ("machine_programs",),
     "fot_jax.data.streams": ("make_store",),
+    "fot_jax.data.survey": ("survey",),
     "launch.pods.shell": ("Shell.run", "Shell.ask"),
     "time": ("sleep",),
 }

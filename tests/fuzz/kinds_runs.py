@@ -27,25 +27,27 @@ def memory_files() -> Files:
         keys, values = (rng.standard_normal((2, 3, 8, 2, 4)).astype(np.float32) for _ in range(2))
         store.append(KeyValue(keys=keys, values=values), np.array([8, 3, 0]))
     with tempfile.TemporaryDirectory() as place:
-        files.save(store, Path(place) / "memory", fingerprint="f", scaling_from=64)
+        files.save(
+            store, Path(place) / "memory", fingerprint="f", scaling_from=64, texts=[("a", "A text."), ("b", "ß")]
+        )
         return read_files(Path(place) / "memory")
 
 
 def _entries(folder: Path) -> list[Any]:
-    """Layers, lengths and every entry of a memory."""
+    """Layers, lengths and texts of a memory, and every entry."""
     from fot_jax.memory import files
 
     store = files.load(folder, fingerprint="f", scaling_from=64)
     taken = [store.take(stream, store.live(stream)) for stream in range(store.streams)]
     arrays = [array for pair in taken for array in pair]
-    return [list(store.memory_layers), store.lengths.tolist(), *arrays]
+    return [[list(store.memory_layers), store.lengths.tolist(), files.load_texts(folder)], *arrays]
 
 
 def _attempt_memory(source: Path, target: Path, intact: Path) -> None:
     """An accepted memory is the one that was saved."""
     got, want = _entries(source), _entries(intact)
-    require(got[:2] == want[:2], "other layers or lengths than were saved")
-    same = all(g.dtype == w.dtype and np.array_equal(g, w) for g, w in zip(got[2:], want[2:], strict=True))
+    require(got[0] == want[0], "other layers, lengths or texts than were saved")
+    same = all(g.dtype == w.dtype and np.array_equal(g, w) for g, w in zip(got[1:], want[1:], strict=True))
     require(same, "other entries than were saved")
 
 

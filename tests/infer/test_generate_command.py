@@ -55,9 +55,7 @@ def make_run(folder, *, scale: float = 1.0):
 
 
 def call(*arguments: str) -> None:
-    parser = cli.make_parser(generate.__doc__)
-    generate.add_flags(parser)
-    cli.run(generate.main, parser, arguments)
+    cli.run(generate.main, generate.make_parser(), arguments)
 
 
 def fails(capfd, *arguments: str) -> str:
@@ -119,8 +117,9 @@ def test_an_interrupted_reading_saves_its_windows(tmp_path, capfd, monkeypatch, 
     assert errors.splitlines()[-1] == f"interrupted: {line}"
     assert json.loads((memory / "meta.json").read_text())["lengths"] == [32]
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    assert f"got '{memory}', which holds a memory. Name another one, or add --replace." in fails(capfd, *usual)
+    usual += ("--replace",)
     call(*usual)
-    assert f"the memory in {memory} is replaced once the new one is whole" in capfd.readouterr().err
     whole = json.loads((memory / "meta.json").read_text())
     assert whole["lengths"] == [62]
     got, _, errors = interrupted(capfd, monkeypatch, number, *usual, at=16)
@@ -132,7 +131,7 @@ def test_an_interrupted_reading_saves_its_windows(tmp_path, capfd, monkeypatch, 
 def test_an_interrupted_generation_saves_what_it_wrote(tmp_path, capfd, monkeypatch):
     """A signal with the first token: the prompt is saved; the token itself is not read yet."""
     run, memory = make_run(tmp_path / "run"), tmp_path / "memory"
-    usual = (f"--workdir={run}", "--max-new-tokens=9", "--question=who?", f"--save-memory={memory}")
+    usual = (f"--workdir={run}", "--max-new-tokens=9", "--prompt=who?", f"--save-memory={memory}")
     got, text, errors = interrupted(capfd, monkeypatch, signal.SIGINT, *usual, at=999)
     assert got == 130 and len(text) >= 1
     assert "4 tokens read or written" in errors.splitlines()[-1]
@@ -159,7 +158,7 @@ def test_a_second_signal_ends_at_once(tmp_path, capfd, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("fot_jax.memory.files.save", save)
-    usual = (f"--workdir={run}", "--max-new-tokens=9", "--question=who?", f"--save-memory={memory}")
+    usual = (f"--workdir={run}", "--max-new-tokens=9", "--prompt=who?", f"--save-memory={memory}")
     got, _, errors = interrupted(capfd, monkeypatch, signal.SIGINT, *usual, at=999)
     assert got == 130 and "saved" not in errors
     assert not memory.exists()
@@ -178,7 +177,7 @@ def test_a_memory_over_devices_gives_the_same_text(tmp_path, capfd):
     assert "must multiply to the 8 devices present" in fails(capfd, *usual, "--mesh.data=3")
 
 
-def test_a_question_goes_behind_the_prompt_or_alone(tmp_path, capfd, monkeypatch):
+def test_a_question_goes_behind_every_prompt(tmp_path, capfd, monkeypatch):
     read_tokens = []
     monkeypatch.setattr("fot_jax.infer.windows.read", lambda *args, **fields: read_tokens.append(args[2]) or stop())
 
@@ -187,10 +186,10 @@ def test_a_question_goes_behind_the_prompt_or_alone(tmp_path, capfd, monkeypatch
 
     run, prompt = make_run(tmp_path / "run"), tmp_path / "prompt"
     prompt.write_text("a book\n\n")
-    for arguments in ((f"--prompt-file={prompt}",), (f"--prompt-file={prompt}",) * 2, ()):
+    for arguments in ((f"--prompt-file={prompt}",), ("--prompt=a poem\n", f"--prompt-file={prompt}")):
         fails(capfd, f"--workdir={run}", "--question=who?", *arguments)
     texts = [[ByteVocabulary().decode(row) for row in rows] for rows in read_tokens]
-    assert texts == [["a book\n\nwho?"], ["a book\n\nwho?"] * 2, ["who?"]]
+    assert texts == [["a book\n\nwho?"], ["a book\n\nwho?", "a poem\n\nwho?"]]
 
 
 def test_read_prompt_drops_a_byte_order_mark(tmp_path, monkeypatch):
@@ -207,7 +206,7 @@ def test_prompts_begin_as_the_tokenizer_says(tmp_path):
     vocabulary = save_tokenizer(tmp_path / "t", template=template)
 
     def prompts(*arguments):
-        flags = cli.parse_flags(generate.make_parser(), ("--workdir=x", "--question=who?", *arguments))
+        flags = cli.parse_flags(generate.make_parser(), ("--workdir=x", "--prompt=who?", *arguments))
         (ids,) = generate.encode_prompts(vocabulary, generate.read_prompts(flags)[1], flags)
         return ids.tolist()
 
@@ -236,9 +235,11 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, capfd):
     work = f"--workdir={run}"
     cases = [
         ((f"--workdir={tmp_path / 'none'}", f"--prompt-file={good}"), "--workdir must hold a run"),
-        ((work,), "needs a prompt: --prompt-file=FILE, --question=TEXT or both"),
+        ((work,), "needs a prompt: --prompt=TEXT, --prompt-file=FILE or both"),
+        ((work, "--question=who?"), "--question follows a prompt; launch.read asks a saved memory"),
+        ((work, "--prompt="), "--prompt must hold text, got '', which is empty"),
         ((work, f"--prompt-file={good}", "--system=x"), "--system needs --chat"),
-        ((work, "--question=who?", "--chat"), "--chat needs a tokenizer with a chat template"),
+        ((work, "--prompt=who?", "--chat"), "chat needs a tokenizer with a chat template"),
         ((work, f"--prompt-file={tmp_path / 'missing'}"), "must name a readable file or '-'"),
         ((work, f"--prompt-file={binary}"), "binary' must be valid UTF-8, got byte 0xff at offset 2"),
         ((work, f"--prompt-file={wide}"), "wide' must be UTF-8, got UTF-16LE by its byte order mark. Convert it"),

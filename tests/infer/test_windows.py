@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fot_jax.config import ConfigError, LastContext, MemoryConfig, MemoryPositions, ModelConfig, Retrieval, UserError
-from fot_jax.infer import windows
+from fot_jax.infer import past, windows
+from fot_jax.infer.cuts import reads_memory, window_lengths_at_least, window_lengths_exact
 from fot_jax.infer.generate import FINISHED, generate
+from fot_jax.infer.reading import Reading
 from fot_jax.infer.sampling import SamplingConfig
-from fot_jax.infer.steps import extend_cache
-from fot_jax.infer.windows import Reading, flush_local_cache, read, window_lengths_at_least, window_lengths_exact
+from fot_jax.infer.steps import absorb
+from fot_jax.infer.windows import flush_local_cache, read
 from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 from fot_jax.models.transformer import Decoder
@@ -56,8 +58,8 @@ def test_cuts_cover_the_input_in_the_fewest_windows(length, window, data):
     plain = window_lengths_at_least(length, window=window, last=last)
     assert sum(cuts) == length and cuts[-1] == plain[-1] >= min(last, length)
     assert len(plain) == -(-length // window)
-    past = length - cuts[-1]
-    assert len(cuts) - 1 == (past > 0) + max(0, -(-(past - window) // step))
+    before = length - cuts[-1]
+    assert len(cuts) - 1 == (before > 0) + max(0, -(-(before - window) // step))
     assert 1 <= cuts[0] <= window and all(1 <= cut <= step for cut in cuts[1:-1]) and cuts[-1] <= window
     assert cuts[:-2] == [window, *[step] * len(cuts)][: len(cuts[:-2])]
 
@@ -83,12 +85,12 @@ def test_exact_cuts_are_the_authors(length, window, data):
 def test_reads_memory_tells_inputs_that_are_cut():
     exact = dataclasses.replace(DENSE, last_context=LastContext.EXACT, last_context_length=5)
     lengths = (5, 6, 8, 9)
-    assert [windows.reads_memory(n, MODEL, DENSE) for n in lengths] == [False, False, False, True]
-    assert [windows.reads_memory(n, MODEL, exact) for n in lengths] == [False, True, True, True]
+    assert [reads_memory(n, MODEL, DENSE) for n in lengths] == [False, False, False, True]
+    assert [reads_memory(n, MODEL, exact) for n in lengths] == [False, True, True, True]
     none = dataclasses.replace(exact, last_context_length=0)  # all of the input goes to memory, however short
-    assert [windows.reads_memory(n, MODEL, none) for n in lengths] == [True] * 4
+    assert [reads_memory(n, MODEL, none) for n in lengths] == [True] * 4
     plain = dataclasses.replace(MODEL, memory_layers=())
-    assert not windows.reads_memory(99, plain, DENSE) and not windows.reads_memory(99, plain, none)
+    assert not reads_memory(99, plain, DENSE) and not reads_memory(99, plain, none)
 
 
 def test_exact_cuts_are_drawn_as_documented():
@@ -300,9 +302,9 @@ def test_rows_with_one_past_are_read_once(params, monkeypatch, memory, expected)
 
     def counting(params, config, tokens, *inputs):
         processed.append(len(tokens))
-        return extend_cache(params, config, tokens, *inputs)
+        return absorb(params, config, tokens, *inputs)
 
-    monkeypatch.setattr(windows, "extend_cache", counting)
+    monkeypatch.setattr(past, "absorb", counting)
     together = read(params, MODEL, texts, memory=memory)
     assert processed == expected, "2 pasts, then 3 (a power of two is read), then all"
     for row, text in enumerate(texts):
@@ -342,6 +344,24 @@ def test_budget_bounds_memory_and_push_local_empties_the_cache(params, overlap, 
     flush_local_cache(MODEL, reading)
     assert reading.store.appended.tolist() == [45, 18]
     assert np.asarray(reading.cache.lengths).tolist() == reading.lengths.tolist() == [0, 0]
+
+
+def test_compiling_does_not_count_as_reading(params, monkeypatch):
+    """Each window takes a second by this clock, of which three quarters are spent on compiling."""
+    now, extend = [0.0], past.absorb
+
+    def compile_and_extend(*arguments):
+        now[0] += 1
+        jax.monitoring.record_event_time_span("/jax/core/compile/backend_compile_duration", now[0] - 0.75, now[0])
+        return extend(*arguments)
+
+    monkeypatch.setattr(windows.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(past, "absorb", compile_and_extend)
+    reports = []
+    read(params, MODEL, TEXTS, memory=DENSE)  # compiles
+    now[0] = 0.0
+    read(params, MODEL, TEXTS, memory=DENSE, progress=reports.append)
+    assert [report.seconds for report in reports] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.25]
 
 
 def test_a_shared_memory_takes_all_rows_and_is_read_on(params):

@@ -12,7 +12,9 @@ import pytest
 
 import fot_jax
 from fot_jax.config import MemoryPositions
-from fot_jax.infer.windows import ReadProgress, window_lengths
+from fot_jax.infer.cuts import window_lengths
+from fot_jax.infer.progress import ReadProgress
+from fot_jax.library import StopReading
 from launch import cli, generate
 from tests.eval.tiny_models import random_params
 from tests.eval.workdirs import LENGTH, experiment, write_run
@@ -59,12 +61,12 @@ def test_ask_equals_the_generate_command(folder, book, model, capfd, tmp_path, q
     """One new token, which is not read, leaves the command's memory with exactly the text."""
     run, saved = f"--workdir={folder / 'run'}", tmp_path / "memory"
     generated(capfd, run, f"--prompt-file={folder / 'text.txt'}", "--max-new-tokens=1", f"--save-memory={saved}")
-    want = generated(capfd, run, f"--load-memory={saved}", f"--question={question}", "--max-new-tokens=24")
+    want = generated(capfd, run, f"--load-memory={saved}", f"--prompt={question}", "--max-new-tokens=24")
     assert len(want) > 12
     assert book.ask(question, max_new_tokens=24) == want
     assert model.load_memory(saved).ask(question, max_new_tokens=24) == want
     assert book.num_tokens == len(TEXT.encode())
-    alone = generated(capfd, run, f"--question={question}", "--max-new-tokens=24")
+    alone = generated(capfd, run, f"--prompt={question}", "--max-new-tokens=24")
     assert model.new_memory().ask(question, max_new_tokens=24) == alone != want
 
 
@@ -110,7 +112,7 @@ def test_retrievals_that_find_everything_score_alike(model, book, retrieval):
 
 
 def oracle(model) -> Reader:
-    config = model.config.model
+    config = model.config
     return Reader(
         jax.tree.map(lambda x: np.asarray(x, np.float64), random_params(config)),
         memory_layers=config.memory_layers,
@@ -152,7 +154,7 @@ def test_scores_equal_the_oracle(model, overlap):
     """A text alone, and another one after it in memory."""
     model, reader = model.with_memory(overlap=overlap), oracle(model)
     first, second = model.encode(TEXT), model.encode(OTHER)
-    cuts = [window_lengths(len(ids), model.config.model, model.config.memory) for ids in (first, second)]
+    cuts = [window_lengths(len(ids), model.config, model.memory) for ids in (first, second)]
     assert min(map(len, cuts)) >= 4
     want = [oracle_scores(reader, ids, cut, overlap) for ids, cut in zip((first, second), cuts, strict=True)]
     book = model.read(TEXT)
@@ -168,7 +170,7 @@ def test_forced_tokens_equal_the_oracle(model, book):
     """A prompt of one window, then 40 tokens, for which the local context slides."""
     reader = oracle(model)
     ids = model.encode(TEXT)
-    oracle_scores(reader, ids, window_lengths(len(ids), model.config.model, model.config.memory), 0)
+    oracle_scores(reader, ids, window_lengths(len(ids), model.config, model.memory), 0)
     prompt, forced = model.encode("It was a"), model.encode(OTHER)[:40]
     for token in prompt:
         logits = reader.feed(int(token))
@@ -274,6 +276,79 @@ def test_a_model_without_memory_answers_and_scores(folder):
             refused()
 
 
+@pytest.mark.parametrize(
+    ("at", "read", "texts"), [(32, 32, 1), (len(TEXT.encode()), len(TEXT.encode()), 1), (99, 99, 2)]
+)
+def test_a_reading_that_is_stopped_keeps_its_windows(model, folder, at, read, texts):
+    """Within the first text, at its end, and within the second; what is kept is what reading on would have."""
+
+    def stop(so_far):
+        if so_far.tokens_read >= at:
+            raise StopReading
+
+    part = model.read(folder / "text.txt", OTHER, progress=stop)
+    assert part.num_tokens == read
+    assert part.texts == ((str(folder / "text.txt"), TEXT), ("text 2", OTHER))[:texts]
+    for got, whole in zip(entries(part), entries(model.read(TEXT, OTHER)), strict=True):
+        np.testing.assert_array_equal(got, whole[:, :, :read])
+
+
+def test_prompts_of_an_empty_memory_are_one_batch(model, monkeypatch):
+    """Long ones too, each with a memory of its own."""
+    prompts = [TEXT, OTHER, SHORT, TEXT + OTHER]
+    want = [model.new_memory().ask(prompt, max_new_tokens=12) for prompt in prompts]
+    rows = []
+    read = fot_jax.library.model.windows.read
+    monkeypatch.setattr("fot_jax.infer.windows.read", lambda *a, **f: rows.append(len(a[2])) or read(*a, **f))
+    assert model.new_memory().ask_each(prompts, max_new_tokens=12) == want
+    assert rows == [4] and len(set(want)) == 4
+
+
+def test_the_line_of_an_answer_is_found(model, folder):
+    """Words count, not where lines are broken nor the punctuation at the end; token ids have no lines."""
+    text = "A garden.\nTwo sisters\nand some rain.\nThe garden was\nbig. [a+b]"
+    book = model.read(text, model.encode("Where is Ishmael?"), folder / "text.txt")
+    assert [name for name, _ in book.texts] == ["text 1", str(folder / "text.txt")]
+    for answer, want in [
+        (" Two sisters and some rain!\nNothing else", "text 1:2: Two sisters"),
+        ("\n  garden", "text 1:1: A garden. (first of 2)"),
+        ("one Ishmael,", f"{folder / 'text.txt'}:1: {TEXT}"),
+        ("[a+b]", "text 1:5: big. [a+b]"),
+        ("Where is Ishmael?", "None"),
+        ("two sisters", "None"),
+        (" \n", "None"),
+    ]:
+        assert str(book.find(answer)) == want, answer
+
+
+def test_the_texts_of_a_memory_are_saved_with_it(model, book, tmp_path):
+    both = book.read(OTHER)
+    both.save(tmp_path / "memory")
+    assert model.load_memory(tmp_path / "memory").texts == both.texts == (("text 1", TEXT), ("text 2", OTHER))
+    assert [one.texts for one in model.read_each([TEXT, OTHER])] == [(("text 1", TEXT),), (("text 2", OTHER),)]
+
+
+def test_another_local_context_is_that_of_the_windows(folder, model):
+    """Windows of 8: the cost tells; memories of both are read by both."""
+    narrow = fot_jax.load(folder / "run", local_context=8)
+    lengths = [len(window_lengths(83, one.config, one.memory)) for one in (model, narrow)]
+    costs = [one.new_memory().cost(TEXT) for one in (model, narrow)]
+    assert [cost.windows for cost in costs] == lengths == [6, 11]
+    assert str(costs[1]) == "to read: 1 text, 83 tokens in 11 windows of 8; memory then: 0.0 MiB"
+    assert costs[0].memory_bytes == model.read(TEXT).source.store.bytes()
+    assert narrow.fingerprint == model.fingerprint
+    with pytest.raises(fot_jax.UserError, match=r"model\.local_context must be >= 1, got 0"):
+        fot_jax.load(folder / "run", local_context=0)
+
+
+def test_scores_show_their_progress(model, book):
+    seen = []
+    model.score(TEXT, progress=seen.append)
+    model.score(SHORT, memory=book, after=TEXT, progress=seen.append)
+    assert [one.tokens_read for one in seen] == [16, 32, 48, 64, 75, 83] * 2
+    assert {one.tokens_total for one in seen} == {83}
+
+
 def test_progress_counts_all_documents(model):
     seen = []
     model.read(TEXT, OTHER, progress=seen.append)
@@ -303,7 +378,7 @@ def test_what_a_user_gets_wrong_is_one_line(model, book, folder, tmp_path):
     other = fot_jax.load(folder / "other")
     (tmp_path / "binary").write_bytes(b"ab\xff")
     cases = [
-        (lambda: fot_jax.load(tmp_path), "must hold config.json, got '.*', which has none. Name the --workdir"),
+        (lambda: fot_jax.load(tmp_path), "must hold config.json, got '.*', which has none. Name the folder"),
         (lambda: fot_jax.load(folder / "run", step=7), r"must hold the checkpoint asked for \(7\)"),
         (lambda: fot_jax.load(folder / "run", dtype="float8"), "model.dtype must be one of 'float32', 'bfloat16'"),
         (lambda: fot_jax.load(folder / "run", mesh=fot_jax.MeshConfig(data=3)), "must multiply to the 8 devices"),
@@ -339,11 +414,20 @@ def code_of(page: str, heading: str) -> str:
     return "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
 
 
-@pytest.mark.parametrize(("page", "heading"), [("README.md", "From Python"), ("docs/library.md", "The library")])
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [
+        ("README.md", "From Python"),
+        ("docs/library.md", "The library"),
+        ("docs/tutorial.md", "2. From Python"),
+        ("docs/tutorial.md", "The same from Python"),
+    ],
+)
 def test_the_lines_of_the_docs_run(folder, tmp_path, monkeypatch, page, heading):
     """On this run and this text instead of the page's."""
     code = code_of(page, heading)
-    for theirs, ours in (("runs/tiny_code", "run"), ("runs/smollm2", "run"), ("README.md", "text.txt")):
+    runs = ("runs/tiny_code", "runs/smollm2", "runs/reader")
+    for theirs, ours in (*((run, "run") for run in runs), ("README.md", "text.txt"), ("book.txt", "text.txt")):
         code = code.replace(f'"{theirs}"', repr(str(folder / ours)))
     assert len(code.splitlines()) >= 5 and str(folder / "run") in code
     (tmp_path / "lines.py").write_text(f"text = {TEXT!r}\n{code}", encoding="utf-8")

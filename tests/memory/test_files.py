@@ -122,6 +122,27 @@ def test_a_damaged_missing_or_foreign_memory_is_one_clear_line(tmp_path, damage,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(file.read_bytes()[:-3]),
+        lambda file: file.write_bytes(file.read_bytes().replace(b"whale", b"snail")),
+    ],
+)
+def test_texts_are_those_saved_or_one_clear_line(tmp_path, damage):
+    """Next to a memory; older memories, and those that are saved without texts, have none."""
+    texts = (("a.txt", "A whale.\n"), ("text 2", "ß \u2028"))
+    files.save(filled_store(), tmp_path / "memory", fingerprint="f", texts=texts)
+    assert files.load_texts(tmp_path / "memory") == texts
+    damage(tmp_path / "memory" / "texts.json")
+    with pytest.raises(UserError, match=r"is damaged: texts\.json is truncated, changed or missing") as error:
+        files.load_texts(tmp_path / "memory")
+    assert "\n" not in str(error.value)
+    files.save(filled_store(), tmp_path / "memory", fingerprint="f")
+    assert files.load_texts(tmp_path / "memory") == ()
+
+
 def test_any_changed_byte_is_noticed_or_changes_nothing(tmp_path):
     """White space in JSON changes nothing; everything else is one line."""
     files.save(filled_store(), tmp_path / "memory", fingerprint="f")
@@ -208,7 +229,7 @@ def test_a_memory_is_read_with_the_scale_it_was_written_with(tmp_path):
     assert files.load(tmp_path / "memory", fingerprint="f", scaling_from=512).lengths.tolist() == [6, 3, 0]
     message = (
         r"was written with memory\.log_length_scaling_from=512, got 0\."
-        r" Read on with --memory.log_length_scaling_from=512, or read the text again"
+        r" Read on with memory.log_length_scaling_from=512, or read the text again"
     )
     with pytest.raises(UserError, match=message):
         files.load(tmp_path / "memory", fingerprint="f")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
-from fot_jax.memory import query_blocks, scann_view, views
+from fot_jax.memory import query_blocks, scann_index, scann_view, views
+from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
 from fot_jax.ops.softmax import normalise
 from tests.memory.stores import QUERIES, B, D, H, L, P, append_random, attend_by_loops, make_store, read_all_layers
@@ -96,3 +97,28 @@ def test_a_forked_source_shows_its_own_entries(retrieval):
             got = np.asarray(read_all_layers(one.view(), QUERIES))
             want = np.stack([attend_by_loops(one.store, QUERIES, slot, 4096) for slot in range(P)])
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("retrieval", [Retrieval.EXACT, Retrieval.SCANN])
+def test_a_growing_fork_sends_and_indexes_its_own_entries_alone(retrieval, monkeypatch):
+    """Sends or indexes none of 300 entries, in two trees and a tail with ScaNN, a second time; the origin stays."""
+    rng, store = np.random.default_rng(0), make_store()
+    append_random(store, rng, [300, 300])
+    config = MemoryConfig(retrieval=retrieval, top_k=4096, scann_brute_force_below=128, scann_leaves_fraction=1.0)
+    source = ViewSource(store, config)
+    before = np.asarray(read_all_layers(source.view(), QUERIES))
+    fork = source.fork()
+    fork = fork.fork()  # of a fork that made no view
+    append_random(fork.store, rng, [3, 2])
+    taken, built = [], []
+    take, build = MemoryStore.take, scann_index.build_segment
+    monkeypatch.setattr(MemoryStore, "take", lambda self, *args: taken.append(len(args[1])) or take(self, *args))
+    monkeypatch.setattr(
+        scann_index, "build_segment", lambda keys, **how: built.append(how["tree_leaves"]) or build(keys, **how)
+    )
+    view = fork.view()
+    assert taken == ([] if retrieval is Retrieval.SCANN else [3, 2]) and not any(built)
+    monkeypatch.undo()
+    want = np.stack([attend_by_loops(fork.store, QUERIES, slot, 4096) for slot in range(P)])
+    np.testing.assert_allclose(np.asarray(read_all_layers(view, QUERIES)), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(read_all_layers(source.view(), QUERIES)), before)

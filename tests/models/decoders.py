@@ -92,6 +92,9 @@ class Memory:
     valid: jax.Array
     k: int = flax.struct.field(pytree_node=False, default=0)
 
+    def any_entries(self):
+        return self.valid.any()
+
     def query_scale(self, local):
         return None
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import enum
+import pathlib
+import re
+import textwrap
 
 import numpy as np
 import pytest
@@ -160,3 +163,15 @@ def test_one_pass_plans_read_earlier_rows_only():
 def test_two_pass_refuses_more_contexts_than_streams():
     with pytest.raises(ValueError, match=r"d must be in 1\.\.4 .*got 5"):
         plans.two_pass_plan(4, w=1, d=5)
+
+
+def test_the_plan_that_the_docs_write_is_the_one_they_draw():
+    """Runs the function of docs/plans.md; the table in its docstring shows the first four of six rows."""
+    page = (pathlib.Path(__file__).parents[2] / "docs/plans.md").read_text(encoding="utf-8")
+    code = page[page.index("        def aligned_plan") :].split("\n4. ")[0]
+    names = dict(vars(plans))
+    exec(textwrap.dedent(code), names)  # noqa: S102
+    rows = re.findall(r"row \d((?: +(?:\d|\.)(?= ))+)", names["aligned_plan"].__doc__.replace("\n", " \n"))
+    reads = [{int(row) for row, _ in marks} for marks in as_drawn(names["aligned_plan"](6, k=2, d=2))]
+    assert len(rows) == 4
+    assert [{int(cell) for cell in row.split() if cell != "."} for row in rows] == reads[:4]

@@ -114,7 +114,7 @@ def test_step_on_a_mixed_mesh_is_that_of_one_device(one_device):
 @pytest.mark.parametrize(
     ("mesh", "remat"),
     [
-        (EIGHT, "full"),
+        pytest.param(EIGHT, "full", marks=pytest.mark.slow),
         pytest.param(EIGHT, "none", marks=pytest.mark.slow),
         pytest.param({"data": 2, "context": 2, "tensor": 2}, "dots", marks=pytest.mark.slow),
     ],

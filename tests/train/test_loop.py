@@ -137,8 +137,8 @@ def without_loss(monkeypatch, steps):
     monkeypatch.setattr(loop, "make_stream", masked)
 
 
-def test_a_step_without_loss_tokens_logs_no_loss(tmp_path, monkeypatch):
-    """No 0.0000 in the progress line, metrics.jsonl or TensorBoard; the accuracy switch does not look at it."""
+def test_a_step_without_loss_tokens_logs_no_loss(tmp_path, monkeypatch, caplog):
+    """No 0.0000 in the progress line, metrics.jsonl or TensorBoard, nor for the accuracy switch; one warning."""
     without_loss(monkeypatch, {1, 2})
     observed = []
     observe = ContextSchedule.observe
@@ -152,6 +152,10 @@ def test_a_step_without_loss_tokens_logs_no_loss(tmp_path, monkeypatch):
         ScalarEvents, "add", lambda self, step, scalars: points.extend((name, step) for name in scalars)
     )
     lines, _ = run(tiny(**CHANGING, train__loss_mean="rows"), tmp_path)
+    assert [message for message in caplog.messages if "bore loss" in message] == [
+        "step 2: no token bore loss; a document that a batch holds twice bears none"
+    ]
+    assert "2 steps had no token that bears loss: there are few documents for the streams" in lines
     means = {"loss", "z_loss", "accuracy", "row_mean_loss"}
     for step, row in rows(tmp_path).items():
         assert (row["loss_tokens"] == 0) == (step in (2, 3))
@@ -280,6 +284,32 @@ def test_changed_documents_are_noticed_on_resume(tmp_path):
     assert (tmp_path / "run" / "config.json").read_text() == before
     lines, outcome = run(more, tmp_path / "run", allow_changes=["train.steps", "data.documents"])
     assert outcome.step == 3 and "documents changed: notes" in lines
+
+
+def test_data_is_checked_before_it_is_tokenised(tmp_path):
+    """The plan's notice comes first, then one line where a split has too few documents; nothing is written."""
+    (tmp_path / "a.txt").write_text("one document")
+    source = {"name": "text", "kind": "auto", "path": str(tmp_path / "a.txt")}
+    data = {"sources": [source], "cache_dir": str(tmp_path / "cache"), "vocabulary": {"kind": "bytes"}}
+    config = tiny(data=data, model__vocab_size=259, crossbatch={"plan": "two_pass"})
+    lines = []
+    with pytest.raises(UserError, match=r"the train split at least 4 documents, one a stream .*got 1\."):
+        loop.train(config, workdir=tmp_path / "run", devices=jax.devices()[:1], log=lines.append)
+    assert len(lines) == 1 and lines[0].startswith("note: crossbatch.plan 'two_pass' has no negatives at d = 1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+
+
+def test_held_out_batches_without_loss_are_refused_at_once(tmp_path):
+    """Two held-out documents that every batch reads twice: before the first step, not at the first measurement."""
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"{i}")
+    source = {"name": "text", "kind": "text", "path": str(tmp_path / "*.txt")}
+    data = {"sources": [source], "cache_dir": str(tmp_path / "cache"), "vocabulary": {"kind": "bytes"}}
+    data["heldout_fraction"] = 0.5
+    config = tiny(data=data, model__vocab_size=259, train__batch_rows=4, train__eval_every=6)
+    with pytest.raises(UserError, match=r"train\.eval_batches must hold tokens that bear loss, got none"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_kernels_that_do_not_run_here_are_refused_or_replaced(tmp_path):

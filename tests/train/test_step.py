@@ -167,7 +167,9 @@ def test_micro_batches_are_whole_streams():
     np.testing.assert_array_equal(one_pass.tokens[:, :, 0], [[0, 1, 2, 3], [4, 5, 6, 7]])
 
 
-@pytest.mark.parametrize(("mean", "attention"), [("tokens", "blockwise"), ("rows", "reference")])
+@pytest.mark.parametrize(
+    ("mean", "attention"), [("tokens", "blockwise"), pytest.param("rows", "reference", marks=pytest.mark.slow)]
+)
 def test_loss_curves_agree_on_1_2_and_8_devices(mean, attention):
     """Data, fsdp and tensor axes, with accumulation on the largest; 1e-5 relative."""
     options = {"train__loss_mean": mean, "model__attention": attention}

@@ -27,7 +27,7 @@ def test_parts_and_what_is_left_for_steps():
     account = TimeAccount(clock)
     with account.charge(Part.EVALUATION):
         clock.now += 5
-        account._event("/jax/core/compile/backend_compile_duration", 101.0, 104.0)
+        account.compiling._add("/jax/core/compile/backend_compile_duration", 101.0, 104.0)
     with account.charge(Part.DATA_WAIT):
         clock.now += 1
     clock.now += 14
@@ -43,8 +43,8 @@ def test_parts_and_what_is_left_for_steps():
 def test_traces_within_traces_count_once():
     account = TimeAccount(Clock())
     for start, end in [(1.0, 2.0), (2.5, 3.0), (0.5, 4.0), (6.0, 7.0)]:
-        account._event("/jax/core/compile/jaxpr_trace_duration", start, end)
-    account._event("/jax/other", 0.0, 50.0)
+        account.compiling._add("/jax/core/compile/jaxpr_trace_duration", start, end)
+    account.compiling._add("/jax/other", 0.0, 50.0)
     assert account.seconds[Part.COMPILE] == 4.5
 
 
@@ -89,31 +89,3 @@ def test_steps_to_trace_are_checked(capsys):
     with pytest.raises(SystemExit):
         cli.run(train.main, train.make_parser(), ["--config=tests/e2e/tiny_config.py", "--profile-steps=5"])
     assert "--profile-steps must be FROM:TO, e.g. 20:24, got '5'" in capsys.readouterr().err
-
-
-@pytest.fixture
-def settings(monkeypatch):
-    """The settings of the compilation cache, put back."""
-    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
-    before = {name: getattr(jax.config, name) for name in names}
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-def test_what_is_compiled_is_kept_and_where_is_said(settings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    train._use_compilation_cache(None)
-    assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/.cache/fot_jax/xla"
-    assert capsys.readouterr().out == (
-        f"compilation cache: {tmp_path}/.cache/fot_jax/xla (--compilation-cache=DIR or off)\n"
-    )
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/xla")
-    train._use_compilation_cache(None)
-    assert jax.config.jax_compilation_cache_dir == "gs://bucket/xla"
-    train._use_compilation_cache("/elsewhere")
-    assert jax.config.jax_compilation_cache_dir == "/elsewhere"
-    capsys.readouterr()
-    train._use_compilation_cache("off")
-    assert not jax.config.jax_enable_compilation_cache and not capsys.readouterr().out

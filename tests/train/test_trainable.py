@@ -48,7 +48,16 @@ def gradient(**changes):
     return by_layer(jax.jit(lambda p, b, q: loss_gradient(p, b, q, config=config)[0])(state.params, batch, plan))
 
 
-@pytest.mark.parametrize("changes", [{}, {"model__scan_layers": False}, {"train__accumulation": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ({"model__scan_layers": False}, {"train__accumulation": 2})
+        ),
+    ],
+)
 def test_gradient_of_the_part_is_the_whole_models(changes):
     whole = gradient(**changes)
     assert all(np.abs(leaf).max() > 0 for leaf in whole.values())
@@ -65,12 +74,15 @@ def test_gradient_of_the_part_is_the_whole_models(changes):
     "changes",
     [
         {"model__smear_keys": True, "train__z_loss": 1e-2, "model__remat": "full"},
-        {
-            "model__scan_layers": False,
-            "model__memory_gate": True,
-            "model__attention": "reference",
-            "crossbatch__gradients": "stopped",
-        },
+        pytest.param(
+            {
+                "model__scan_layers": False,
+                "model__memory_gate": True,
+                "model__attention": "reference",
+                "crossbatch__gradients": "stopped",
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["scanned", "unscanned"],
 )
