@@ -70,7 +70,13 @@ def test_command_without_libtpu_says_how_to_install_it(monkeypatch, capfd):
 def test_command_runs_dry_on_cpu_devices(tmp_path, capfd):
     """Writes a report and a program text for each program of a sweep, and shows them."""
     out, hlo = tmp_path / "reports" / "tiny.json", tmp_path / "hlo"
-    flags = ("--config.mesh.data=-1", "--topology=cpu:8", "--programs=train,decode", "--entries=16")
+    flags = (
+        "--config.mesh.data=-1",
+        "--config.model.attention=reference",
+        "--topology=cpu:8",
+        "--programs=train,decode",
+        "--entries=16",
+    )
     assert command(TINY, *flags, "--contexts=1,2", f"--out={out}", f"--hlo={hlo}") == 0
     shown = capfd.readouterr().out
     assert "tiny train, d = 1: cpu:8, 8 devices" in shown

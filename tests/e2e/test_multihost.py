@@ -109,7 +109,6 @@ def kill_one(run: Run, number: int) -> None:
     assert not Path(f"/proc/{child}").exists() or "State:\tZ" in Path(f"/proc/{child}/status").read_text()
 
 
-@pytest.mark.slow
 def test_a_killed_process_stops_the_other_in_one_line(cache, tmp_path):
     with Run(cache, tmp_path / "run", processes=2, devices=1) as run:
         kill_one(run, 1)

@@ -1,6 +1,7 @@
 """Retrieval layers: the measured mass against loops, and that a copying layer is found."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -21,14 +22,18 @@ MODEL = ModelConfig(
 VOCABULARY = ByteVocabulary()
 
 
+def fresh(model):
+    return nn.unbox(jax.jit(functools.partial(init_params, model))(jax.random.key(0)))
+
+
 @pytest.mark.parametrize("positions", list(MemoryPositions))
 def test_mass_is_that_of_softmax_loops(positions):
     model = dataclasses.replace(MODEL, memory_positions=positions)
-    params = jax.tree.map(lambda leaf: 2 * leaf, nn.unbox(init_params(model, jax.random.key(0))))
+    params = jax.tree.map(lambda leaf: 2 * np.asarray(leaf), fresh(model))
     found = retrieval_layers.measure(params, model, vocabulary=VOCABULARY, length=380, trials=1, seed=4)
     (prompt,) = retrieval_layers.make_trials(VOCABULARY, length=380, trials=1, seed=4)
     tokens = np.array([*prompt.tokens, *VOCABULARY.encode(prompt.answer)], np.int32)
-    output = run(model, params, tokens[None], capture=True)
+    output = jax.jit(functools.partial(run, model, capture=True))(params, tokens[None])
     text = prompt.prompt.encode()
     key = prompt.answer.encode()
     span = [s for s in range(len(text)) for start in range(s - len(key) + 1, s + 1) if text[start:][: len(key)] == key]
@@ -51,7 +56,7 @@ def test_a_copying_layer_is_proposed_and_others_are_not():
         MODEL, embed_dim=128, num_heads=1, num_kv_heads=1, head_dim=128, num_layers=3, init=Init.COPYING,
         memory_positions=MemoryPositions.NOPE, family=Family.PAPER,
     )  # fmt: skip
-    params = nn.unbox(init_params(model, jax.random.key(0)))
+    params = fresh(model)
     hot = params["layers"]["attention"]["projections"]["log_temperature"]
     params["layers"]["attention"]["projections"]["log_temperature"] = hot + 1.0
     found = retrieval_layers.measure(params, model, vocabulary=VOCABULARY, length=380, trials=3, seed=0)
@@ -67,6 +72,6 @@ class Odd(ByteVocabulary):
 
 
 def test_a_vocabulary_that_writes_the_key_in_two_ways_is_refused():
-    params = nn.unbox(init_params(MODEL, jax.random.key(0)))
+    params = fresh(MODEL)
     with pytest.raises(UserError, match=r"must write the key .* alike"):
         retrieval_layers.measure(params, MODEL, vocabulary=Odd(), length=380, trials=1, seed=0)

@@ -10,6 +10,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fot_jax.config import AttentionBackend, Boundaries, CrossbatchConfig, MeshConfig
@@ -161,6 +162,11 @@ def expected(problem: Problem, *, boundaries: Boundaries, dtype=jnp.float32) -> 
         segments_of(problem.rows), problem.plan.context_ids, problem.plan.own_document, boundaries=boundaries.value
     )
     return [oracles.attend(sources, visible), *oracles.attend_gradients(sources, visible, upstream)["context"]]
+
+
+def slowly(*cases: tuple) -> list:
+    """Parameters of cases that run with the slow tests."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 def size_of(shape: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from fot_jax.config import AttentionBackend, Boundaries
 from fot_jax.ops.crossbatch import crossbatch_attention
 from tests import cases, oracles
-from tests.scale.ring_cases import ARRAYS, LAYOUT, chosen, in_mesh, mesh_of, problem, segments_of
+from tests.scale.ring_cases import ARRAYS, LAYOUT, chosen, in_mesh, mesh_of, problem, segments_of, slowly
 
 ROWS, YARN_FACTOR = 8, 1.25
 NAMES = ("output", "d queries", "d keys", "d context keys", "d values")
@@ -65,22 +65,32 @@ def expected(mesh: dict[str, int], boundaries: Boundaries, *, reads=True, stoppe
     return [oracles.attend(sources, visible), dq, local[1], flow * context[1], dv]
 
 
-@pytest.mark.parametrize(
-    ("mesh", "boundaries"),
-    [
-        ({}, Boundaries.MASKED),
-        ({"tensor": 2}, Boundaries.JOINED),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, Boundaries.MASKED),
-        pytest.param({"data": 2, "context": 2, "tensor": 2}, Boundaries.JOINED, marks=pytest.mark.slow),
-        pytest.param({"context": 2}, Boundaries.MASKED, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_crossbatch_on_a_mesh_is_the_oracle(mesh, boundaries, backend):
-    """Compares values and all gradients on one, two and eight devices, of a layer that reads contexts and one not."""
+CASES = [
+    ({"data": 2, "fsdp": 2, "tensor": 2}, Boundaries.MASKED),
+    ({}, Boundaries.MASKED),
+    ({"tensor": 2}, Boundaries.JOINED),
+    ({"data": 2, "context": 2, "tensor": 2}, Boundaries.JOINED),
+    ({"context": 2}, Boundaries.MASKED),
+]
+
+
+def check(mesh, boundaries, backend):
+    """Compares a layer that reads contexts and one that does not."""
     run = program(mesh, boundaries, backend)
     for reads in (True, False):
         cases.assert_close(run(reads), expected(mesh, boundaries, reads=reads), NAMES)
+
+
+@pytest.mark.parametrize(("mesh", "boundaries"), [*CASES[:3], *slowly(*CASES[3:])], ids=str)
+def test_crossbatch_on_a_mesh_is_the_oracle(mesh, boundaries, plain_backend):
+    """Compares values and all gradients on one, two and eight devices."""
+    check(mesh, boundaries, plain_backend)
+
+
+@pytest.mark.parametrize(("mesh", "boundaries"), [CASES[0], *slowly(*CASES[1:])], ids=str)
+def test_crossbatch_by_kernels_on_a_mesh_is_the_oracle(mesh, boundaries, kernels):
+    """Compares values and all gradients with kernels in the ring and for the own chunk."""
+    check(mesh, boundaries, kernels)
 
 
 def test_crossbatch_stopped_gives_contexts_no_gradient(backend):

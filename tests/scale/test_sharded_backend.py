@@ -18,7 +18,7 @@ from fot_jax.ops.crossbatch import crossbatch_attention
 from fot_jax.ops.distributed.ring import Ring
 from fot_jax.types import Plan
 from tests import cases, oracles
-from tests.scale.ring_cases import ARRAYS, LAYOUT, NAMES, arrays, chosen, in_mesh, mesh_of, problem, segments_of
+from tests.scale.ring_cases import ARRAYS, LAYOUT, NAMES, arrays, chosen, in_mesh, mesh_of, problem, segments_of, slowly
 
 ROWS = 8
 OPTIONS = {"boundaries": Boundaries.MASKED, "block": 2}
@@ -53,14 +53,34 @@ def check(got, name, visible):
     cases.assert_close(got, want, NAMES)
 
 
-@pytest.mark.parametrize("boundaries", Boundaries)
-@pytest.mark.parametrize(
-    "mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "context": 2, "tensor": 2}, {"context": 3}], ids=str
-)
-def test_sharded_local_is_the_oracle(mesh, boundaries, backend):
-    """Compares values and gradients; positions over three devices too: each sees its own piece and those before it."""
+MESHES = [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "context": 2, "tensor": 2}, {"context": 3}]
+
+
+def check_local(mesh, boundaries, backend):
     got = on_mesh(sharded(backend, boundaries), None, mesh_of(**mesh))
     check(got, "local", oracles.local_visible(segments_of(ROWS), boundaries=boundaries.value))
+
+
+@pytest.mark.parametrize("boundaries", Boundaries)
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_sharded_local_is_the_oracle(mesh, boundaries, plain_backend):
+    """Compares values and gradients; positions over three devices too: each sees its own piece and those before it."""
+    check_local(mesh, boundaries, plain_backend)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "boundaries"),
+    [
+        (MESHES[1], Boundaries.MASKED),
+        (MESHES[2], Boundaries.JOINED),
+        *slowly((MESHES[0], Boundaries.MASKED), (MESHES[0], Boundaries.JOINED)),
+        *slowly((MESHES[1], Boundaries.JOINED), (MESHES[2], Boundaries.MASKED)),
+    ],
+    ids=str,
+)
+def test_sharded_local_by_kernels_is_the_oracle(mesh, boundaries, kernels):
+    """Compares values and gradients of kernels that see their own piece of the positions and those before it."""
+    check_local(mesh, boundaries, kernels)
 
 
 @pytest.mark.parametrize("mesh", [{"tensor": 2}, {"data": 2, "tensor": 2}], ids=str)
