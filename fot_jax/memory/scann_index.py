@@ -188,8 +188,7 @@ class HeadIndex:
         Evicted entries of a tree are found and then dropped, so a tree that holds some is asked for twice
         as many; it can still return fewer than k.
         """
-        found = [np.full((len(queries), k), -1, np.int64)]
-        scores = [np.full((len(queries), k), -np.inf, np.float32)]
+        found, scores = [], []
         for segment in (*self.segments, *((self.tail,) if self.tail else ())):
             wanted = min(2 * k if segment.first < oldest else k, segment.size)
             ids, values = segment.searcher.search_batched_parallel(queries, final_num_neighbors=wanted)
@@ -197,6 +196,10 @@ class HeadIndex:
             missing = np.isnan(values) | (entries < oldest)  # ScaNN pads with id 0 and NaN
             found.append(np.where(missing, -1, entries))
             scores.append(np.where(missing, -np.inf, values))
+        if len(found) == 1 and found[0].shape[1] == k:  # in order already, missing ones last
+            return found[0]
+        found.append(np.full((len(queries), k), -1, np.int64))
+        scores.append(np.full((len(queries), k), -np.inf, np.float32))
         ids, values = np.concatenate(found, axis=1), np.concatenate(scores, axis=1)
         best = np.argsort(-values, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(ids, best, axis=1)
@@ -253,16 +256,15 @@ class ScannIndex:
         oldest = int(store.appended[stream] - store.lengths[stream])
         return self._heads[slot, stream, kv_head].search(queries, k, oldest=oldest)
 
-    def neighbours(self, queries: np.ndarray, *, slot: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns keys and values [B, L, H, K, D] (float32) and valid [B, L, H, K] for queries [B, L, H, D].
+    def neighbours(self, queries: np.ndarray, *, slot: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns keys and values [2, B, L, H, K, D] (float32) and valid [B, L, H, K] for queries [B, L, H, D].
 
         Query head h searches the memory of key/value head h // (H // G); row b searches stream b, or
         the only stream.
         """
         B, L, H, D = queries.shape
         store, group = self.store, H // self.store.kv_heads
-        keys, values = np.zeros((B, L, H, k, D), np.float32), np.zeros((B, L, H, k, D), np.float32)
-        valid = np.zeros((B, L, H, k), bool)
+        found, valid = np.empty((2, B, L, H, k, D), np.float32), np.zeros((B, L, H, k), bool)
 
         def fill(place: tuple[int, int]) -> None:
             row, kv_head = place
@@ -272,12 +274,18 @@ class ScannIndex:
                 queries[row, :, heads].reshape(-1, D), slot=slot, stream=stream, kv_head=kv_head, k=k
             ).reshape(L, group, k)
             slots = store.slots(np.maximum(entries, int(store.appended[stream] - store.lengths[stream])))
-            keys[row, :, heads], values[row, :, heads] = store.head(slot, stream, kv_head, slots)
+            found[0, row, :, heads], found[1, row, :, heads] = store.head(slot, stream, kv_head, slots)
             valid[row, :, heads] = entries >= 0
 
+        for row in np.flatnonzero(store.lengths[np.arange(B) % store.streams] == 0):
+            found[:, row] = 0
         places = [place for place in np.ndindex(B, store.kv_heads) if store.lengths[place[0] % store.streams]]
-        list(_threads().map(fill, places))  # ScaNN searches without Python's lock
-        return keys, values, valid
+        others = [_threads().submit(fill, place) for place in places[1:]]  # ScaNN searches without Python's lock
+        for place in places[:1]:
+            fill(place)
+        for other in others:
+            other.result()
+        return found, valid
 
 
 @functools.cache

@@ -89,14 +89,14 @@ class ScannView:
 
         def attend(some: jax.Array) -> Partial:
             shape = (*some.shape[:3], self.top_k)
-            neighbours = jax.ShapeDtypeStruct((*shape, D), jnp.float32)
+            neighbours = jax.ShapeDtypeStruct((2, *shape, D), jnp.float32)
             with jax.named_scope("memory_topk"):
-                keys, values, valid = jax.pure_callback(
+                found, valid = jax.pure_callback(
                     lambda *arguments: _search(*arguments, top_k=self.top_k),
-                    (neighbours, neighbours, jax.ShapeDtypeStruct(shape, jnp.bool_)),
+                    (neighbours, jax.ShapeDtypeStruct(shape, jnp.bool_)),
                     place,
                     jax.lax.stop_gradient(some).astype(jnp.float32),
                 )
-            return neighbours_partial(some.astype(jnp.float32), keys, values, valid=valid)
+            return neighbours_partial(some.astype(jnp.float32), *found, valid=valid)
 
         return over_query_blocks(attend, jnp.asarray(queries), max(1, NEIGHBOUR_BYTES // per_position))

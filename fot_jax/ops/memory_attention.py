@@ -20,7 +20,10 @@ from fot_jax.ops.softmax import heads_first
 from fot_jax.types import Partial
 
 SEARCH_BYTES = 1 << 25  # of scores that a search on CPUs holds at a time
-LEAST_GROUPED = 1024  # scores of a query; fewer are searched one by one
+LEAST_GROUPED = 1 << 14  # scores of a query; fewer are searched one by one
+SUMMED_WHOLE = 64  # times k, entries of a memory whose values are summed whole for many queries
+TILE_BYTES = 1 << 22  # of the scores of queries that are bisected together
+MOST_HALVINGS = 40
 Scales = tuple[Float[Array, "B G M"], Float[Array, "B G M"]]
 
 
@@ -83,12 +86,101 @@ def topk_memory_partial(
       scales: factors of keys and values [B, G, M] that are held as int8; None: 1.
       recall: see `nearest`.
     """
-    if values.shape[2] == 0:
+    B, L, H, _ = queries.shape
+    M = values.shape[2]
+    if M == 0:
         return softmax.empty_partial(queries)
+    gathered = functools.partial(_gathered_partial, k=k, recall=recall)
+    arguments = queries, keys, values, valid, scales
+    short = k < M <= SUMMED_WHOLE * k and recall is None and keys.dtype == queries.dtype
+    if L == 1 or not short or 4 * B * H * L * M <= CACHE_BYTES:
+        return gathered(*arguments)
+    summed = functools.partial(_summed_partial, k=k)
+    return jax.lax.platform_dependent(*arguments, cpu=summed, default=gathered)
+
+
+def _gathered_partial(queries, keys, values, valid, scales, *, k: int, recall: float | None) -> Partial:
+    """Reads the values of the k entries alone."""
     best, index = nearest(queries, keys, valid=valid, k=k, scale=None if scales is None else scales[0], recall=recall)
     weights, peak, total = softmax.weigh(best, jnp.full(best.shape[:-1], softmax.LOWEST_PEAK))
     weighted = weighted_sum(weights, index, values, scale=None if scales is None else scales[1])
     return Partial(weighted=weighted, peak=to_heads(peak), total=to_heads(total))
+
+
+def _summed_partial(queries, keys, values, valid, scales, *, k: int) -> Partial:
+    """`_gathered_partial` for many queries of a short memory on CPUs: sums all values, most of them with weight 0.
+
+    The k-th largest score is found by bisection, which looks at the scores of many queries at once on all cores. To
+    sort those of one query after another and to copy its values took three times as long.
+    """
+    assert scales is None
+    B, L, H, D = queries.shape
+    G, M = values.shape[1:3]
+    size = max(1, min(TILE_BYTES // (4 * M), H // G * L))
+    tiles = heads_first(queries).reshape(B * G, -1, D)
+    T = tiles.shape[1]
+    tiles = jnp.pad(tiles, [(0, 0), (0, -T % size), (0, 0)]).reshape(B * G, -1, size, D)
+    tables, contents = keys.reshape(B * G, D, M), values.reshape(B * G, M, D)
+
+    def of_head(n):
+        exists = valid[n // G][:, None]
+
+        def attend(tile):
+            scores = jnp.where(exists, softmax.product("DM,TD->MT", tables[n], tile), softmax.MASKED_SCORE)
+            threshold, found = kth_largest(scores, exists, k=k)
+            peak = jnp.maximum(scores.max(axis=0), softmax.LOWEST_PEAK)
+
+            def all_above():
+                weights = jnp.where(scores >= threshold[None], jnp.exp(scores - peak[None]), 0.0)
+                return softmax.product("MT,MD->TD", weights.astype(values.dtype), contents[n]), weights.sum(axis=0)
+
+            def first_of_equals():
+                best, index = jax.lax.top_k(scores.T, k)
+                weights = jnp.exp(best - peak[:, None])
+                return softmax.product("TK,TKD->TD", weights, contents[n][index]), weights.sum(axis=1)
+
+            weighted, total = jax.lax.cond(jnp.all(found), all_above, first_of_equals)
+            return weighted, peak, total
+
+        return jax.lax.map(attend, tiles[n])
+
+    def whole(x):
+        return heads_first(x.reshape(B * G, -1, *x.shape[3:])[:, :T].reshape(B, H, L, *x.shape[3:]))
+
+    weighted, peak, total = map(whole, jax.lax.map(of_head, jnp.arange(B * G)))
+    return Partial(weighted=weighted, peak=peak, total=total)
+
+
+def kth_largest(
+    scores: Float[Array, "M T"], exists: Bool[Array, "M 1"], *, k: int
+) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
+    """Returns a threshold that exactly min(k, those that exist) scores of a query reach, and whether there is one.
+
+    There is none where the k-th largest score equals the next one, or a score is not finite.
+    """
+    scores, few = jax.lax.stop_gradient(scores), jnp.sum(exists) <= k
+    low, high = jnp.where(exists, scores, jnp.inf).min(axis=0), scores.max(axis=0)
+
+    def undecided(state):
+        *_, count, step = state
+        return (step < MOST_HALVINGS) & jnp.any(count != k) & ~few
+
+    def halve(state):
+        low, high, threshold, count, step = state
+        middle = 0.5 * (low + high)
+        reached = jnp.sum(scores >= middle[None], axis=0, dtype=jnp.int32)
+        decided, enough = count == k, reached >= k
+        return (
+            jnp.where(enough, middle, low),
+            jnp.where(enough, high, middle),
+            jnp.where(decided, threshold, middle),
+            jnp.where(decided, count, reached),
+            step + 1,
+        )
+
+    start = low, high, low, jnp.zeros(low.shape, jnp.int32), 0
+    _, _, threshold, count, _ = jax.lax.while_loop(undecided, halve, start)
+    return jnp.where(few, softmax.LOWEST_PEAK, threshold), few | (count == k)
 
 
 def nearest(

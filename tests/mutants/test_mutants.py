@@ -96,7 +96,7 @@ def int8() -> None:
 
 def grouped_top_k() -> None:
     """Many equal scores."""
-    test_memory_attention.test_top_k_in_groups_is_that_of_all(2048, 5)
+    test_memory_attention.test_top_k_in_groups_is_that_of_all(1 << 15, 5)
 
 
 def sharded(k: int | None) -> Callable[[], None]:
