@@ -12,6 +12,7 @@ Importing this module imports neither JAX nor TensorFlow, so that `--help` is qu
 
 import argparse
 import dataclasses
+import itertools
 import logging
 import re
 import sys
@@ -23,6 +24,7 @@ from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import parse, whole_number
+from fot_jax.malloc import keep_freed_memory
 from launch.config_files import load_config_file
 from launch.unknown_flags import explain_unknown
 
@@ -213,6 +215,8 @@ def run(
     flags = parse_flags(parser, sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig()
     logging.getLogger("fot_jax").setLevel(logging.INFO)  # shows what was chosen or left out
+    if arguments is None and _is_a_command(sys.orig_argv):
+        keep_freed_memory()
     try:
         main(flags)
     except UserError as error:
@@ -227,6 +231,11 @@ def run(
         if isinstance(error, OSError) and name is not None:
             _fail(f"{name!r} cannot be used: {error.strerror}.")
         raise
+
+
+def _is_a_command(argv: Sequence[str]) -> bool:
+    """True if the interpreter was started with `-m launch.NAME`, so that starting it again does the same."""
+    return any(flag == "-m" and name.startswith("launch.") for flag, name in itertools.pairwise(argv))
 
 
 def _folder_of(flags: argparse.Namespace) -> Path:
