@@ -23,7 +23,8 @@ from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import parse, whole_number
-from fot_jax.storage.paths import local_path
+from fot_jax.storage.failures import bucket_error
+from fot_jax.storage.paths import StoragePath, check_storage_path, in_bucket, local_path, storage_path
 from launch.config_files import load_config_file
 from launch.unknown_flags import explain_unknown
 
@@ -83,7 +84,15 @@ def add_workdir_flag(parser: Any, *, required: bool = False) -> None:
     """Adds `--workdir`, the folder of a run."""
     default = "" if required else "; default: runs/NAME of the config"
     text = "the run's folder (config, checkpoints, metrics)" + default
-    parser.add_argument("--workdir", type=on_disk, metavar="DIR", required=required, help=text)
+    parser.add_argument("--workdir", type=in_storage, metavar="DIR", required=required, help=text)
+
+
+def in_storage(text: str) -> str:
+    """Parses a flag that is a path of this machine or of a bucket (gs://). Raises argparse.ArgumentTypeError."""
+    try:
+        return check_storage_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def on_disk(text: str) -> str:
@@ -215,12 +224,11 @@ def _local_fields(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
         yield f"data.sources[{index}].path", source.path
     yield "data.vocabulary.path", config.data.vocabulary.path
     yield "data.cache_dir", config.data.cache_dir
-    yield "train.init_from", config.train.init_from
 
 
-def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> Path:
+def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> StoragePath:
     """Returns `--workdir`, or runs/NAME of the config."""
-    return Path(flags.workdir) if flags.workdir else Path("runs") / config.name
+    return storage_path(flags.workdir) if flags.workdir else Path("runs") / config.name
 
 
 def run(
@@ -249,9 +257,18 @@ def run(
         name = getattr(error, "filename", None)
         if is_disk_full(error):
             _fail(str(disk_full(Path(name).parent if isinstance(name, str) else _folder_of(flags), error)))
+        bucket = _bucket_of(flags)
+        if bucket and (refused := bucket_error(error, bucket)) is not None:
+            _fail(str(refused))
         if isinstance(error, OSError) and name is not None:
             _fail(f"{name!r} cannot be used: {error.strerror}.")
         raise
+
+
+def _bucket_of(flags: argparse.Namespace) -> str | None:
+    """Returns the first flag that is a path in a bucket, None where there is none."""
+    given = [value for each in vars(flags).values() for value in (each if isinstance(each, list) else [each])]
+    return next((value for value in given if isinstance(value, str) and in_bucket(value)), None)
 
 
 def _folder_of(flags: argparse.Namespace) -> Path:
