@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import parse, whole_number
+from fot_jax.storage.paths import local_path
 from launch.config_files import load_config_file
 from launch.unknown_flags import explain_unknown
 
@@ -68,9 +69,10 @@ def add_experiment_flags(parser: argparse.ArgumentParser, *, workdir: bool = Fal
     """Adds `--config` with its overrides, `--gin_file`, `--gin_bindings`; `--workdir` for commands that use one."""
     group = parser.add_argument_group("experiment, from --config or from gin", OVERRIDES_HELP)
     config_help = "a config file, see configs/: plain Python with get_config(), or FILE.py:ARG with get_config(ARG)"
-    group.add_argument("--config", metavar="FILE", help=config_help)
+    group.add_argument("--config", type=on_disk, metavar="FILE", help=config_help)
     group.set_defaults(overrides=[])
-    group.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be repeated")
+    gin_help = "a gin file; may be repeated"
+    group.add_argument("--gin_file", type=on_disk, action="append", default=[], metavar="FILE", help=gin_help)
     bindings_help = "'TrainConfig.steps = 100'; may be repeated"
     group.add_argument("--gin_bindings", action="append", default=[], metavar="BINDING", help=bindings_help)
     if workdir:
@@ -81,7 +83,16 @@ def add_workdir_flag(parser: Any, *, required: bool = False) -> None:
     """Adds `--workdir`, the folder of a run."""
     default = "" if required else "; default: runs/NAME of the config"
     text = "the run's folder (config, checkpoints, metrics)" + default
-    parser.add_argument("--workdir", metavar="DIR", required=required, help=text)
+    parser.add_argument("--workdir", type=on_disk, metavar="DIR", required=required, help=text)
+
+
+def on_disk(text: str) -> str:
+    """Parses a flag that must be a path of this machine. Raises argparse.ArgumentTypeError for a URL."""
+    try:
+        local_path(text, what="it")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def add_step_flag(parser: Any) -> None:
@@ -179,6 +190,7 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
 
     Raises:
       ConfigError: no config or two are named; a key is unknown, missing or mistyped; a check fails.
+      UserError: a path is a URL that cannot be read.
     """
     from_gin = bool(flags.gin_file or flags.gin_bindings)
     if bool(flags.config) == from_gin:
@@ -189,8 +201,21 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
             raise ConfigError(f"--config.{flags.overrides[0][0]} needs --config; with gin use --gin_bindings.")
         from fot_jax.config.gin import build_from_gin  # only gin configs need gin
 
-        return build_from_gin(flags.gin_file, flags.gin_bindings)
-    return build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
+        config = build_from_gin(flags.gin_file, flags.gin_bindings)
+    else:
+        config = build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
+    for path, text in _local_fields(config):
+        local_path(text, what=path)
+    return config
+
+
+def _local_fields(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    """Yields the fields of an experiment that are paths of this machine, each with its value."""
+    for index, source in enumerate(config.data.sources):
+        yield f"data.sources[{index}].path", source.path
+    yield "data.vocabulary.path", config.data.vocabulary.path
+    yield "data.cache_dir", config.data.cache_dir
+    yield "train.init_from", config.train.init_from
 
 
 def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> Path:

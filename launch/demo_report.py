@@ -29,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_workdir_flag(parser, required=True)
     parser.add_argument(
         "--baseline-workdir",
+        type=cli.on_disk,
         action="append",
         default=[],
         metavar="DIR",

@@ -101,6 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument(
         "--workdir",
+        type=cli.on_disk,
         action="append",
         required=True,
         metavar="DIR",
@@ -110,6 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", required=True, choices=tasks, help="what is measured")
     parser.add_argument(
         "--baseline-workdir",
+        type=cli.on_disk,
         action="append",
         default=[],
         metavar="DIR",
@@ -123,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="text, JSON lines, Parquet or TFRecord to measure on, all of it, not what the run held out; repeatable",
     )
     cli.add_step_flag(parser)
-    parser.add_argument("--out", metavar="DIR", help="where the results go; default: WORKDIR/eval")
+    parser.add_argument("--out", type=cli.on_disk, metavar="DIR", help="where the results go; default: WORKDIR/eval")
     compilation_cache.add_flag(parser)
     cli.add_section_flags(parser, "memory", "evaluation")
     return parser

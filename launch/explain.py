@@ -242,7 +242,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resolved", nargs="?", const="json", choices=["json", "gin"], help=resolved_help)
     group = parser.add_argument_group("retrieval layers of a trained model")
     group.add_argument("--retrieval-layers", action="store_true", help="measure them instead")
-    group.add_argument("--workdir", metavar="DIR", help="the run's folder (config, checkpoints, metrics)")
+    group.add_argument(
+        "--workdir", type=cli.on_disk, metavar="DIR", help="the run's folder (config, checkpoints, metrics)"
+    )
     cli.add_step_flag(group)
     group.add_argument("--length", type=int, default=512, metavar="N", help="tokens of the prompts (default 512)")
     group.add_argument("--trials", type=int, default=10, metavar="N", help="prompts (default 10)")

@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_workdir_flag(parser, required=True)
     cli.add_step_flag(parser)
     text_help = "UTF-8 text to read; '-': stdin; repeated: one after another into one memory"
-    parser.add_argument("--text", action="append", default=[], metavar="FILE", help=text_help)
+    parser.add_argument("--text", type=cli.on_disk, action="append", default=[], metavar="FILE", help=text_help)
     prompt_help = "a prompt; a question or words to continue; repeated: each sees the memory alone"
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=prompt_help)
     answering.add_answer_flags(parser)

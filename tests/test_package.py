@@ -25,7 +25,7 @@ from tests.eval import workdirs
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DATA, SCANN, CONVERT, PLOTS = EXTRAS
+DATA, SCANN, CONVERT, PLOTS, GCS = EXTRAS
 PER_EXTRA = {name: PROJECT["optional-dependencies"][name] for name in EXTRAS}
 
 # Each module of fot_jax that cannot be imported without an extra; every other one can.

@@ -7,6 +7,7 @@ Only this package uses Orbax. Saving is asynchronous: one rename gives a whole c
 half-written one is never read.
 """
 
+import fot_jax.storage.paths  # noqa: F401  # before Orbax: it chooses the file system of gs://
 from fot_jax.checkpoint.checkpointer import Checkpointer, newest_step
 from fot_jax.checkpoint.parameters import (
     load_params,

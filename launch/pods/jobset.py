@@ -181,7 +181,9 @@ def _add_action(parser: argparse.ArgumentParser, action: str) -> None:
             "--chips-per-host", type=int, default=4, metavar="N", help="chips of a host; 4 on most slices"
         )
         parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
-        parser.add_argument("--out", metavar="FILE", help="where the results go; the manifest, default: NAME.yaml")
+        parser.add_argument(
+            "--out", type=cli.on_disk, metavar="FILE", help="where the results go; the manifest, default: NAME.yaml"
+        )
     elif action == "gcluster":
         kind = shell.matching(r"[a-z0-9-]+", what="must be like v5litepod-16 or tpu7x-64")
         place = shell.matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", what="must be a region or zone")
