@@ -211,10 +211,6 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
 
 def _local_fields(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     """Yields the fields of an experiment that are paths of this machine, each with its value."""
-    for index, source in enumerate(config.data.sources):
-        yield f"data.sources[{index}].path", source.path
-    yield "data.vocabulary.path", config.data.vocabulary.path
-    yield "data.cache_dir", config.data.cache_dir
     yield "train.init_from", config.train.init_from
 
 
