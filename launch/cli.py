@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import parse, whole_number
-from fot_jax.storage.failures import bucket_error
+from fot_jax.storage.explain import bucket_error
 from fot_jax.storage.paths import StoragePath, check_storage_path, in_bucket, local_path, storage_path
 from launch.config_files import load_config_file
 from launch.unknown_flags import explain_unknown
@@ -213,17 +213,8 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
         config = build_from_gin(flags.gin_file, flags.gin_bindings)
     else:
         config = build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
-    for path, text in _local_fields(config):
-        local_path(text, what=path)
+    check_storage_path(config.train.init_from)
     return config
-
-
-def _local_fields(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-    """Yields the fields of an experiment that are paths of this machine, each with its value."""
-    for index, source in enumerate(config.data.sources):
-        yield f"data.sources[{index}].path", source.path
-    yield "data.vocabulary.path", config.data.vocabulary.path
-    yield "data.cache_dir", config.data.cache_dir
 
 
 def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> StoragePath:
