@@ -44,7 +44,7 @@ def names(folder) -> set[str]:
 
 @pytest.fixture(scope="module")
 def runs(gcs, tmp_path_factory):
-    """The same six steps on a disk, and in a bucket with a break after four; with a trace of step 2."""
+    """Trains six steps on a disk, and in a bucket with a break after four; with a trace of step 2."""
     disk, bucket = tmp_path_factory.mktemp("disk"), storage_path(new_bucket(gcs)) / "runs/a"
     run(config(6), disk)
     run(config(4), bucket, profile=ProfileSteps(first=2, last=2))
@@ -79,10 +79,10 @@ def test_the_same_checkpoints_are_kept(runs):
 
 
 def test_a_run_starts_from_one_in_the_bucket(runs, tmp_path):
-    lines, _ = run(tiny(train__steps=1, train__init_from=str(runs[1])), tmp_path / "next")
-    other, _ = run(tiny(train__steps=1, train__init_from=str(runs[0])), tmp_path / "other")
-    assert losses(tmp_path / "next") == losses(tmp_path / "other")
-    assert lines[-2] != other[-2] or lines
+    for name, start in (("disk", runs[0]), ("bucket", runs[1]), ("fresh", "")):
+        run(tiny(train__steps=1, train__init_from=str(start)), tmp_path / name)
+    found = {name: losses(tmp_path / name) for name in ("disk", "bucket", "fresh")}
+    assert found["bucket"] == found["disk"] != found["fresh"]
 
 
 def test_another_config_is_refused(runs):
@@ -135,7 +135,9 @@ def test_a_half_removed_checkpoint_is_refused_in_one_line(runs, bucket):
 
 def test_it_is_evaluated_and_read_straight_from_the_bucket(bucket, tmp_path):
     """Reports, plots and journals go to the bucket; `fot_jax.load` reads the model from it."""
-    (tmp_path / "corpus.txt").write_text("\n".join("It was a dark and stormy night. " * 9 for _ in range(20)))
+    (tmp_path / "corpus.txt").mkdir()  # a folder of files, each one document
+    for number in range(20):
+        (tmp_path / f"corpus.txt/{number}.txt").write_text(f"It was a dark and stormy night {number}. " * 9)
     folder = storage_path(bucket) / "run"
     workdirs.write_run(folder, workdirs.experiment(tmp_path))
     workdirs.run_evaluate(f"--workdir={folder}", "--task=distraction")
