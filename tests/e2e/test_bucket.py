@@ -57,7 +57,7 @@ def reference(cache, tmp_path_factory):
 
 
 def kill(cache, workdir, after: float) -> bool:
-    """Kills a run so many seconds after its first step, or later; False where it had ended. Nothing half is there."""
+    """Kills a run `after` seconds from its first step; False where it had ended. Checks what is left."""
     process = start(cache, workdir)
     wait_for_a_step(process)
     time.sleep(after)

@@ -15,8 +15,8 @@ from fot_jax.train.recorder import Recorder
 from fot_jax.train.saver import Saver
 from tests.train.tiny import tiny
 
-STEPS, EVERY = 60, 20
-WIDE = {"model__embed_dim": 128, "model__mlp_dim": 512, "model__num_layers": 8, "model__memory_layers": [3]}
+STEPS, EVERY = 120, 40
+WIDE = {"model__embed_dim": 64, "model__mlp_dim": 512, "model__num_layers": 8, "model__memory_layers": [3]}
 
 
 class Times(dict[str, list[float]]):
@@ -40,6 +40,7 @@ def main(workdir: str) -> None:
     """Prints JSON: MiB of a checkpoint; seconds that a save blocks, that opening and restoring take; of a step."""
     times, begun = Times(), []
     times.wrap(Saver, "save", "save blocks")
+    times.wrap(Saver, "wait", "wait for the last save")
     times.wrap(checkpoint.Checkpointer, "__init__", "open")
     times.wrap(loop, "_restore", "restore")
     times.wrap(loop, "train", "train")
