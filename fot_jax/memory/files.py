@@ -3,6 +3,7 @@
     DIR/meta.json             format, model fingerprint, shapes, checksums of the arrays and of meta.json itself
     DIR/stream_0/keys         [P, G, M, D], oldest entry first
     DIR/stream_0/values
+    DIR/stream_0/key_scales   [P, G, M, 1] float32, of int8 entries; value_scales likewise
     DIR/texts.json            [[name, text], …] that were read, where they are known
 
 An empty stream has no arrays.
@@ -25,11 +26,11 @@ import tensorstore as ts
 from fot_jax.config import UserError
 from fot_jax.config.errors import explained_disk_full
 from fot_jax.memory.store import MemoryStore
-from fot_jax.types import KeyValue
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "fot_jax memory 1"
+_ENTRIES = ("keys", "values")
 TEXTS = "texts.json"
 CHUNK_ENTRIES = 65536  # entries per zarr chunk
 MOST_WIDE = 1 << 20  # layers, heads or components of a head, in any memory
@@ -53,6 +54,11 @@ def _spec(path: pathlib.Path, shape: tuple[int, ...], dtype: str) -> dict[str, A
         },
         "store_data_equal_to_fill_value": True,  # chunks of zeros are written too
     }
+
+
+def _names(dtype: Any) -> tuple[str, ...]:
+    """Returns the names of a stream's arrays."""
+    return _ENTRIES + (("key_scales", "value_scales") if dtype == "int8" else ())
 
 
 def _checksum(array: np.ndarray) -> int:
@@ -102,7 +108,8 @@ def save(
     with _atomic_replacement(path) as fresh, explained_disk_full(path, needed=store.bytes()):
         checksums = []
         for stream in range(store.streams):
-            arrays = dict(zip(("keys", "values"), store.take(stream, store.live(stream)), strict=True))
+            held = store.stored(stream, slice(None), store.live(stream))
+            arrays = dict(zip(_names(store.dtype.name), held, strict=True))
             checksums.append({name: _checksum(array) for name, array in arrays.items()})
             for name, array in arrays.items():
                 if array.size:
@@ -179,7 +186,7 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
         )
     for stream, length in enumerate(meta["lengths"]):
         if length:
-            for name in ("keys", "values"):
+            for name in _names(meta["dtype"]):
                 _open(path, stream, name, meta)
     store = MemoryStore(
         memory_layers=meta["memory_layers"],
@@ -191,9 +198,7 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
     )
     for stream, length in enumerate(meta["lengths"]):
         if length:
-            keys, values = (_read(path, stream, name, meta) for name in ("keys", "values"))
-            entries = KeyValue(keys=np.swapaxes(keys, 1, 2)[:, None], values=np.swapaxes(values, 1, 2)[:, None])
-            store.append(entries, np.array([length]), streams=[stream])
+            store.restore(stream, *(_read(path, stream, name, meta) for name in _names(meta["dtype"])))
     return store
 
 
@@ -245,7 +250,7 @@ def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
 
     def is_checksum_list(value: Any) -> bool:
         return isinstance(value, list) and all(
-            isinstance(one, dict) and {"keys", "values"} <= set(one) for one in value
+            isinstance(one, dict) and set(_names(meta.get("dtype"))) <= set(one) for one in value
         )
 
     rules = {
@@ -254,7 +259,7 @@ def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
         "memory_layers": lambda value: is_integer_list(value) and 0 < len(value) == len(set(value)) < MOST_WIDE,
         "kv_heads": lambda value: is_integer(value, 1, MOST_WIDE),
         "head_dim": lambda value: is_integer(value, 1, MOST_WIDE),
-        "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
+        "dtype": lambda value: value in ("float32", "bfloat16", "float16", "int8"),
         "lengths": lambda value: is_integer_list(value) and len(value) > 0,
         "checksums": lambda value: (
             is_checksum_list(value) and is_integer_list(meta.get("lengths")) and len(value) == len(meta["lengths"])
@@ -279,9 +284,11 @@ def _open(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> A
     So no room is made for what a damaged file declares.
     """
     place = f"stream_{stream}/{name}"
-    shape = (len(meta["memory_layers"]), meta["kv_heads"], meta["lengths"][stream], meta["head_dim"])
+    scales = name not in _ENTRIES
+    width, dtype = (1, "float32") if scales else (meta["head_dim"], meta["dtype"])
+    shape = (len(meta["memory_layers"]), meta["kv_heads"], meta["lengths"][stream], width)
     try:
-        array = ts.open(_spec(path / place, shape, meta["dtype"]), open=True).result()
+        array = ts.open(_spec(path / place, shape, dtype), open=True).result()
         there = sum(file.stat().st_size for file in (path / place).rglob("*") if file.is_file())
     except (ValueError, OSError) as error:  # what TensorStore raises for missing or unreadable files
         raise _damaged_error(path, place) from error
