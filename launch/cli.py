@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,8 @@ from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import parse, whole_number
-from fot_jax.storage.paths import local_path
+from fot_jax.storage.failures import bucket_error
+from fot_jax.storage.paths import StoragePath, check_storage_path, in_bucket, local_path, storage_path
 from launch.config_files import load_config_file
 from launch.unknown_flags import explain_unknown
 
@@ -83,7 +84,15 @@ def add_workdir_flag(parser: Any, *, required: bool = False) -> None:
     """Adds `--workdir`, the folder of a run."""
     default = "" if required else "; default: runs/NAME of the config"
     text = "the run's folder (config, checkpoints, metrics)" + default
-    parser.add_argument("--workdir", type=on_disk, metavar="DIR", required=required, help=text)
+    parser.add_argument("--workdir", type=in_storage, metavar="DIR", required=required, help=text)
+
+
+def in_storage(text: str) -> str:
+    """Parses a flag that is a path of this machine or of a bucket (gs://). Raises argparse.ArgumentTypeError."""
+    try:
+        return check_storage_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def on_disk(text: str) -> str:
@@ -190,7 +199,6 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
 
     Raises:
       ConfigError: no config or two are named; a key is unknown, missing or mistyped; a check fails.
-      UserError: a path is a URL that cannot be read.
     """
     from_gin = bool(flags.gin_file or flags.gin_bindings)
     if bool(flags.config) == from_gin:
@@ -201,22 +209,13 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
             raise ConfigError(f"--config.{flags.overrides[0][0]} needs --config; with gin use --gin_bindings.")
         from fot_jax.config.gin import build_from_gin  # only gin configs need gin
 
-        config = build_from_gin(flags.gin_file, flags.gin_bindings)
-    else:
-        config = build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
-    for path, text in _local_fields(config):
-        local_path(text, what=path)
-    return config
+        return build_from_gin(flags.gin_file, flags.gin_bindings)
+    return build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
 
 
-def _local_fields(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-    """Yields the fields of an experiment that are paths of this machine, each with its value."""
-    yield "train.init_from", config.train.init_from
-
-
-def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> Path:
+def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> StoragePath:
     """Returns `--workdir`, or runs/NAME of the config."""
-    return Path(flags.workdir) if flags.workdir else Path("runs") / config.name
+    return storage_path(flags.workdir) if flags.workdir else Path("runs") / config.name
 
 
 def run(
@@ -245,9 +244,18 @@ def run(
         name = getattr(error, "filename", None)
         if is_disk_full(error):
             _fail(str(disk_full(Path(name).parent if isinstance(name, str) else _folder_of(flags), error)))
+        bucket = _bucket_of(flags)
+        if bucket and (refused := bucket_error(error, bucket)) is not None:
+            _fail(str(refused))
         if isinstance(error, OSError) and name is not None:
             _fail(f"{name!r} cannot be used: {error.strerror}.")
         raise
+
+
+def _bucket_of(flags: argparse.Namespace) -> str | None:
+    """Returns the first flag that is a path in a bucket, None where there is none."""
+    given = [value for each in vars(flags).values() for value in (each if isinstance(each, list) else [each])]
+    return next((value for value in given if isinstance(value, str) and in_bucket(value)), None)
 
 
 def _folder_of(flags: argparse.Namespace) -> Path:

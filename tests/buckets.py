@@ -34,6 +34,7 @@ def variables(url: str) -> dict[str, str]:
         "TENSORSTORE_GCS_HTTP_URL": url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore asks nobody for a token
         "GOOGLE_CLOUD_PROJECT": "p",
+        "NO_GCE_CHECK": "true",  # else google-auth looks for a metadata server, for seconds
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else gcsfs asks Google's storage layout API
     }
 

@@ -8,9 +8,8 @@ different, and code that may run there must not use it:
 
     open("a")                  overwrites the object
     absolute(), resolve()      give a path of this machine: use `absolute` below
-    is_file()                  is slow: use exists() for what is known to be a file
     mkdir()                    does nothing, and a folder without objects does not exist
-    rename(), replace()        copy and delete: use `write_whole` below
+    rename(), replace()        copy and delete: use `replace_file` below
     glob("**"), rglob()        are refused: use `files_below` below
     stat()                     has only length and mtime: use `version` below
 """
@@ -97,7 +96,7 @@ def absolute(path: str | os.PathLike[str]) -> StoragePath:
     return found.absolute() if isinstance(found, pathlib.Path) else found
 
 
-def write_whole(path: StoragePath, content: str | bytes) -> None:
+def replace_file(path: StoragePath, content: str | bytes) -> None:
     """Writes a file so that every reader finds the old one or the new one, whole.
 
     A folder that is missing is made. In a bucket one request replaces the object, which is seen when it is whole.
@@ -148,6 +147,15 @@ def bucket_files() -> Any:
     import fsspec
 
     return fsspec.filesystem("gcs")
+
+
+@functools.cache
+def google_client() -> Any:
+    """Returns google-cloud-storage's client, which has what fsspec lacks: writes with a condition."""
+    _gcs()
+    from google.cloud import storage
+
+    return storage.Client()
 
 
 @functools.cache

@@ -21,9 +21,9 @@ def folder(request, tmp_path):
 def test_files_are_written_whole_and_read_back(folder):
     path = folder / "run" / "config.json"
     assert not path.exists()
-    paths.write_whole(path, "old")
+    paths.replace_file(path, "old")
     first = paths.version(path)
-    paths.write_whole(path, "né")
+    paths.replace_file(path, "né")
     assert path.read_bytes() == "né".encode()
     assert path.read_text(encoding="utf-8") == "né"
     assert paths.version(path) != first
@@ -32,7 +32,7 @@ def test_files_are_written_whole_and_read_back(folder):
 
 def test_files_below_lists_all_of_them_in_order(folder):
     for name in ("b/2/x", "a", "b/1"):
-        paths.write_whole(folder / "run" / name, "x")
+        paths.replace_file(folder / "run" / name, "x")
     found = [os.fspath(path) for path in paths.files_below(folder / "run")]
     assert found == [os.fspath(folder / "run" / name) for name in ("a", "b/1", "b/2/x")]
     assert list(paths.files_below(folder / "none")) == []
@@ -46,12 +46,12 @@ def test_version_of_a_missing_file(folder):
 def test_what_another_process_writes_is_seen_at_once(bucket):
     """gcsfs remembers listings for ever unless it is told not to."""
     folder = storage_path(bucket) / "run"
-    paths.write_whole(folder / "1" / "x", "1")
+    paths.replace_file(folder / "1" / "x", "1")
     assert [path.name for path in folder.iterdir()] == ["1"]
     code = f"""
-from fot_jax.storage.paths import storage_path, write_whole
-write_whole(storage_path("{folder}/2/x"), "2")
-write_whole(storage_path("{folder}/top"), "3")
+from fot_jax.storage.paths import storage_path, replace_file
+replace_file(storage_path("{folder}/2/x"), "2")
+replace_file(storage_path("{folder}/top"), "3")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert (folder / "2" / "x").read_text() == "2"
@@ -94,15 +94,15 @@ def test_a_local_path_is_asked_for():
 
 def test_a_missing_bucket_shows_at_the_first_write(gcs):
     with pytest.raises(FileNotFoundError):
-        paths.write_whole(storage_path("gs://no-such-bucket/a"), "x")
+        paths.replace_file(storage_path("gs://no-such-bucket/a"), "x")
 
 
 def test_local_paths_import_nothing_for_buckets(tmp_path):
     code = f"""
 import sys
-from fot_jax.storage.paths import files_below, storage_path, version, write_whole
+from fot_jax.storage.paths import files_below, storage_path, version, replace_file
 path = storage_path({str(tmp_path)!r}) / "a" / "b"
-write_whole(path, "x")
+replace_file(path, "x")
 print(len(list(files_below(path.parent))), bool(version(path)))
 print([name for name in ("etils", "fsspec", "gcsfs", "google.cloud", "jax") if name in sys.modules])
 """
@@ -117,8 +117,8 @@ import sys
 import fot_jax.checkpoint
 from etils import epath
 epath.Path("/tmp").exists()
-from fot_jax.storage.paths import storage_path, write_whole
-write_whole(storage_path("{bucket}/a"), "x")
+from fot_jax.storage.paths import storage_path, replace_file
+replace_file(storage_path("{bucket}/a"), "x")
 print(storage_path("{bucket}/a").read_text(), "tensorflow" in sys.modules)
 """
     unset = {name: value for name, value in os.environ.items() if name != "EPATH_USE_TF"}
