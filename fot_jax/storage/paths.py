@@ -15,6 +15,7 @@ different, and code that may run there must not use it:
 """
 
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -171,6 +172,7 @@ def _gcs() -> Any:
     from etils import epath
     from fsspec import config
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
     for name in ("gs", "gcs"):  # gcsfs keeps listings for ever: what others write would never be seen
         config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     return epath
