@@ -25,7 +25,7 @@ from fot_jax.config.build import build, difference, to_dict
 from fot_jax.config.errors import explained_disk_full
 from fot_jax.config.renames import with_current_names
 from fot_jax.logging import info_once
-from fot_jax.storage.failures import explained
+from fot_jax.storage.explain import explained
 from fot_jax.storage.lease import LEASE_SECONDS, Lease, end_process
 from fot_jax.storage.paths import StoragePath, absolute, replace_file, storage_path
 
@@ -95,7 +95,7 @@ def write_whole(path: StoragePath, content: str | bytes) -> None:
       UserError: the disk is full, or a bucket refuses it.
     """
     data = content.encode() if isinstance(content, str) else content
-    with explained_disk_full(os.fspath(path.parent), needed=len(data)), explained(path):
+    with explained_disk_full(os.fspath(path.parent), needed=len(data)), explained(path, writes=True):
         replace_file(path, data)
 
 

@@ -23,7 +23,7 @@ from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import parse, whole_number
-from fot_jax.storage.failures import bucket_error
+from fot_jax.storage.explain import bucket_error
 from fot_jax.storage.paths import StoragePath, check_storage_path, in_bucket, local_path, storage_path
 from launch.config_files import load_config_file
 from launch.unknown_flags import explain_unknown
@@ -209,8 +209,11 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
             raise ConfigError(f"--config.{flags.overrides[0][0]} needs --config; with gin use --gin_bindings.")
         from fot_jax.config.gin import build_from_gin  # only gin configs need gin
 
-        return build_from_gin(flags.gin_file, flags.gin_bindings)
-    return build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
+        config = build_from_gin(flags.gin_file, flags.gin_bindings)
+    else:
+        config = build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
+    check_storage_path(config.train.init_from)
+    return config
 
 
 def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> StoragePath:

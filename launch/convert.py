@@ -55,7 +55,7 @@ def add_import(commands: Any) -> None:
         help="the folder, the .gguf file or any part of one",
     )
     parser.add_argument(
-        "--to", type=cli.on_disk, required=True, metavar="DIR", help="the folder to write; the run's, must be new"
+        "--to", type=cli.in_storage, required=True, metavar="DIR", help="the folder to write; the run's, must be new"
     )
     layers = "layers that get a memory, from 0, e.g. 14,17; default: the checkpoint's own (LongLLaMA), else none"
     parser.add_argument("--model.memory_layers", dest="memory_layers", type=parse_layers, metavar="N,N", help=layers)
@@ -74,7 +74,9 @@ def add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="a run's folder -> a Hugging Face folder or bare Orbax parameters")
     parser.set_defaults(command=run_export)
     cli.add_workdir_flag(parser, required=True)
-    parser.add_argument("--to", type=cli.on_disk, required=True, metavar="DIR", help="the folder to write; must be new")
+    parser.add_argument(
+        "--to", type=cli.in_storage, required=True, metavar="DIR", help="the folder to write; must be new"
+    )
     parser.add_argument("--format", choices=["hf", "orbax"], default="hf", help="of the written checkpoint; default hf")
     cli.add_step_flag(parser)
     size = "size of one safetensors file, e.g. 500MB; default 5GB"
@@ -89,9 +91,9 @@ def add_average(commands: Any) -> None:
     parser.set_defaults(command=run_average)
     cli.add_workdir_flag(parser, required=True)
     start = "the run's folder that it started from (train.init_from); its latest checkpoint"
-    parser.add_argument("--with", type=cli.on_disk, dest="other", required=True, metavar="DIR", help=start)
+    parser.add_argument("--with", type=cli.in_storage, dest="other", required=True, metavar="DIR", help=start)
     parser.add_argument(
-        "--to", type=cli.on_disk, required=True, metavar="DIR", help="the folder to write; the run's, must be new"
+        "--to", type=cli.in_storage, required=True, metavar="DIR", help="the folder to write; the run's, must be new"
     )
     share = "share of the fine-tuned parameters, 0 to 1; default %(default)s"
     parser.add_argument("--share", type=float, default=0.85, metavar="X", help=share)

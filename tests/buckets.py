@@ -74,8 +74,13 @@ def gcs() -> Iterator[dict[str, str]]:
         server.wait()
 
 
-@pytest.fixture
-def bucket(gcs) -> str:
+def new_bucket(gcs: dict[str, str]) -> str:
+    """Makes a bucket; returns gs://NAME."""
     name = f"bucket-{os.getpid()}-{next(NUMBERS)}"
     request(f"{gcs['STORAGE_EMULATOR_HOST']}/storage/v1/b?project=p", {"name": name})
     return f"gs://{name}"
+
+
+@pytest.fixture
+def bucket(gcs) -> str:
+    return new_bucket(gcs)

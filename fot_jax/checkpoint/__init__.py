@@ -8,7 +8,7 @@ bucket its last file, commit_success.txt, makes it one. So a half-written checkp
 """
 
 import fot_jax.storage.paths  # noqa: F401  # before Orbax: it chooses the file system of gs://
-from fot_jax.checkpoint.checkpointer import Checkpointer, newest_step
+from fot_jax.checkpoint.checkpointer import COMMITTED, Checkpointer, newest_step
 from fot_jax.checkpoint.parameters import (
     load_params,
     load_stored_params,
@@ -20,6 +20,7 @@ from fot_jax.checkpoint.parameters import (
 )
 
 __all__ = [
+    "COMMITTED",
     "Checkpointer",
     "load_params",
     "load_stored_params",

@@ -13,7 +13,7 @@ import jax
 
 from fot_jax.config import UserError
 from fot_jax.config.errors import disk_full, is_disk_full
-from fot_jax.storage.failures import bucket_error
+from fot_jax.storage.explain import bucket_error
 from fot_jax.storage.paths import StoragePath, files_below, in_bucket
 
 

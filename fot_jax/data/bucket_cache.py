@@ -21,7 +21,7 @@ import numpy as np
 from fot_jax.config.errors import explained_disk_full
 from fot_jax.data.cache import SourceCache, build_lock, damaged_error, load_cache, load_index, open_or_build
 from fot_jax.distributed import is_first
-from fot_jax.storage.failures import explained
+from fot_jax.storage.explain import explained
 from fot_jax.storage.paths import SCHEME, StoragePath, bucket_files
 
 COPIES = "~/.cache/fot_jax/tokens"
@@ -94,7 +94,7 @@ def _wait_for(remote: StoragePath) -> None:
 
 
 def _upload(local: pathlib.Path, remote: StoragePath) -> None:
-    with explained(remote):
+    with explained(remote, writes=True):
         for name in FILES:
             bucket_files().put_file(str(local / name), f"{remote}/{name}")
 

@@ -9,7 +9,7 @@ from typing import Any
 from fot_jax.config.errors import NotHereError
 from fot_jax.data.files import SourceFile
 from fot_jax.logging import info_once
-from fot_jax.storage.failures import explained
+from fot_jax.storage.explain import explained
 from fot_jax.storage.paths import SCHEME, bucket_files, check_storage_path, storage_path
 
 logger = logging.getLogger(__name__)

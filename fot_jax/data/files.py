@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from fot_jax.config import UserError
-from fot_jax.storage.failures import explained
+from fot_jax.storage.explain import explained
 from fot_jax.storage.paths import StoragePath, bucket_files
 
 

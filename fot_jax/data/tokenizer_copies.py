@@ -8,7 +8,7 @@ import tempfile
 
 from fot_jax.config.errors import NotHereError
 from fot_jax.logging import info_once
-from fot_jax.storage.failures import explained
+from fot_jax.storage.explain import explained
 from fot_jax.storage.paths import SCHEME, bucket_files, storage_path, version
 from fot_jax.workdir import TOKENIZER_COMPANIONS
 

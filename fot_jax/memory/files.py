@@ -25,7 +25,7 @@ from fot_jax.config.errors import explained_disk_full
 from fot_jax.memory.meta import FORMAT, arrays_folder, is_memory, meta_checksum, read_meta
 from fot_jax.memory.replacement import is_unfinished, replacing, write_meta
 from fot_jax.memory.store import MemoryStore
-from fot_jax.storage.failures import explained, missing_bucket
+from fot_jax.storage.explain import explained, missing_bucket
 from fot_jax.storage.paths import SCHEME, StoragePath, bucket_files, files_below, storage_path
 from fot_jax.types import KeyValue
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fot_jax.config import UserError
 from fot_jax.memory.replacement import ARRAYS, META
-from fot_jax.storage.failures import explained
+from fot_jax.storage.explain import explained
 from fot_jax.storage.paths import StoragePath, bucket_files, storage_path
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from fot_jax.config.errors import explained_disk_full
 from fot_jax.logging import warn_once
-from fot_jax.storage.failures import explained
+from fot_jax.storage.explain import explained
 from fot_jax.storage.paths import StoragePath, bucket_files, files_below, replace_file
 
 META = "meta.json"
@@ -49,7 +49,7 @@ def replacing(path: StoragePath) -> Iterator[NewMemory]:
         with _new_folder(path) as fresh:
             yield NewMemory(folder=fresh, meta=fresh / META)
         return
-    with explained(path):
+    with explained(path, writes=True):
         earlier = _objects_of_memory(path)
         name = f"arrays-{secrets.token_hex(8)}"
         try:

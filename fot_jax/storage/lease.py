@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fot_jax.config import UserError, check
-from fot_jax.storage.failures import explained, missing_bucket
+from fot_jax.storage.explain import explained, missing_bucket
 from fot_jax.storage.paths import google_client, in_bucket
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Lease:
         self._end = threading.Event()
         self._renewed = threading.Condition()
         self._taken: str | None = None  # the line about another process that has it
-        with explained(path):
+        with explained(path, writes=True):
             self._bucket, self._object = google_client().bucket(bucket), name
             self._good = _now()
             self._generation = self._take(self._unchanging())

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 
-from fot_jax.storage.failures import explained
+from fot_jax.storage.explain import explained
 from fot_jax.storage.lease import Lease
 from fot_jax.storage.paths import StoragePath, replace_file
 
@@ -87,7 +87,7 @@ class OutputFolder:
         if self._remote is None or self._lease is None:
             return
         self._lease.confirm()
-        with explained(self._remote):
+        with explained(self._remote, writes=True):
             self._copy(self._remote)
 
     def _run(self, seconds: float) -> None:

@@ -139,6 +139,19 @@ def version(path: StoragePath) -> str:
     return str(bucket_files().info(str(path))["generation"])
 
 
+def upload_folder(local: pathlib.Path, remote: StoragePath, *, last: str) -> None:
+    """Copies every file of a local folder to one in a bucket.
+
+    Args:
+      local: the folder.
+      remote: where to; what is there under other names stays.
+      last: the file that says that the others are there.
+    """
+    names = [path.relative_to(local).as_posix() for path in files_below(local)]
+    for name in sorted(names, key=lambda name: (name == last, name)):
+        bucket_files().put_file(str(local / name), f"{remote}/{name}")
+
+
 def bucket_files() -> Any:
     """Returns fsspec's file system of gs://, for patterns, sizes and checksums (`glob`, `find`, `info`, `get_file`).
 

@@ -22,6 +22,7 @@ from fot_jax.ops.backends.choose import check_platform
 from fot_jax.ops.distributed import ring_schedule
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
+from fot_jax.storage.access import check_access
 from fot_jax.storage.lease import LEASE_SECONDS, end_process
 from fot_jax.storage.mirror import OutputFolder
 from fot_jax.storage.paths import StoragePath, storage_path
@@ -96,7 +97,8 @@ def train(
     check_batch(config, mesh)
     check_platform(config.model.attention, mesh.devices.flat[0].platform)
     abstract = train_state.abstract_state(config, mesh)
-    run_folder.compare_config(folder, config, allow_changes=allow_changes)  # fail before the data takes minutes
+    check_access(folder)  # fail before the data takes minutes
+    run_folder.compare_config(folder, config, allow_changes=allow_changes)
     if (notice := plan_notice(config)) is not None:
         log(f"note: {notice}")
     check_data(config)  # what can be told without tokens, before tokenising takes minutes

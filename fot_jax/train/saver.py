@@ -8,7 +8,7 @@ from typing import Any
 from fot_jax import checkpoint
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.errors import disk_full, is_disk_full
-from fot_jax.storage.failures import bucket_error
+from fot_jax.storage.explain import bucket_error
 from fot_jax.storage.paths import StoragePath, in_bucket
 from fot_jax.train.state import TrainState
 from fot_jax.train.time_accounting import Part, TimeAccount

@@ -18,9 +18,9 @@ TEXTS = {
     404: "The specified bucket does not exist.",
 }
 SAID = {
-    401: "gs://data-401/a.txt needs credentials of Google Cloud, got none.",
-    403: "gs://data-403/a.txt must be a folder that this account may read and write, but the bucket refused a request"
-    " (storage.objects.list is missing).",
+    401: "gs://data-401/a.txt cannot be read without a login (Anonymous caller",
+    403: "gs://data-403/a.txt cannot be read by this account (storage.objects.list is missing). Give it"
+    " roles/storage.objectViewer on gs://data-403.",
     404: "data.sources must match at least one file, got none for 'gs://data-404/a.txt'.",
 }
 
