@@ -206,6 +206,14 @@ print(json.dumps([
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("*/*"))
 
 
+def test_a_path_in_a_bucket_names_the_gcs_extra():
+    [error] = run_without_extras("""
+from fot_jax.storage.paths import storage_path
+print(json.dumps([error_of(storage_path, "gs://bucket/run")]))
+""")
+    assert error == f"A path in a bucket (gs://) {missing('gcsfs', GCS)}"
+
+
 def test_commands_name_the_extra_in_one_line(tmp_path):
     workdirs.write_run(tmp_path / "run", workdirs.experiment(tmp_path))
     outputs = run_without_extras(

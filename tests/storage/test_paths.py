@@ -11,6 +11,7 @@ import pytest
 from fot_jax.config import UserError
 from fot_jax.storage import paths
 from fot_jax.storage.paths import storage_path
+from tests.processes import environment
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -125,3 +126,21 @@ print(storage_path("{bucket}/a").read_text(), "tensorflow" in sys.modules)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True, env=unset)
     assert done.stdout.splitlines() == ["x False"]
+
+
+def test_a_run_on_a_disk_imports_nothing_for_buckets(tmp_path):
+    """JAX imports etils, and Orbax looks for google.cloud.logging: the packages behind them stay out."""
+    code = f"""
+import sys
+import jax
+from fot_jax.train import loop
+from tests.train.tiny import tiny
+loop.train(tiny(train__steps=2), workdir={str(tmp_path)!r}, devices=jax.devices()[:1], log=lambda line: None)
+unwanted = ("fsspec", "gcsfs", "google.cloud.storage", "google.auth", "aiohttp", "requests")
+print([name for name in unwanted if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=300, capture_output=True, text=True, env=environment()
+    )
+    assert done.stdout.splitlines() == ["[]"]
+    assert (tmp_path / "checkpoints/2").is_dir() and any((tmp_path / "tensorboard").iterdir())
