@@ -11,6 +11,10 @@ RUNS := runs
 DATA_CACHE := data_cache
 # Images that forbid Python to keep bytecode make each start parse JAX and TensorFlow anew, for seconds.
 export PYTHONDONTWRITEBYTECODE :=
+# As fot_jax/malloc.py has it: commands then need no second start, and tests have it too.
+ifeq ($(filter MALLOC_%,$(.VARIABLES)),)  # the user's own settings win
+export GLIBC_TUNABLES ?= glibc.malloc.trim_threshold=4611686018427387904:glibc.malloc.top_pad=67108864:glibc.malloc.mmap_threshold=134217728:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0
+endif
 
 .DELETE_ON_ERROR:
 .PHONY: help demo smollm2 smollm2-fot corpora libtpu libcuda aot bench bench-gpu check test test-all test-aot fuzz docs lint format update-golden

@@ -209,24 +209,48 @@ class KeyValue:
 
 
 @flax.struct.dataclass
-class LocalCache:
-    """The local context of every layer while reading and generating.
-
-    Row b holds `lengths[b]` entries at the front. Keys are stored unrotated and rotated when used, by
-    their index in the cache, so that the oldest entries can be moved out.
+class LayerMemory:
+    """Entries of one memory layer as a device holds them: in the layouts in which `ops.cache_attention` reads them.
 
     Attributes:
-      keys: [N, B, W, G, D], W the local context in tokens.
-      values: [N, B, W, G, D].
-      lengths: int32 [B].
-      products: [N, B, G, D], the key of each row's newest token before smearing; None unless
-        `smear_keys`.
+      keys: [B, G, D, M], not rotated.
+      values: [B, G, M, D].
+      scales: float32 factors of keys and of values [B, G, M] that are held as int8; None: 1.
     """
 
     keys: Array
     values: Array
-    lengths: Array
+    scales: tuple[Array, Array] | None = None
+
+
+@flax.struct.dataclass
+class LayerCache:
+    """The local context of one layer; row b holds `LocalCache.lengths[b]` entries at the front.
+
+    Attributes:
+      keys: [B, W, G, D], W the local context in tokens; not rotated, as they leave for the memory or move to the front.
+      rotated: [B, G, D, W], the keys rotated by their index in the cache, as queries read them.
+      values: [B, G, W, D].
+      products: [B, G, D], the key of each row's newest token before smearing; None unless `smear_keys`.
+    """
+
+    keys: Array
+    rotated: Array
+    values: Array
     products: Array | None = None
+
+
+@flax.struct.dataclass
+class LocalCache:
+    """The local context of every layer while reading and generating.
+
+    Attributes:
+      layers: one per layer; arrays of their own, so that a new token is written into them in place.
+      lengths: int32 [B], entries of each row.
+    """
+
+    layers: tuple[LayerCache, ...]
+    lengths: Array
 
 
 @flax.struct.dataclass
@@ -253,12 +277,12 @@ class DecoderOutput:
 class MemoryView(Protocol):
     """The interface of a memory to a memory layer; implemented in `fot_jax/memory`, a pytree."""
 
-    def partial(self, queries: Array, slot: Array) -> Partial:
-        """Attends to the memory of memory layer `slot` (int32 scalar, index into P).
+    def partial(self, queries: Array, slot: Array | int) -> Partial:
+        """Attends to the memory of memory layer `slot` (index into P).
 
         Args:
           queries: [B, L, H, D], already scaled: the score is the plain inner product.
-          slot: int32 scalar, may be traced.
+          slot: a number, or an int32 scalar that is traced.
         """
         ...
 

@@ -4,6 +4,7 @@ python -m launch.bench --config=configs/tiny_code.py --contexts=2,8,64
 python -m launch.bench --config=configs/tiny_code.py --measure=step,read,decode,data --out=runs/bench
 python -m launch.bench --config=configs/smollm2_135m.py --measure=decode --entries=4096,65536,1048576 \
     --retrievals=dense,exact,scann
+python -m launch.bench --shape=authors     # steps at the shapes at which the authors' code was measured, and its record
 
 Compare the ratios of one run, not seconds across runs: programs take turns, so that other load slows all
 alike. FLOPs are counted by formula. "FLOPs" compares them with a matrix product timed in the same run, "bytes"
@@ -80,6 +81,24 @@ def make_programs(config: ExperimentConfig, flags: argparse.Namespace) -> dict[s
     if "data" in wanted:
         found["data"] = pipeline.pipeline_programs(config)
     return found
+
+
+def check_alone(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+    """Raises ConfigError where a flag is given that `--shape` sets itself."""
+    kept = ("shape", "repeats", "out")
+    given = [name for name, value in vars(flags).items() if name not in kept and value != parser.get_default(name)]
+    if given:
+        raise ConfigError(
+            f"--shape={flags.shape} must go without --{given[0]}: it has its own models and contexts. Leave one out."
+        )
+
+
+def _programs_of_shape() -> dict[str, list[Any]]:
+    from fot_jax.bench import authors, machine
+
+    steps = authors.authors_programs()
+    model = authors.experiment(authors.SHAPES[0], vocabulary=authors.VOCABULARIES[0]).model
+    return {"machine": machine.machine_programs(model), **steps}
 
 
 def make_records(groups: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -172,26 +191,28 @@ def plot(path: Path, records: list[dict[str, Any]], *, title: str) -> bool:
     return bool(panels)
 
 
-def _write(folder: Path, config: ExperimentConfig, records: list[dict[str, Any]], *, repeats: int) -> None:
+def _write(folder: Path, name: str, records: list[dict[str, Any]], *, repeats: int) -> None:
     import jax
 
     from fot_jax.eval.report import to_json
     from fot_jax.workdir import write_whole
 
     device = jax.devices()[0].device_kind
-    about = {"config": config.name, "device": device, "devices": jax.device_count(), "repeats": repeats}
+    about = {"config": name, "device": device, "devices": jax.device_count(), "repeats": repeats}
     write_whole(folder / "bench.json", to_json({**about, "rows": records}, indent=2) + "\n")
-    drawn = plot(folder / "bench.png", records, title=f"{config.name}, {device}")
+    drawn = plot(folder / "bench.png", records, title=f"{name}, {device}")
     print(f"written to {folder}: bench.json{', bench.png' if drawn else ''}", file=sys.stderr)
 
 
 def main(flags: argparse.Namespace) -> None:
     """Measures and prints; also writes JSON and a plot where --out says so."""
-    config = cli.load_experiment(flags)
+    if flags.shape:
+        check_alone(make_parser(), flags)
+    config = None if flags.shape else cli.load_experiment(flags)
     repeats = _integers(flags.repeats, "--repeats")[0]
     if flags.out and Path(flags.out).exists() and not Path(flags.out).is_dir():
         raise ConfigError(f"--out must be a folder, got the file {flags.out!r}. Name another.")
-    groups = make_programs(config, flags)
+    groups = _programs_of_shape() if config is None else make_programs(config, flags)
 
     from fot_jax.bench.timing import time_interleaved
 
@@ -201,14 +222,23 @@ def main(flags: argparse.Namespace) -> None:
     time_interleaved([program for group in groups.values() for program in group], repeats=repeats, progress=progress)
     records = make_records(groups)
     print_table(records)
+    if config is None:
+        from fot_jax.bench.authors import comparison
+
+        print("\n" + "\n".join(comparison(records)))
     if flags.out:
-        _write(Path(flags.out), config, records, repeats=repeats)
+        _write(Path(flags.out), flags.shape if config is None else config.name, records, repeats=repeats)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
+    parser.add_argument(
+        "--shape",
+        choices=["authors"],
+        help="instead of a config: training steps at the shapes at which the authors' code was measured",
+    )
     parser.add_argument(
         "--measure",
         default="step",

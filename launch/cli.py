@@ -12,6 +12,7 @@ Importing this module imports neither JAX nor TensorFlow, so that `--help` is qu
 
 import argparse
 import dataclasses
+import itertools
 import logging
 import re
 import sys
@@ -23,6 +24,7 @@ from fot_jax.config import ConfigError, ExperimentConfig, MeshConfig, UserError
 from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import parse, whole_number
+from fot_jax.malloc import keep_freed_memory
 from fot_jax.storage.explain import bucket_error
 from fot_jax.storage.paths import StoragePath, check_storage_path, in_bucket, local_path, storage_path
 from launch.config_files import load_config_file
@@ -236,6 +238,8 @@ def run(
     flags = parse_flags(parser, sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig()
     logging.getLogger("fot_jax").setLevel(logging.INFO)  # shows what was chosen or left out
+    if arguments is None and _is_a_command(sys.orig_argv):
+        keep_freed_memory()
     try:
         main(flags)
     except UserError as error:
@@ -259,6 +263,11 @@ def _bucket_of(flags: argparse.Namespace) -> str | None:
     """Returns the first flag that is a path in a bucket, None where there is none."""
     given = [value for each in vars(flags).values() for value in (each if isinstance(each, list) else [each])]
     return next((value for value in given if isinstance(value, str) and in_bucket(value)), None)
+
+
+def _is_a_command(argv: Sequence[str]) -> bool:
+    """True if the interpreter was started with `-m launch.NAME`, so that starting it again does the same."""
+    return any(flag == "-m" and name.startswith("launch.") for flag, name in itertools.pairwise(argv))
 
 
 def _folder_of(flags: argparse.Namespace) -> Path:

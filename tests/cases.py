@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fot_jax.config import Boundaries
-from fot_jax.ops import cache_attention
 from fot_jax.ops.backends import Backend, cpu, reference, xla
 from fot_jax.types import Plan
 from tests import oracles
@@ -132,10 +131,9 @@ def force_loop(monkeypatch, loop: str) -> None:
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, **loops: loops[loop](*arguments))
 
 
-def force_folded_heads(monkeypatch) -> None:
-    """CPUs' loops for few queries, which these problems' keys are too small for otherwise."""
-    force_loop(monkeypatch, "cpu")
-    monkeypatch.setattr(cache_attention, "LEAST_FOLDED_BYTES", 0)
+def as_read(keys, values):
+    """Keys [..., S, G, D] as [..., G, D, S] and values as [..., G, S, D], in which caches and memories are held."""
+    return jnp.moveaxis(jnp.asarray(keys), -3, -1), jnp.moveaxis(jnp.asarray(values), -3, -2)
 
 
 def to_float32(*values: np.ndarray) -> list[jax.Array]:

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from fot_jax.config import ExperimentConfig, ModelConfig, PlanKind, Retrieval, check
-from fot_jax.infer.steps import absorb, extend_cache, next_logits
-from fot_jax.memory.device_copy import MEMORY_AXES, capacity_for
+from fot_jax.infer.steps import absorb, cache_shardings, decode_logits, extend_cache
+from fot_jax.memory.device_copy import abstract_layers, capacity_for
+from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import DeviceView
 from fot_jax.models import account
 from fot_jax.models.absorb import AbsorbingParams, projecting
 from fot_jax.models.cache import init_cache
 from fot_jax.models.layer_ranges import below_last_memory_layer, up_to_last_memory_layer
-from fot_jax.models.layers import DTYPES
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, memory_layout, param_shardings, replicated, shards
 from fot_jax.train.state import abstract_params, abstract_state
@@ -128,7 +128,7 @@ def inference_program(
     retrieval = config.memory.retrieval
     allowed = "be 'dense', 'exact' or 'approx' to compile"
     check(retrieval is not Retrieval.SCANN, "memory.retrieval", allowed, retrieval.value)
-    model, whole = config.model, replicated(mesh)
+    model = config.model
     layout = memory_layout(mesh, streams=rows, kv_heads=model.num_kv_heads)
     over_rows = NamedSharding(mesh, layout.spec("B"))
     absorbs = kind is ProgramKind.READ and bool(model.memory_layers)
@@ -138,17 +138,15 @@ def inference_program(
     params = jax.tree.map(
         lambda leaf, sharding: _shape(leaf.shape, leaf.dtype, sharding), nn.unbox(boxed), param_shardings(boxed, mesh)
     )
-    entries = NamedSharding(mesh, layout.spec("N B W G D"))
     cache = jax.eval_shape(lambda: init_cache(model, rows))
-    cache = dataclasses.replace(
-        jax.tree.map(lambda x: _shape(x.shape, x.dtype, entries if x.ndim == 5 else whole), cache),
-        lengths=_shape((rows,), jnp.int32, over_rows),
+    cache = jax.tree.map(
+        lambda x, sharding: _shape(x.shape, x.dtype, sharding), cache, cache_shardings(cache, layout, mesh)
     )
     view, M = None, capacity_for(memory_entries, shards=layout.shards)
     if memory_entries and (below_last_memory_layer(model) if absorbs else model).memory_layers:
-        shape = (len(model.memory_layers), rows, M, model.num_kv_heads, model.head_dim)
-        far = _shape(shape, DTYPES[model.dtype], NamedSharding(mesh, layout.spec(MEMORY_AXES)))
-        view = DeviceView.of(far, far, _shape((rows,), jnp.int32, over_rows), config=config.memory, layout=layout)
+        store = MemoryStore.for_model(model, streams=rows, dtype=config.memory.dtype)
+        far = abstract_layers(store, M, layout=layout, mesh=mesh)
+        view = DeviceView.of(far, _shape((rows,), jnp.int32, over_rows), config=config.memory, layout=layout)
     T = 1 if kind is ProgramKind.DECODE else model.local_context
     flops = account.inference_flops(model, memory=M if view else 0, logits=kind is ProgramKind.DECODE)
     if absorbs:
@@ -162,15 +160,18 @@ def inference_program(
     with jax.sharding.use_abstract_mesh(pinned):
         if kind is ProgramKind.DECODE:
             logits = _shape((rows, model.vocab_size), jnp.float32, over_rows)
-            lowered = next_logits.lower(params, model, tokens, counts, cache, view, logits)
+            lowered = decode_logits.lower(params, model, tokens, counts, cache, view, logits)
         elif absorbs:
             params = _absorbing_shapes(model, params, mesh)
             lowered = absorb.lower(params, model, tokens, counts, cache, view, layout)
         else:
             lowered = extend_cache.lower(params, model, tokens, counts, cache, view)
+    ran = below_last_memory_layer(model) if absorbs else model
+    if kind is ProgramKind.DECODE:
+        ran = dataclasses.replace(ran, scan_layers=False)  # each layer has a program of its own
     return Program(
         lowered=lowered,
-        model=below_last_memory_layer(model) if absorbs else model,
+        model=ran,
         bytes={
             "parameters": device_bytes(params),
             "local cache": device_bytes(cache),

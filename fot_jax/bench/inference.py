@@ -1,7 +1,7 @@
 """Programs that read long texts into memory, and that decode with memories of several sizes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,14 +11,15 @@ import numpy as np
 
 from fot_jax.bench.timing import Program
 from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
-from fot_jax.infer.steps import next_logits
+from fot_jax.infer.generate import decoding_params
+from fot_jax.infer.steps import decode_logits
 from fot_jax.infer.windows import read
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import DeviceView, make_view
 from fot_jax.models import account
 from fot_jax.models.cache import init_cache
 from fot_jax.models.init import init_params
-from fot_jax.types import KeyValue
+from fot_jax.types import KeyValue, LocalCache, MemoryView
 
 FILLED_AT_ONCE = 1 << 14  # entries
 
@@ -82,7 +83,7 @@ def decoding_programs(
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if not model.tie_embeddings:
         weights -= params["embedding"].nbytes
-    programs = []
+    programs, (single, own) = [], decoding_params(model, params)
     for size in entries:
         store, on_device = filled_store(model, entries=size), None
         for retrieval in retrievals:
@@ -92,16 +93,16 @@ def decoding_programs(
             else:  # one copy serves them all
                 on_device = on_device or make_view(store, dataclasses.replace(memory, retrieval=Retrieval.DENSE))
                 assert isinstance(on_device, DeviceView)
-                view = DeviceView.of(on_device.keys, on_device.values, on_device.lengths, config=wanted)
+                view = DeviceView.of(on_device.layers, on_device.lengths, config=wanted)
             cache = init_cache(model, 1)
             half = jnp.full((1,), model.local_context // 2, jnp.int32)
             cache = dataclasses.replace(cache, lengths=half)
             read_share = {Retrieval.DENSE: 1.0, Retrieval.SCANN: 0.0}.get(retrieval, 0.5)
-            local = cache.keys.nbytes + cache.values.nbytes
+            local = sum(layer.rotated.nbytes + layer.values.nbytes for layer in cache.layers)
             programs.append(
                 Program(
                     name=f"decode {retrieval.value} {size}",
-                    call=_decode_call(model, params, cache, view),
+                    call=_decode_call(single, own, cache, view),
                     tokens=1,
                     x=size,
                     series=retrieval.value,
@@ -111,7 +112,15 @@ def decoding_programs(
     return programs
 
 
-def _decode_call(model: ModelConfig, params: Any, cache, view):
+def _decode_call(model: ModelConfig, params: Any, cache: LocalCache, view: MemoryView) -> Callable[[], Any]:
     tokens, counts = np.ones((1, 1), np.int32), np.ones(1, np.int32)
-    logits = jnp.zeros((1, model.vocab_size), jnp.float32)
-    return lambda: jax.block_until_ready(next_logits(params, model, tokens, counts, cache, view, logits)[0])
+    state = [jnp.zeros((1, model.vocab_size), jnp.float32), jax.tree.map(jnp.copy, cache)]
+    lengths = np.asarray(cache.lengths)
+
+    def call():
+        """Decodes a token always at the same place: the cache is written into, its length is not."""
+        state[0], after = decode_logits(params, model, tokens, counts, state[1], view, state[0])
+        state[1] = dataclasses.replace(after, lengths=lengths)
+        return jax.block_until_ready(state[0])
+
+    return call

@@ -169,6 +169,15 @@ class Trainable(enum.Enum):
     MEMORY_ATTENTION = "memory_attention"
 
 
+class MemoryDtype(enum.Enum):
+    """Dtypes in which a memory is held. MODEL: that of the model's computations; INT8: a scale per entry and head."""
+
+    MODEL = "model"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
 class Retrieval(enum.Enum):
     """Ways in which a layer reads its memory: all of it, or about its nearest entries (fot_jax/memory/views.py)."""
 

@@ -6,7 +6,7 @@ import re
 
 from fot_jax.config.crossbatch import CrossbatchConfig
 from fot_jax.config.data import DataConfig
-from fot_jax.config.enums import LastContext, NeedleKind, PastReading, PlanKind, Retrieval, Trainable
+from fot_jax.config.enums import LastContext, MemoryDtype, NeedleKind, PastReading, PlanKind, Retrieval, Trainable
 from fot_jax.config.errors import check, check_all
 from fot_jax.config.model import ModelConfig
 from fot_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
@@ -20,12 +20,13 @@ class MemoryConfig:
     top_k: int = 128
     approx_recall: float = 0.95  # share of the top_k that `approx` is meant to find on TPUs; elsewhere it finds all
     budget: int = 0  # 0: unbounded
+    dtype: MemoryDtype = MemoryDtype.MODEL  # in which entries are held: less memory, at an error (docs/memory.md)
     last_context: LastContext = LastContext.AT_LEAST  # may the last window hold more tokens than the next line says?
     last_context_length: int = 0  # tokens of the last window, which stays local; 0: half a window or more (exact: none)
     overlap: int = 0  # newest tokens of a window that the next one, unless it is the last, reads again; 0: none
     log_length_scaling_from: int = 0  # queries grow as log n beyond this many visible entries; 0: never
-    scann_brute_force_below: int = 262144
-    scann_leaves_fraction: float = 0.15
+    scann_brute_force_below: int = 16384
+    scann_leaves_fraction: float = 0.1
 
     def validate(self, path: str) -> None:
         """Raises ConfigError where a value is out of range."""

@@ -10,6 +10,7 @@ In a document the files come in a seeded random order, each after a comment line
 as the paper joins the files of a GitHub repository (FoT sec. 5.1).
 """
 
+import os
 import pathlib
 import sysconfig
 from collections.abc import Iterator
@@ -31,11 +32,10 @@ def stdlib_root() -> pathlib.Path:
 def stdlib_files(root: pathlib.Path) -> list[pathlib.Path]:
     """Lists all .py files of the library below `root`, sorted, without installed packages and caches."""
     files = []
-    for path in sorted(root.rglob("*.py")):
-        folders = path.relative_to(root).parts[:-1]
-        if path.is_file() and not any(part in SKIPPED_FOLDERS or part.startswith("config-") for part in folders):
-            files.append(path)
-    return files
+    for folder, folders, names in os.walk(root):  # rglob would look into every installed package
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and not name.startswith("config-")]
+        files += [pathlib.Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(path for path in files if path.is_file())
 
 
 def families(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:

@@ -9,8 +9,10 @@ Local keys take part in the model's softmax but drop out of this ratio. A layer 
 documents apart has r_d ≈ 1/d. Source: FoT sec. 3.3, fig. 3.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -152,8 +154,16 @@ def measure(
     owners = np.asarray([target.document for target in targets])
     segments = np.broadcast_to(np.tile(owners + 1, 2)[:, None], tokens.shape).astype(np.int32)
     how = {"config": evaluated.model, "scaling_from": evaluated.memory.log_length_scaling_from}
+    plans = [distraction_plan(owners, num_contexts=d) for d in contexts]
+
+    def compiled(plan: Plan):
+        return _shares.lower(evaluated.params, tokens, segments, plan, **how).compile()
+
+    # Each d has a program of its own, and XLA compiles one on one core: most of this measurement's time.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        programs = list(pool.map(compiled, plans))
     shares = [
-        np.asarray(_shares(evaluated.params, tokens, segments, plan, **how))
-        for plan in (distraction_plan(owners, num_contexts=d) for d in contexts)
+        np.asarray(program(evaluated.params, tokens, segments, plan))
+        for program, plan in zip(programs, plans, strict=True)
     ]
     return Distraction(contexts=contexts, shares=np.stack(shares), targets=tuple(targets))

@@ -99,7 +99,7 @@ def read_past(evaluated: EvaluatedModel, *, past: Int[np.ndarray, "B T"]) -> Mem
         return None
     if evaluated.memory.overlap:
         warn_once("memory.overlap", "not applied: in this task the windows of the past do not overlap")
-    store = MemoryStore.for_model(evaluated.model, streams=past.shape[0])
+    store = MemoryStore.for_model(evaluated.model, streams=past.shape[0], dtype=evaluated.memory.dtype)
     source = ViewSource(store, evaluated.memory)
     length, params = evaluated.model.local_context, absorbing_params(evaluated.model, evaluated.params)
     reads = len(evaluated.model.memory_layers) > 1  # else nothing that the memory gives reaches an entry
@@ -159,7 +159,7 @@ def check_losses(evaluated: EvaluatedModel, nats: Float[np.ndarray, "B L"]) -> N
 
 def join_rows(evaluated: EvaluatedModel, *, store: MemoryStore, shifts: Iterable[int]) -> MemoryStore | None:
     """Returns a memory whose row i holds the entries of rows i + shift (mod rows) in turn; None if it is empty."""
-    joined = MemoryStore.for_model(evaluated.model, streams=store.streams)
+    joined = MemoryStore.for_model(evaluated.model, streams=store.streams, dtype=evaluated.memory.dtype)
     for shift in shifts:
         for stream in range(store.streams):
             entries = store.live((stream + shift) % store.streams)

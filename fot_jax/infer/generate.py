@@ -10,6 +10,7 @@ Differs: LongLLaMA moves the whole cache at once and leaves the other layers wit
 where `memory.last_context = "exact"` and `memory.last_context_length = 0`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -18,15 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import ModelConfig, UserError, check
+from fot_jax.config import ModelConfig, Remat, UserError, check
 from fot_jax.infer.reading import Reading
 from fot_jax.infer.sampling import SamplingConfig, sample
-from fot_jax.infer.steps import next_logits
-from fot_jax.models import cache as local_cache
+from fot_jax.infer.steps import decode_logits, slide
+from fot_jax.models.layer_ranges import unscanned
 
 FINISHED = -1  # yielded instead of a token by a row that has ended
 
-_slide = jax.jit(local_cache.slide, static_argnums=0)
 _all_finite = jax.jit(lambda logits: jnp.isfinite(logits).all(axis=-1))
 
 
@@ -37,11 +37,23 @@ def make_room(config: ModelConfig, reading: Reading, wanted: np.ndarray) -> bool
     if not full.any():
         return False
     counts = np.where(full, W - min(reading.keep, W - 1), 0).astype(np.int32)
-    slid, leaving = _slide(config, reading.cache, counts)
+    slid, leaving = slide(config, reading.cache, counts)
     reading.cache, _ = reading.place(slid)
     reading.lengths = reading.lengths - counts
     reading.append_entries(leaving, counts)
     return True
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _unstacked(config: ModelConfig, params: Any) -> Any:
+    return unscanned(config, params)[1]
+
+
+def decoding_params(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+    """Returns model and parameters as `generate` wants them; on CPUs a copy, which one may keep for later calls."""
+    if not config.scan_layers or jax.default_backend() != "cpu":
+        return config, params  # accelerators read stacked parameters in place
+    return dataclasses.replace(config, scan_layers=False, remat=Remat.NONE), _unstacked(config, params)
 
 
 def generate(
@@ -74,7 +86,7 @@ def generate(
     check(max_new_tokens >= 1, "max_new_tokens", "be >= 1", max_new_tokens)
     alive = np.ones(len(reading.lengths), bool)
     view = reading.view()
-    step_logits = functools.partial(next_logits, params, config)
+    own, single = params, config
     for step in range(max_new_tokens):
         finite = np.asarray(_all_finite(reading.logits))
         if not finite.all():
@@ -86,8 +98,11 @@ def generate(
         if not alive.any() or step == max_new_tokens - 1:
             return
         counts = alive.astype(np.int32)
+        if step == 0:
+            single, own = decoding_params(config, params)
+            reading.cache = jax.tree.map(jnp.copy, reading.cache)  # others may hold it; each step writes into its own
         if make_room(config, reading, counts):
             view = reading.view()
         fed = np.maximum(tokens, 0)[:, None]
-        reading.logits, reading.cache = step_logits(fed, counts, reading.cache, view, reading.logits)
+        reading.logits, reading.cache = decode_logits(own, single, fed, counts, reading.cache, view, reading.logits)
         reading.lengths = reading.lengths + counts

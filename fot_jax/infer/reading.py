@@ -71,7 +71,7 @@ def start_reading(
     """Returns a reading of `batch` rows that has read nothing yet; arguments and errors as in `read`."""
     source, store = (store, store.store) if isinstance(store, ViewSource) else (None, store)
     if store is None and config.memory_layers:
-        store = MemoryStore.for_model(config, streams=batch, budget=memory.budget)
+        store = MemoryStore.for_model(config, streams=batch, budget=memory.budget, dtype=memory.dtype)
     if store is not None:
         wanted = (config.memory_layers, config.num_kv_heads, config.head_dim)
         got = (store.memory_layers, store.kv_heads, store.head_dim)

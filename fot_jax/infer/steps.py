@@ -1,20 +1,21 @@
 """The compiled programs of inference: one call of the decoder on a block of tokens of every row."""
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from fot_jax.config import ModelConfig
 from fot_jax.memory.views import DeviceView
+from fot_jax.models import cache as local_cache
 from fot_jax.models.absorb import AbsorbingParams, absorb_tokens
+from fot_jax.models.attention_layer import rotations
 from fot_jax.models.inputs import ReadInputs
+from fot_jax.models.layer_ranges import unscanned
 from fot_jax.models.transformer import run
-from fot_jax.types import KeyValue, LocalCache, MemoryLayout, MemoryView
+from fot_jax.types import KeyValue, LayerCache, LocalCache, MemoryLayout, MemoryView
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -45,8 +46,7 @@ def absorb(
     return _constrain_shardings(after, layout)[0]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def next_logits(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
+def _next_logits(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
     """Returns (logits [B, V] after each row's last counted token, cache); a row without tokens keeps its logits."""
     output = run(config, params, tokens, ReadInputs(cache=cache, token_counts=counts, memory=view), last_logits=True)
     assert output.cache is not None
@@ -54,6 +54,19 @@ def next_logits(params: Any, config: ModelConfig, tokens, counts, cache: LocalCa
         output.cache, layout_of(view), jnp.where((counts > 0)[:, None], output.logits[:, 0], logits)
     )
     return logits, after
+
+
+next_logits = jax.jit(_next_logits, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=1, donate_argnums=4)
+def decode_logits(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
+    """Computes `next_logits` of one token of each row, [B, 1]; writes into the arrays of `cache`, which is used up.
+
+    Every layer has a program of its own; `params` may be those of `layer_ranges.unscanned` already.
+    """
+    single, own = unscanned(config, params)
+    return _next_logits(own, single, tokens, counts, cache, view, logits)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -67,11 +80,13 @@ def score_tokens(
     return picked - jax.nn.logsumexp(output.logits, axis=-1), _constrain_shardings(output.cache, layout_of(view))[0]
 
 
+memory_entries = jax.jit(local_cache.memory_entries, static_argnums=0)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def memory_entries(config: ModelConfig, cache: LocalCache) -> KeyValue:
-    """Returns the memory layers' part [P, B, W, G, D] of a local cache."""
-    layers = np.asarray(config.memory_layers, np.int32)
-    return KeyValue(keys=cache.keys[layers], values=cache.values[layers])
+def slide(config: ModelConfig, cache: LocalCache, counts) -> tuple[LocalCache, KeyValue]:
+    """Takes the oldest counts[b] entries of each row out of the local context; see `models.cache.slide`."""
+    return local_cache.slide(config, cache, counts, rotate=rotations(config))
 
 
 def place_on_mesh(cache: LocalCache, logits: Any, *, layout: MemoryLayout, mesh: Mesh) -> tuple[LocalCache, Any]:
@@ -91,11 +106,24 @@ def _constrain_shardings(cache: LocalCache, layout: MemoryLayout | None, logits:
     return jax.lax.with_sharding_constraint((cache, logits), _shardings(cache, logits, layout, layout.mesh))
 
 
-def _shardings(cache: LocalCache, logits: Any, layout: MemoryLayout, mesh: Mesh | AbstractMesh) -> Any:
+def cache_shardings(cache: LocalCache, layout: MemoryLayout, mesh: Mesh | AbstractMesh) -> LocalCache:
+    """Returns the shardings of a local cache next to a memory on a mesh: rows and heads are split as the memory's."""
+
     def sharding_of(letters: str) -> NamedSharding:
         return NamedSharding(mesh, layout.spec(letters))
 
-    entries = sharding_of("N B W G D")
-    products = None if cache.products is None else sharding_of("N B G D")
-    shardings = dataclasses.replace(cache, keys=entries, values=entries, lengths=sharding_of("B"), products=products)
-    return shardings, None if logits is None else sharding_of("B V")
+    layers = tuple(
+        LayerCache(
+            keys=sharding_of("B W G D"),
+            rotated=sharding_of("B G D W"),
+            values=sharding_of("B G W D"),
+            products=None if layer.products is None else sharding_of("B G D"),
+        )
+        for layer in cache.layers
+    )
+    return LocalCache(layers=layers, lengths=sharding_of("B"))
+
+
+def _shardings(cache: LocalCache, logits: Any, layout: MemoryLayout, mesh: Mesh | AbstractMesh) -> Any:
+    over_rows = None if logits is None else NamedSharding(mesh, layout.spec("B V"))
+    return cache_shardings(cache, layout, mesh), over_rows

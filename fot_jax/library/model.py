@@ -1,6 +1,7 @@
 """The model of a run or an imported checkpoint, loaded: the parts that read, score and load memories."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from fot_jax.config import Dtype, ExperimentConfig, MemoryConfig, MeshConfig, Mo
 from fot_jax.config.build import build, to_dict
 from fot_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from fot_jax.infer import windows
-from fot_jax.infer.generate import generate
+from fot_jax.infer.generate import decoding_params, generate
 from fot_jax.infer.progress import Progress, show_on_terminal
 from fot_jax.infer.reading import Reading, start_reading
 from fot_jax.infer.sampling import SamplingConfig
@@ -116,7 +117,14 @@ class Model:
         """
         memory = build(MemoryConfig, {**to_dict(self.memory), **changes}, path="memory")
         memory.validate_window("memory", self.config.local_context)
-        return dataclasses.replace(self, memory=memory)
+        changed = dataclasses.replace(self, memory=memory)
+        if "_decoding" in self.__dict__:
+            changed.__dict__["_decoding"] = self._decoding  # of the same parameters
+        return changed
+
+    @functools.cached_property
+    def _decoding(self) -> tuple[ModelConfig, Any]:
+        return decoding_params(self.config, self.params)
 
     def encode(self, text: str, *, chat: bool = False, system: str | None = None) -> Int[np.ndarray, " n"]:
         """Returns the token ids of a prompt; see `encode`. All that takes a text takes them, too."""
@@ -212,8 +220,9 @@ class Model:
 
     def new_store(self, *, streams: int) -> MemoryStore | None:
         """Returns an empty store of this model's shape; None for a model without memory layers."""
-        config, budget = self.config, self.memory.budget
-        return MemoryStore.for_model(config, streams=streams, budget=budget) if config.memory_layers else None
+        if not self.config.memory_layers:
+            return None
+        return MemoryStore.for_model(self.config, streams=streams, budget=self.memory.budget, dtype=self.memory.dtype)
 
     def load_store(self, directory: str | os.PathLike[str]) -> MemoryStore:
         """Loads a store of this model; see `files.load`."""
@@ -250,7 +259,8 @@ class Model:
         sampling = dataclasses.replace(sampling, vocab_limit=sampling.vocab_limit or self.vocabulary.size)
         end_ids = self.vocabulary.end_ids if end_ids is None else end_ids
         how = {"sampling": sampling, "max_new_tokens": max_new_tokens, "end_ids": end_ids}
-        return generate(self.params, self.config, reading, **how)
+        config, params = self._decoding
+        return generate(params, config, reading, **how)
 
     def check_memory_layers(self) -> None:
         """Raises UserError for a model that cannot read a text into memory."""

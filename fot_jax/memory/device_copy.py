@@ -19,10 +19,9 @@ from jaxtyping import Int
 
 from fot_jax.memory.store import MemoryStore
 from fot_jax.sharding import memory_layout
-from fot_jax.types import MemoryLayout
+from fot_jax.types import LayerMemory, MemoryLayout
 
 SMALLEST_CAPACITY = 256  # entries; a power of two
-MEMORY_AXES = "P B M G D"
 
 
 def power_of_two(least: int) -> int:
@@ -41,26 +40,63 @@ def slot_of_place(capacity: int, *, shards: int) -> jax.Array:
     return places % each * shards + places // each
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _write(layout: MemoryLayout | None, keys, values, new_keys, new_values, places):
-    """Writes [P, B, T, G, D] at places [B, T] of a device's part [P, B, M, G, D]; nothing is written at place M."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _write(layout: MemoryLayout | None, memory: LayerMemory, new: LayerMemory, places) -> LayerMemory:
+    """Writes entries at places [B, T] of a device's part; nothing is written at place M."""
 
-    def write(keys, values, new_keys, new_values, places):
-        rows = jnp.arange(keys.shape[1])[:, None]
-        return (
-            keys.at[:, rows, places].set(new_keys, mode="drop"),
-            values.at[:, rows, places].set(new_values, mode="drop"),
+    def write(memory, new, places):
+        rows = jnp.arange(places.shape[0])[:, None]
+
+        def of(axis):
+            """Arrays are indexed as [B, T, …]: entries come first among what the axis's array holds."""
+
+            def into(array, entries):
+                moved = jnp.moveaxis(entries, axis, 1)
+                where = (rows, *(slice(None),) * (axis - 1), places)
+                return array.at[where].set(moved.astype(array.dtype), mode="drop")
+
+            return into
+
+        return LayerMemory(
+            keys=of(3)(memory.keys, new.keys),
+            values=of(2)(memory.values, new.values),
+            scales=None if memory.scales is None else jax.tree.map(of(2), memory.scales, new.scales),
         )
 
     if layout is not None:
-        far = layout.spec(MEMORY_AXES)
-        given = (far, far, far, far, layout.spec("B M"))
-        write = jax.shard_map(write, mesh=layout.mesh, in_specs=given, out_specs=(far, far), check_vma=False)
-    return write(keys, values, new_keys, new_values, places)
+        far = specs(layout, scaled=memory.scales is not None)
+        write = jax.shard_map(
+            write, mesh=layout.mesh, in_specs=(far, far, layout.spec("B M")), out_specs=far, check_vma=False
+        )
+    return write(memory, new, places)
+
+
+def specs(layout: MemoryLayout, *, scaled: bool) -> LayerMemory:
+    """Returns the specs of the arrays of one memory layer."""
+    scale = layout.spec("B G M")
+    return LayerMemory(
+        keys=layout.spec("B G D M"), values=layout.spec("B G M D"), scales=(scale, scale) if scaled else None
+    )
+
+
+def abstract_layers(store: MemoryStore, capacity: int, *, layout: MemoryLayout, mesh: Mesh) -> tuple[LayerMemory, ...]:
+    """Returns shapes and shardings of the arrays of each memory layer of a store, at some capacity."""
+    lead, D = (store.streams, store.kv_heads), store.head_dim
+    scale = jax.ShapeDtypeStruct((*lead, capacity), np.float32)
+    layer = LayerMemory(
+        keys=jax.ShapeDtypeStruct((*lead, D, capacity), store.dtype),
+        values=jax.ShapeDtypeStruct((*lead, capacity, D), store.dtype),
+        scales=(scale, scale) if store.quantised else None,
+    )
+    placed = jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+        layer, specs(layout, scaled=store.quantised),
+    )  # fmt: skip
+    return (placed,) * len(store.memory_layers)
 
 
 class DeviceCopy:
-    """Device arrays [P, B, M, G, D] that mirror a store; M is a power of two (on each device of a mesh).
+    """Device arrays that mirror a store, of each memory layer its own; M is a power of two (on each device of a mesh).
 
     Slots are the store's own, so what a full ring overwrites is overwritten here too. With a mesh each device
     receives and holds only its own entries.
@@ -68,42 +104,71 @@ class DeviceCopy:
 
     def __init__(self, store: MemoryStore, mesh: Mesh | None = None):
         self.store = store
-        self.layout = self.sharding = self._over_entries = None
+        self.layout = self._over_entries = self._shardings = None
         if mesh is not None:
             self.layout = memory_layout(mesh, streams=store.streams, kv_heads=store.kv_heads)
-            self.sharding = NamedSharding(mesh, self.layout.spec(MEMORY_AXES))
+            self._shardings = jax.tree.map(
+                lambda spec: NamedSharding(mesh, spec), specs(self.layout, scaled=store.quantised)
+            )
             self._over_entries = NamedSharding(mesh, self.layout.spec("B M"))
         self.shards = 1 if self.layout is None else self.layout.shards
-        self._copied = np.zeros(store.streams, np.int64)
         self._epochs = store.epochs.copy()
-        self._allocate(capacity_for(SMALLEST_CAPACITY, shards=self.shards))
+        self.capacity = capacity_for(max(SMALLEST_CAPACITY, int(store.lengths.max())), shards=self.shards)
+        self._send_all()
 
     def fork(self, store: MemoryStore) -> "DeviceCopy":
         """Returns a copy of these arrays, made on the device, that mirrors a store forked from this one's."""
         forked = copy.copy(self)
         forked.store, forked._copied, forked._epochs = store, self._copied.copy(), self._epochs.copy()
-        forked.keys, forked.values = jnp.copy(self.keys), jnp.copy(self.values)
+        forked.layers = jax.tree.map(jnp.copy, self.layers)
         return forked
 
-    def _shape(self, entries: int) -> tuple[int, ...]:
-        store = self.store
-        return len(store.memory_layers), store.streams, entries, store.kv_heads, store.head_dim
+    def select(self, rows: np.ndarray) -> tuple[LayerMemory, ...]:
+        """Returns the arrays of some streams alone."""
+        return tuple(self._put(jax.tree.map(lambda x: x[rows], layer)) for layer in self.layers)
 
-    def _allocate(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.keys, self.values = (
-            jnp.zeros(self._shape(capacity), self.store.dtype, device=self.sharding) for _ in range(2)
+    def _put(self, layer: LayerMemory) -> LayerMemory:
+        return layer if self._shardings is None else jax.device_put(layer, self._shardings)
+
+    def _send_all(self) -> None:
+        """Makes the arrays anew from all entries of the store."""
+        store, shards = self.store, self.shards
+        live = [store.live(stream) for stream in range(store.streams)]
+        at = [slots % shards * (self.capacity // shards) + slots // shards for slots in map(store.slots, live)]
+        self.layers = ()  # before the larger ones are made
+        self.layers = tuple(
+            self._put(jax.tree.map(jnp.asarray, self._gathered(slot, live, at, self.capacity)))
+            for slot in range(len(store.memory_layers))
         )
-        self._copied[:] = 0
+        self._copied = store.appended.copy()
+
+    def _gathered(self, slot: int, entries: list[np.ndarray], at: list[np.ndarray], width: int) -> LayerMemory:
+        """Returns some entries of each stream at places of arrays of `width` places."""
+        store = self.store
+        shape = store.streams, store.kv_heads, width
+        arrays = [np.zeros((*shape, store.head_dim), store.dtype) for _ in range(2)]
+        arrays += [np.zeros((*shape, 1), np.float32) for _ in range(2 * store.quantised)]
+        for stream, (ids, places) in enumerate(zip(entries, at, strict=True)):
+            for array, held in zip(arrays, store.stored(stream, slot, ids), strict=True):
+                array[stream][:, places] = held
+        keys, values, *scales = arrays
+        first, second = (x[..., 0] for x in scales) if scales else (None, None)
+        return LayerMemory(
+            keys=np.ascontiguousarray(keys.swapaxes(2, 3)),
+            values=values,
+            scales=None if first is None or second is None else (first, second),
+        )
 
     def refresh(self) -> None:
         """Brings the device arrays up to date; arrays handed out before must not be used again."""
         store, shards = self.store, self.shards
         need = capacity_for(int(store.lengths.max()), shards=shards)
-        if need > self.capacity:
-            self._allocate(need)
         self._copied[store.epochs != self._epochs] = 0  # cleared since: all of the stream is new
         self._epochs = store.epochs.copy()
+        if need > self.capacity:
+            self.capacity = need
+            self._send_all()
+            return
         first = np.maximum(self._copied, store.appended - store.lengths)
         entries = [np.arange(start, end) for start, end in zip(first, store.appended, strict=True)]
         slots = [store.slots(new) for new in entries]
@@ -111,18 +176,16 @@ class DeviceCopy:
         if widest == 0:
             return
         width = power_of_two(widest)  # new entries of one device, at most
-        keys, values = (np.zeros(self._shape(shards * width), store.dtype) for _ in range(2))
         places = np.full((store.streams, shards * width), self.capacity // shards, np.int32)
-        for stream, (new, at) in enumerate(zip(entries, slots, strict=True)):
-            sent = at % shards * width + _rank_within(at % shards)
-            new_keys, new_values = store.take(stream, new)
-            keys[:, stream, sent] = np.swapaxes(new_keys, 1, 2)
-            values[:, stream, sent] = np.swapaxes(new_values, 1, 2)
-            places[stream, sent] = at // shards
+        sent = [s % shards * width + _rank_within(s % shards) for s in slots]
+        for stream, at in enumerate(slots):
+            places[stream, sent[stream]] = at // shards
         if self.layout is not None:
-            keys, values = jax.device_put((keys, values), self.sharding)
             places = jax.device_put(places, self._over_entries)
-        self.keys, self.values = _write(self.layout, self.keys, self.values, keys, values, places)
+        self.layers = tuple(
+            _write(self.layout, layer, self._put(self._gathered(slot, entries, sent, shards * width)), places)
+            for slot, layer in enumerate(self.layers)
+        )
         self._copied = store.appended.copy()
 
 

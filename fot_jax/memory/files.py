@@ -3,6 +3,7 @@
     DIR/meta.json             format, model fingerprint, shapes, checksums of the arrays and of meta.json itself
     DIR/stream_0/keys         [P, G, M, D], oldest entry first
     DIR/stream_0/values
+    DIR/stream_0/key_scales   [P, G, M, 1] float32, of int8 entries; value_scales likewise
     DIR/texts.json            [[name, text], …] that were read, where they are known
 
 In a bucket all but meta.json is in DIR/arrays-0123456789abcdef, which meta.json names (`replacement.py`). An empty
@@ -22,12 +23,11 @@ import tensorstore as ts
 
 from fot_jax.config import UserError
 from fot_jax.config.errors import explained_disk_full
-from fot_jax.memory.meta import FORMAT, arrays_folder, is_memory, meta_checksum, read_meta
+from fot_jax.memory.meta import ENTRIES, FORMAT, array_names, arrays_folder, is_memory, meta_checksum, read_meta
 from fot_jax.memory.replacement import is_unfinished, replacing, write_meta
 from fot_jax.memory.store import MemoryStore
 from fot_jax.storage.explain import explained, missing_bucket
 from fot_jax.storage.paths import SCHEME, StoragePath, bucket_files, files_below, storage_path
-from fot_jax.types import KeyValue
 
 TEXTS = "texts.json"
 CHUNK_ENTRIES = 65536  # entries per zarr chunk
@@ -104,7 +104,8 @@ def save(
     with replacing(path) as new, explained_disk_full(os.fspath(path), needed=store.bytes()):
         checksums = []
         for stream in range(store.streams):
-            arrays = dict(zip(("keys", "values"), store.take(stream, store.live(stream)), strict=True))
+            held = store.stored(stream, slice(None), store.live(stream))
+            arrays = dict(zip(array_names(store.dtype.name), held, strict=True))
             checksums.append({name: _checksum(array) for name, array in arrays.items()})
             for name, array in arrays.items():
                 if array.size:
@@ -162,7 +163,7 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
         )
     for stream, length in enumerate(meta["lengths"]):
         if length:
-            for name in ("keys", "values"):
+            for name in array_names(meta["dtype"]):
                 _open(path, stream, name, meta)
     store = MemoryStore(
         memory_layers=meta["memory_layers"],
@@ -174,9 +175,7 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
     )
     for stream, length in enumerate(meta["lengths"]):
         if length:
-            keys, values = (_read(path, stream, name, meta) for name in ("keys", "values"))
-            entries = KeyValue(keys=np.swapaxes(keys, 1, 2)[:, None], values=np.swapaxes(values, 1, 2)[:, None])
-            store.append(entries, np.array([length]), streams=[stream])
+            store.restore(stream, *(_read(path, stream, name, meta) for name in array_names(meta["dtype"])))
     return store
 
 
@@ -211,10 +210,11 @@ def _open(path: StoragePath, stream: int, name: str, meta: dict[str, Any]) -> An
     So no room is made for what a damaged file declares.
     """
     place = f"stream_{stream}/{name}"
-    shape = (len(meta["memory_layers"]), meta["kv_heads"], meta["lengths"][stream], meta["head_dim"])
+    width, dtype = (meta["head_dim"], meta["dtype"]) if name in ENTRIES else (1, "float32")
+    shape = (len(meta["memory_layers"]), meta["kv_heads"], meta["lengths"][stream], width)
     try:
         with explained(path):
-            array = ts.open(_spec(arrays_folder(path, meta) / place, shape, meta["dtype"]), open=True).result()
+            array = ts.open(_spec(arrays_folder(path, meta) / place, shape, dtype), open=True).result()
             there = _bytes_below(arrays_folder(path, meta) / place)
     except UserError:
         raise

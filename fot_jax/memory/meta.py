@@ -16,8 +16,14 @@ from fot_jax.storage.paths import StoragePath, bucket_files, storage_path
 logger = logging.getLogger(__name__)
 
 FORMAT = "fot_jax memory 1"
+ENTRIES = ("keys", "values")
 MOST_WIDE = 1 << 20  # layers, heads or components of a head, in any memory
 META_BYTES = 1 << 24  # most that a meta.json may have: about 200,000 streams
+
+
+def array_names(dtype: object) -> tuple[str, ...]:
+    """Returns the names of a stream's arrays."""
+    return ENTRIES + (("key_scales", "value_scales") if dtype == "int8" else ())
 
 
 def meta_checksum(meta: Mapping[str, Any]) -> int:
@@ -78,7 +84,7 @@ def _check_meta(path: StoragePath, meta: dict[str, Any]) -> None:
 
     def is_checksum_list(value: Any) -> bool:
         return isinstance(value, list) and all(
-            isinstance(one, dict) and {"keys", "values"} <= set(one) for one in value
+            isinstance(one, dict) and set(array_names(meta.get("dtype"))) <= set(one) for one in value
         )
 
     rules = {
@@ -87,7 +93,7 @@ def _check_meta(path: StoragePath, meta: dict[str, Any]) -> None:
         "memory_layers": lambda value: is_integer_list(value) and 0 < len(value) == len(set(value)) < MOST_WIDE,
         "kv_heads": lambda value: is_integer(value, 1, MOST_WIDE),
         "head_dim": lambda value: is_integer(value, 1, MOST_WIDE),
-        "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
+        "dtype": lambda value: value in ("float32", "bfloat16", "float16", "int8"),
         "lengths": lambda value: is_integer_list(value) and len(value) > 0,
         "checksums": lambda value: (
             is_checksum_list(value) and is_integer_list(meta.get("lengths")) and len(value) == len(meta["lengths"])

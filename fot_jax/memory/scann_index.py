@@ -11,9 +11,12 @@ The only module that imports scann.
 """
 
 import dataclasses
+import functools
 import importlib
 import math
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,8 +26,11 @@ from fot_jax.extras import needs
 from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 
+LEAST_IN_LEAF = 8  # entries, on average
 SMALLEST_TREE = 64  # ScaNN's tree needs at least 16 entries
 TRAINING_SAMPLE = 250_000  # entries a tree's partition is learnt from
+# What learning a tree takes: a third of the time of ScaNN's defaults, and the same recall (experiments/performance.md).
+PARTITION_ITERATIONS, HASH_SAMPLE, HASH_ITERATIONS = 6, 8192, 6
 REORDER = 4  # exact scores are computed for REORDER · k candidates, at least REORDER_AT_LEAST
 REORDER_AT_LEAST = 256
 # Largest norm of keys and queries given to ScaNN. A tree's k-means adds squared distances in float32; if they overflow
@@ -79,10 +85,15 @@ def build_segment(keys: np.ndarray, *, first: int, top_k: int, tree_leaves: floa
     builder = _scann().builder(keys, k, "dot_product")
     if tree_leaves is None:
         return Segment(first, n, rank, builder.score_brute_force().build())
-    leaves = max(1, math.isqrt(n))
+    leaves = max(1, min(2 * math.isqrt(n), n // LEAST_IN_LEAF))
     searched = max(1, math.ceil(leaves * tree_leaves))
-    builder = builder.tree(leaves, searched, training_sample_size=min(n, TRAINING_SAMPLE))
-    builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
+    builder = builder.tree(
+        leaves, searched, training_sample_size=min(n, TRAINING_SAMPLE), training_iterations=PARTITION_ITERATIONS
+    )
+    builder = builder.score_ah(
+        2, anisotropic_quantization_threshold=0.2, training_sample_size=min(n, HASH_SAMPLE),
+        training_iterations=HASH_ITERATIONS,
+    )  # fmt: skip
     return Segment(first, n, rank, builder.reorder(min(n, max(REORDER * k, REORDER_AT_LEAST))).build())
 
 
@@ -177,8 +188,7 @@ class HeadIndex:
         Evicted entries of a tree are found and then dropped, so a tree that holds some is asked for twice
         as many; it can still return fewer than k.
         """
-        found = [np.full((len(queries), k), -1, np.int64)]
-        scores = [np.full((len(queries), k), -np.inf, np.float32)]
+        found, scores = [], []
         for segment in (*self.segments, *((self.tail,) if self.tail else ())):
             wanted = min(2 * k if segment.first < oldest else k, segment.size)
             ids, values = segment.searcher.search_batched_parallel(queries, final_num_neighbors=wanted)
@@ -186,6 +196,10 @@ class HeadIndex:
             missing = np.isnan(values) | (entries < oldest)  # ScaNN pads with id 0 and NaN
             found.append(np.where(missing, -1, entries))
             scores.append(np.where(missing, -np.inf, values))
+        if len(found) == 1 and found[0].shape[1] == k:  # in order already, missing ones last
+            return found[0]
+        found.append(np.full((len(queries), k), -1, np.int64))
+        scores.append(np.full((len(queries), k), -np.inf, np.float32))
         ids, values = np.concatenate(found, axis=1), np.concatenate(scores, axis=1)
         best = np.argsort(-values, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(ids, best, axis=1)
@@ -217,12 +231,12 @@ class ScannIndex:
         for (slot, stream, kv_head), head in self._heads.items():
             if store.epochs[stream] != self._epochs[stream]:
                 head.segments, head.tail = [], None
-            keys, _ = store.head(slot, stream, kv_head)
-            head.refresh(
-                lambda first, stop, keys=keys: keys[store.slots(np.arange(first, stop))],
-                oldest=int(oldest[stream]),
-                appended=int(store.appended[stream]),
-            )
+            place = slot, stream, kv_head
+
+            def keys_of(first: int, stop: int, place: tuple[int, int, int] = place) -> np.ndarray:
+                return store.head(*place, store.slots(np.arange(first, stop)))[0]
+
+            head.refresh(keys_of, oldest=int(oldest[stream]), appended=int(store.appended[stream]))
             if head.tail is not None and not head.segments:
                 warn_once("memory.retrieval=scann", f"exact brute force below {head.seal_at} entries, trees above")
         self._epochs = store.epochs.copy()
@@ -242,26 +256,38 @@ class ScannIndex:
         oldest = int(store.appended[stream] - store.lengths[stream])
         return self._heads[slot, stream, kv_head].search(queries, k, oldest=oldest)
 
-    def neighbours(self, queries: np.ndarray, *, slot: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns keys and values [B, L, H, K, D] (float32) and valid [B, L, H, K] for queries [B, L, H, D].
+    def neighbours(self, queries: np.ndarray, *, slot: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns keys and values [2, B, L, H, K, D] (float32) and valid [B, L, H, K] for queries [B, L, H, D].
 
         Query head h searches the memory of key/value head h // (H // G); row b searches stream b, or
         the only stream.
         """
         B, L, H, D = queries.shape
         store, group = self.store, H // self.store.kv_heads
-        keys, values = np.zeros((B, L, H, k, D), np.float32), np.zeros((B, L, H, k, D), np.float32)
-        valid = np.zeros((B, L, H, k), bool)
-        for row, kv_head in np.ndindex(B, store.kv_heads):
+        found, valid = np.empty((2, B, L, H, k, D), np.float32), np.zeros((B, L, H, k), bool)
+
+        def fill(place: tuple[int, int]) -> None:
+            row, kv_head = place
             stream = row if store.streams > 1 else 0
-            if not store.lengths[stream]:
-                continue
             heads = slice(kv_head * group, (kv_head + 1) * group)
             entries = self.search(
                 queries[row, :, heads].reshape(-1, D), slot=slot, stream=stream, kv_head=kv_head, k=k
             ).reshape(L, group, k)
-            memory_keys, memory_values = store.head(slot, stream, kv_head)
             slots = store.slots(np.maximum(entries, int(store.appended[stream] - store.lengths[stream])))
-            keys[row, :, heads], values[row, :, heads] = memory_keys[slots], memory_values[slots]
+            found[0, row, :, heads], found[1, row, :, heads] = store.head(slot, stream, kv_head, slots)
             valid[row, :, heads] = entries >= 0
-        return keys, values, valid
+
+        for row in np.flatnonzero(store.lengths[np.arange(B) % store.streams] == 0):
+            found[:, row] = 0
+        places = [place for place in np.ndindex(B, store.kv_heads) if store.lengths[place[0] % store.streams]]
+        others = [_threads().submit(fill, place) for place in places[1:]]  # ScaNN searches without Python's lock
+        for place in places[:1]:
+            fill(place)
+        for other in others:
+            other.result()
+        return found, valid
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scann")

@@ -26,11 +26,12 @@ _indexes: "weakref.WeakValueDictionary[int, ScannIndex]" = weakref.WeakValueDict
 _numbers = itertools.count(1)
 
 
-def _search(number, slot, queries, *, top_k: int):
-    index = _indexes.get(int(np.asarray(number)))
+def _search(place, queries, *, top_k: int):
+    number, slot = np.asarray(place).tolist()
+    index = _indexes.get(number)
     if index is None:
         raise RuntimeError("the ScaNN index of this view is gone: keep the view (or its ViewSource) while it is in use")
-    return index.neighbours(np.asarray(queries), slot=int(np.asarray(slot)), k=top_k)
+    return index.neighbours(np.asarray(queries), slot=slot, k=top_k)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -77,25 +78,25 @@ class ScannView:
             jnp.minimum(self.lengths, self.top_k)[:, None] + local, start=self.log_length_scaling_from
         )
 
-    def partial(self, queries: Array, slot: Array) -> Partial:
+    def partial(self, queries: Array, slot: Array | int) -> Partial:
         """See MemoryView. Keys, values and queries have no gradient through the search."""
         B, _, H, D = queries.shape
         streams = self.lengths.shape[0]
         check(streams in (1, B), "memory", f"have one stream or as many as the batch has rows ({B})", streams)
         check(self.head_dim == D, "memory", f"have head_dim {D} as the queries", self.head_dim)
+        place = jnp.stack([jnp.asarray(x, jnp.int32) for x in (self.number, slot)])  # each argument takes its time
         per_position = B * H * self.top_k * D * 2 * 4
 
         def attend(some: jax.Array) -> Partial:
             shape = (*some.shape[:3], self.top_k)
-            neighbours = jax.ShapeDtypeStruct((*shape, D), jnp.float32)
+            neighbours = jax.ShapeDtypeStruct((2, *shape, D), jnp.float32)
             with jax.named_scope("memory_topk"):
-                keys, values, valid = jax.pure_callback(
+                found, valid = jax.pure_callback(
                     lambda *arguments: _search(*arguments, top_k=self.top_k),
-                    (neighbours, neighbours, jax.ShapeDtypeStruct(shape, jnp.bool_)),
-                    self.number,
-                    slot,
+                    (neighbours, jax.ShapeDtypeStruct(shape, jnp.bool_)),
+                    place,
                     jax.lax.stop_gradient(some).astype(jnp.float32),
                 )
-            return neighbours_partial(some.astype(jnp.float32), keys, values, valid=valid)
+            return neighbours_partial(some.astype(jnp.float32), *found, valid=valid)
 
         return over_query_blocks(attend, jnp.asarray(queries), max(1, NEIGHBOUR_BYTES // per_position))

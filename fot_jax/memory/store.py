@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fot_jax.config import ModelConfig, UserError, check
+from fot_jax.config import MemoryDtype, ModelConfig, UserError, check
 from fot_jax.models.layers import DTYPES
 from fot_jax.types import KeyValue
 
@@ -28,6 +28,7 @@ class MemoryStore:
     Attributes:
       memory_layers: layer numbers of the model, one per index p.
       streams: number of streams B.
+      dtype: of the entries held; int8 has a float32 scale per entry and head, for keys and for values.
       budget: largest number of entries of a stream (per layer and head), 0 for no limit.
       appended: int64 [B], entries appended since the stream was last cleared, evicted ones included.
       epochs: int64 [B], how often the stream was cleared.
@@ -51,19 +52,21 @@ class MemoryStore:
         self.dtype, self.budget = np.dtype(dtype), budget
         self.appended = np.zeros(streams, np.int64)
         self.epochs = np.zeros(streams, np.int64)
-        self._keys = [self._allocate(0) for _ in range(streams)]
-        self._values = [self._allocate(0) for _ in range(streams)]
+        # Of each stream: keys, values; of int8 their scales too.
+        self._arrays = [self._allocate(0) for _ in range(streams)]
         self._shared: set[int] = set()  # streams whose arrays another store holds too
 
     @classmethod
-    def for_model(cls, config: ModelConfig, *, streams: int, budget: int = 0) -> "MemoryStore":
-        """An empty store of a model's shape and compute dtype."""
+    def for_model(
+        cls, config: ModelConfig, *, streams: int, budget: int = 0, dtype: MemoryDtype = MemoryDtype.MODEL
+    ) -> "MemoryStore":
+        """Returns an empty store of a model's shape; MODEL is the dtype in which the model computes."""
         return cls(
             memory_layers=config.memory_layers,
             streams=streams,
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            dtype=np.dtype(DTYPES[config.dtype]),
+            dtype=np.dtype(DTYPES[config.dtype] if dtype is MemoryDtype.MODEL else dtype.value),
             budget=budget,
         )
 
@@ -87,13 +90,20 @@ class MemoryStore:
             budget=self.budget,
         )
         forked.appended, forked.epochs = self.appended[chosen], self.epochs[chosen]
-        forked._keys, forked._values = ([arrays[stream] for stream in chosen] for arrays in (self._keys, self._values))
+        forked._arrays = [self._arrays[stream] for stream in chosen]
         forked._shared = set(range(len(chosen)))
         self._shared.update(chosen)
         return forked
 
-    def _allocate(self, slots: int) -> np.ndarray:
-        return np.zeros((len(self.memory_layers), self.kv_heads, slots, self.head_dim), self.dtype)
+    def _allocate(self, slots: int) -> tuple[np.ndarray, ...]:
+        shape = len(self.memory_layers), self.kv_heads, slots
+        entries = tuple(np.zeros((*shape, self.head_dim), self.dtype) for _ in range(2))
+        return entries + tuple(np.zeros((*shape, 1), np.float32) for _ in range(2 * self.quantised))
+
+    @property
+    def quantised(self) -> bool:
+        """Whether entries are held as int8 with scales."""
+        return self.dtype == np.int8
 
     @property
     def lengths(self) -> np.ndarray:
@@ -102,8 +112,8 @@ class MemoryStore:
 
     @property
     def entry_bytes(self) -> int:
-        """Bytes of one token in all memory layers and heads: 2 · P · G · D · itemsize."""
-        return 2 * len(self.memory_layers) * self.kv_heads * self.head_dim * self.dtype.itemsize
+        """Bytes of one token in all memory layers and heads: 2 · P · G · (D · itemsize, and 4 of an int8 scale)."""
+        return 2 * len(self.memory_layers) * self.kv_heads * (self.head_dim * self.dtype.itemsize + 4 * self.quantised)
 
     def bytes(self) -> int:
         """Bytes of the entries held (allocations are at most twice that)."""
@@ -167,21 +177,28 @@ class MemoryStore:
         self._reserve(stream, first + count)
         kept = min(count, self.budget) if self.budget else count
         slots = self.slots(np.arange(first + count - kept, first + count))
-        self._keys[stream][:, :, slots] = np.swapaxes(keys[:, count - kept :], 1, 2)
-        self._values[stream][:, :, slots] = np.swapaxes(values[:, count - kept :], 1, 2)
+        newest = (np.swapaxes(x[:, count - kept :], 1, 2) for x in (keys, values))
+        for held, new in zip(self._arrays[stream], self._encoded(*newest), strict=True):
+            held[:, :, slots] = new
         self.appended[stream] = first + count
+
+    def _encoded(self, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
+        if not self.quantised:
+            return keys, values
+        (keys, key_scales), (values, value_scales) = quantise(keys), quantise(values)
+        return keys, values, key_scales, value_scales
 
     def _reserve(self, stream: int, entries: int) -> None:
         need = min(entries, self.budget) if self.budget else entries
-        have = self._keys[stream].shape[2]
+        have = self._arrays[stream][0].shape[2]
         if need <= have and stream not in self._shared:
             return
         grown = have if need <= have else max(need, 2 * have, SMALLEST_CAPACITY)
         grown = min(grown, self.budget) if self.budget else grown
-        for arrays in (self._keys, self._values):
-            larger = self._allocate(grown)
-            larger[:, :, :have] = arrays[stream]
-            arrays[stream] = larger
+        larger = self._allocate(grown)
+        for new, old in zip(larger, self._arrays[stream], strict=True):
+            new[:, :, :have] = old
+        self._arrays[stream] = larger
         self._shared.discard(stream)
 
     def clear(self, stream: int) -> None:
@@ -189,7 +206,7 @@ class MemoryStore:
         check(0 <= stream < self.streams, "stream", f"be in 0..{self.streams - 1}", stream)
         self.appended[stream] = 0
         self.epochs[stream] += 1
-        self._keys[stream], self._values[stream] = self._allocate(0), self._allocate(0)
+        self._arrays[stream] = self._allocate(0)
 
     def slots(self, entries: np.ndarray) -> np.ndarray:
         """Returns the slots of entries (counted from the last clearing)."""
@@ -200,10 +217,50 @@ class MemoryStore:
         return np.arange(self.appended[stream] - self.lengths[stream], self.appended[stream])
 
     def take(self, stream: int, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values [P, G, n, D] of some live entries of a stream."""
-        slots = self.slots(entries)
-        return self._keys[stream][:, :, slots], self._values[stream][:, :, slots]
+        """Returns keys and values [P, G, n, D] of some live entries of a stream, in float32 where they are int8."""
+        keys, values, *scales = self.stored(stream, slice(None), entries)
+        return (keys * scales[0], values * scales[1]) if scales else (keys, values)
 
-    def head(self, slot: int, stream: int, kv_head: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values [slots, D] of one memory layer, head and stream, by slot; not copied."""
-        return self._keys[stream][slot, kv_head], self._values[stream][slot, kv_head]
+    def stored(self, stream: int, layers: int | slice, entries: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns what is held of some live entries: keys and values [P, G, n, D], of int8 their scales [P, G, n, 1].
+
+        Args:
+          stream: the stream.
+          layers: all memory layers as slice(None), or one by its number p; results then lack the axis P.
+          entries: counted from the last clearing.
+        """
+        slots = self.slots(entries)
+        return tuple(array[layers][..., slots, :] for array in self._arrays[stream])
+
+    def restore(self, stream: int, *arrays: np.ndarray) -> None:
+        """Makes what `stored` returned of all layers the entries of an empty stream; of them the newest fit a budget.
+
+        Raises:
+          UserError: an entry holds NaN or infinity.
+        """
+        assert not self.appended[stream]
+        count = arrays[0].shape[2]
+        kept = min(count, self.budget) if self.budget else count
+        keys, values = (np.swapaxes(x, 1, 2) for x in (arrays[2:] or arrays))
+        self._check_finite(keys, values, stream)
+        self._reserve(stream, count)
+        slots = self.slots(np.arange(count - kept, count))
+        for held, new in zip(self._arrays[stream], arrays, strict=True):
+            held[:, :, slots] = new[:, :, count - kept :]
+        self.appended[stream] = count
+
+    def head(self, slot: int, stream: int, kv_head: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns keys and values [n, D] of one memory layer, stream and head at some slots; of int8 in float32."""
+        keys, values, *scales = (array[slot, kv_head][slots] for array in self._arrays[stream])
+        return (keys * scales[0], values * scales[1]) if scales else (keys, values)
+
+
+def quantise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns int8 codes and float32 scales [..., 1] with x ≈ codes · scales: the largest of a vector is ±127.
+
+    The error of each component is at most half a scale, 1/254 of the vector's largest component.
+    """
+    x = x.astype(np.float32, copy=False)
+    scales = np.abs(x).max(axis=-1, keepdims=True, initial=0) / np.float32(127)
+    steps = np.divide(x, scales, out=np.zeros_like(x), where=scales > 0)
+    return np.rint(steps).astype(np.int8), scales

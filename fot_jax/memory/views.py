@@ -27,7 +27,7 @@ from fot_jax.memory.store import MemoryStore
 from fot_jax.ops.distributed.memory import sharded_dense_partial, sharded_topk_partial
 from fot_jax.ops.memory_attention import dense_memory_partial, log_length_scale, topk_memory_partial
 from fot_jax.sharding import memory_layout
-from fot_jax.types import Array, MemoryLayout, MemoryView, Partial
+from fot_jax.types import Array, LayerMemory, MemoryLayout, MemoryView, Partial
 
 SCORES_AT_ONCE = 1 << 26  # about the most scores (float32) that top-k materialises on a device
 
@@ -37,8 +37,7 @@ class DeviceView:
     """A memory in device arrays.
 
     Attributes:
-      keys: [P, B, M, G, D], M the capacity; over devices in the order of `device_copy.slot_of_place`.
-      values: [P, B, M, G, D].
+      layers: arrays of each memory layer, M the capacity; over devices in the order of `device_copy.slot_of_place`.
       lengths: int32 [B], entries that exist.
       top_k: neighbours per query and head; None reads the whole memory (dense).
       recall: share of the top_k to be found; None: all.
@@ -46,8 +45,7 @@ class DeviceView:
       log_length_scaling_from: see `query_scale`.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    layers: tuple[LayerMemory, ...]
     lengths: jax.Array
     top_k: int | None = flax.struct.field(pytree_node=False)
     recall: float | None = flax.struct.field(pytree_node=False, default=None)
@@ -56,7 +54,12 @@ class DeviceView:
 
     @classmethod
     def of(
-        cls, keys: Array, values: Array, lengths: Array, *, config: MemoryConfig, layout: MemoryLayout | None = None
+        cls,
+        layers: tuple[LayerMemory, ...],
+        lengths: Array,
+        *,
+        config: MemoryConfig,
+        layout: MemoryLayout | None = None,
     ) -> "DeviceView":
         """Returns the view that `config.retrieval` (not SCANN) asks for."""
         match config.retrieval:
@@ -69,8 +72,7 @@ class DeviceView:
             case other:  # SCANN searches on the host
                 raise ValueError(f"a memory on devices must be 'dense', 'exact' or 'approx', got {other!r}")
         return cls(
-            keys=keys,
-            values=values,
+            layers=layers,
             lengths=lengths,
             top_k=top_k,
             recall=recall,
@@ -89,33 +91,33 @@ class DeviceView:
         read = self.lengths if self.top_k is None else jnp.minimum(self.lengths, self.top_k)
         return log_length_scale(read[:, None] + local, start=self.log_length_scaling_from)
 
-    def partial(self, queries: Array, slot: Array) -> Partial:
+    def partial(self, queries: Array, slot: Array | int) -> Partial:
         """See MemoryView. A view of one stream is read by every row of the queries."""
         B, L, H, D = queries.shape
-        keys, values = (jax.lax.dynamic_index_in_dim(x, slot, 0, keepdims=False) for x in (self.keys, self.values))
-        streams, M = keys.shape[:2]
+        streams, _, M, width = self.layers[0].values.shape
         check(streams in (1, B), "memory", f"have one stream or as many as the batch has rows ({B})", streams)
-        check(keys.shape[3] == D, "memory", f"have head_dim {D} as the queries", keys.shape[3])
+        check(width == D, "memory", f"have head_dim {D} as the queries", width)
         folded = jnp.asarray(queries).reshape(
             streams, B * L // streams, H, D
         )  # all rows become one row of a shared stream
         shards = 1 if self.layout is None else self.layout.shards
         valid = slot_of_place(M, shards=shards)[None] < self.lengths[:, None]
-        keys, values = keys.astype(queries.dtype), values.astype(queries.dtype)
-        part = self._attend(folded, keys, values, valid)
+        attend = [functools.partial(self._attend, layer, valid=valid) for layer in self.layers]
+        if isinstance(slot, int | np.integer) or len(attend) == 1:
+            part = attend[int(slot) if len(attend) > 1 else 0](folded)
+        else:  # in a scan over layers; no array is copied into a branch
+            part = jax.lax.switch(slot, attend, folded)
         return jax.tree.map(lambda x: x.reshape(B, L, *x.shape[2:]), part)
 
-    def _attend(self, queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array) -> Partial:
+    def _attend(self, layer: LayerMemory, queries: jax.Array, *, valid: jax.Array) -> Partial:
         """Computes `partial` of one memory layer; row i reads stream i."""
         layout = self.layout
         split = {} if layout is None or layout.shards == 1 else {"layout": layout}
+        given = {"keys": layer.keys, "values": layer.values, "scales": layer.scales, "valid": valid, **split}
         if self.top_k is None:
-            dense = sharded_dense_partial if split else dense_memory_partial
-            return dense(queries, keys, values, valid=valid, **split)
-        nearest = functools.partial(
-            sharded_topk_partial if split else topk_memory_partial,
-            keys=keys, values=values, valid=valid, k=self.top_k, recall=self.recall, **split,
-        )  # fmt: skip
+            return (sharded_dense_partial if split else dense_memory_partial)(queries, **given)
+        topk = sharded_topk_partial if split else topk_memory_partial
+        nearest = functools.partial(topk, **given, k=self.top_k, recall=self.recall)
         scores = valid.size * queries.shape[2] // (1 if layout is None else layout.devices)  # per position and device
         return over_query_blocks(nearest, queries, max(1, SCORES_AT_ONCE // scores))
 
@@ -191,11 +193,10 @@ class ViewSource:
             )
         copy = self._copy = self._copy or DeviceCopy(self.store, self.mesh)
         copy.refresh()
-        keys, values, lengths = copy.keys, copy.values, self.store.lengths.astype(np.int32)
+        layers, lengths = copy.layers, self.store.lengths.astype(np.int32)
         if rows is not None and len(rows) < self.store.streams:
-            keys, values = jax.device_put((keys[:, rows], values[:, rows]), copy.sharding)
-            lengths = lengths[rows]
-        return DeviceView.of(keys, values, jnp.asarray(lengths), config=self.config, layout=self.layout)
+            layers, lengths = copy.select(rows), lengths[rows]
+        return DeviceView.of(layers, jnp.asarray(lengths), config=self.config, layout=self.layout)
 
 
 def _position(store: MemoryStore) -> list[list[int]]:

@@ -103,25 +103,17 @@ def absorb_tokens(config: ModelConfig, params: AbsorbingParams, tokens: jax.Arra
     """
     cache, counts = inputs.cache, inputs.token_counts
     assert cache is not None and counts is not None
-    last, products = config.memory_layers[-1], cache.products
-    lower_cache = dataclasses.replace(
-        cache,
-        keys=cache.keys[:last],
-        values=cache.values[:last],
-        products=None if products is None else products[:last],
-    )
+    last = config.memory_layers[-1]
+    own = cache.layers[last]
+    lower_cache = dataclasses.replace(cache, layers=cache.layers[:last])
     below = run(below_last_memory_layer(config), params.lower, tokens, dataclasses.replace(inputs, cache=lower_cache))
-    before = None if products is None else products[last]
     near = follows(jnp.ones_like(tokens), inputs.boundaries, cache.lengths)
-    keys, values, new_products = _project(config, params, below.hidden, near, before)
-    new_keys, new_values = extend((cache.keys[last], cache.values[last]), keys, values, cache.lengths, counts)
-    kept = None if before is None else newest(new_products, counts, before)
+    keys, values, products = _project(config, params, below.hidden, near, own.products)
+    layer = extend(own, keys, values, rotated=None, lengths=cache.lengths, counts=counts)
+    if own.products is not None:
+        layer = dataclasses.replace(layer, products=newest(products, counts, own.products))
     assert below.cache is not None
-    joined = jax.tree.map(
-        lambda lower, layer: jnp.concatenate([lower, layer[None]]),
-        (below.cache.keys, below.cache.values, below.cache.products), (new_keys, new_values, kept),
-    )  # fmt: skip
-    return LocalCache(keys=joined[0], values=joined[1], lengths=below.cache.lengths, products=joined[2])
+    return LocalCache(layers=(*below.cache.layers, layer), lengths=below.cache.lengths)
 
 
 def _project(

@@ -5,12 +5,14 @@ adds one more set of keys to the softmax: the rows of the crossbatch plan in tra
 inference (eq. 1).
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fot_jax.config import ContextGradients, MemoryPositions, ModelConfig
 from fot_jax.models import layers
@@ -24,7 +26,7 @@ from fot_jax.ops.linear import project
 from fot_jax.ops.memory_attention import gated_mix, log_length_scale
 from fot_jax.ops.rope import rope_frequencies, rotate
 from fot_jax.ops.softmax import heads_first
-from fot_jax.types import Partial, Rows
+from fot_jax.types import LayerCache, Partial, Rows
 
 
 @flax.struct.dataclass
@@ -54,10 +56,28 @@ class Call:
 
 @flax.struct.dataclass
 class LayerRole:
-    """The role of one layer, scanned along N. `slot` indexes the memory layers, 0 elsewhere."""
+    """The role of one layer: traced where layers are scanned along N, else numbers, so that each has its own program.
 
-    is_memory: jax.Array
-    slot: jax.Array
+    `slot` indexes the memory layers, 0 elsewhere.
+    """
+
+    is_memory: jax.Array | np.bool_
+    slot: jax.Array | np.int32
+
+
+def rotation(config: ModelConfig, is_memory: jax.Array | np.bool_ | bool):
+    """Returns rotate(x, positions) and YARN's factor (None: 1); under NOPE it leaves memory layers' x as it is."""
+    frequencies, factor = rope_frequencies(config.rope, config.head_dim, config.local_context)
+    without_positions = {MemoryPositions.NOPE: True, MemoryPositions.ROPE0: False}[config.memory_positions]
+    no_rope = is_memory & without_positions
+    yarn_factor = None if factor == 1.0 else jnp.where(no_rope, 1.0, factor)
+    rotate_by = functools.partial(rotate, frequencies=frequencies, factor=1.0 if yarn_factor is None else yarn_factor)
+    return lambda x, positions: rotate_by(x, jnp.where(no_rope, 0, positions)), yarn_factor
+
+
+def rotations(config: ModelConfig):
+    """Returns rotate(x, positions) of each layer."""
+    return tuple(rotation(config, layer in config.memory_layers)[0] for layer in range(config.num_layers))
 
 
 class Attention(nn.Module):
@@ -66,11 +86,11 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, call: Call, role: LayerRole, cache):
-        """x [B, L, E] -> ([B, L, E], (keys, values, products) of the cache or None, (q, k, v) captured or None)."""
+    def __call__(self, x: jax.Array, call: Call, role: LayerRole, cache: LayerCache | None):
+        """x [B, L, E] -> ([B, L, E], the cache's layer or None, (q, k, v) captured or None)."""
         config = self.config
         H, D, E = config.num_heads, config.head_dim, config.embed_dim
-        before = None if cache is None else cache[2]
+        before = None if cache is None else cache.products
         projections = layers.Projections(config, name="projections")
         queries, keys, values, products = projections(x, follows=call.follows, before=before)
         init = layers.residual_init(config, H * D)
@@ -78,7 +98,7 @@ class Attention(nn.Module):
         gate = None
         if config.memory_gate:
             gate = layers.weight(self, "gate", (H,), ("heads",), nn.initializers.zeros)
-        inputs, (apply_rope, yarn_factor) = call.inputs, self._rope(role)
+        inputs, (apply_rope, yarn_factor) = call.inputs, rotation(config, role.is_memory)
         positions = jnp.arange(x.shape[1])[None]
         if call.lengths is not None:
             positions = call.lengths[:, None] + positions
@@ -89,7 +109,8 @@ class Attention(nn.Module):
             mixed = self._train(inputs, arrays, call, role, yarn_factor, gate)
         else:
             if cache is not None:
-                local, cache = self._cached(call, queries, keys, values, products, apply_rope, positions, cache)
+                rotated = apply_rope(keys, positions)
+                local, cache = self._cached(call, queries, (keys, rotated, values, products), positions, cache)
             else:
                 own = Rows(heads_first(apply_rope(keys, positions)), heads_first(values), call.segments)
                 with jax.named_scope("local_scores"):
@@ -97,18 +118,6 @@ class Attention(nn.Module):
             mixed = self._with_memory(call, local, memory_queries, role, gate)
         captured = (memory_queries, keys, values) if call.capture else None
         return project(mixed.astype(x.dtype), output.astype(x.dtype), 2), cache, captured
-
-    def _rope(self, role: LayerRole):
-        """Returns rotate(x, positions) and YARN's factor (None: 1); under NOPE it leaves memory layers' x as it is."""
-        config = self.config
-        frequencies, factor = rope_frequencies(config.rope, config.head_dim, config.local_context)
-        without_positions = {MemoryPositions.NOPE: True, MemoryPositions.ROPE0: False}[config.memory_positions]
-        no_rope = role.is_memory & without_positions
-        yarn_factor = None if factor == 1.0 else jnp.where(no_rope, 1.0, factor)
-        rotate_by = functools.partial(
-            rotate, frequencies=frequencies, factor=1.0 if yarn_factor is None else yarn_factor
-        )
-        return lambda x, positions: rotate_by(x, jnp.where(no_rope, 0, positions)), yarn_factor
 
     def _scaled(self, queries, local, inputs: Inputs, role: LayerRole) -> jax.Array:
         """Queries of a memory layer times the scale that the memory or the plan asks for, those of others as they are.
@@ -144,27 +153,38 @@ class Attention(nn.Module):
         seen = (call.sees_contexts & role.is_memory)[..., None]
         return gated_mix(contexts, local, seen=seen, gate_bias=gate)
 
-    def _cached(self, call: Call, queries, keys, values, products, apply_rope, positions, cache):
-        """(attention to the local cache, with the new keys, as a partial; the cache)."""
+    def _cached(self, call: Call, queries, new, positions, cache: LayerCache) -> tuple[Partial, LayerCache]:
+        """(attention to the local cache with the new keys, as a partial; the cache).
+
+        new: keys, rotated keys, values, bare products.
+        """
         assert isinstance(call.inputs, ReadInputs) and call.lengths is not None
         counts = call.inputs.token_counts
         assert counts is not None
-        new_keys, new_values = extend(cache[:2], keys, values, call.lengths, counts)
-        kept = None if cache[2] is None else newest(products, counts, cache[2])
-        local = cache_attention(
-            queries,
-            apply_rope(new_keys.astype(queries.dtype), jnp.arange(new_keys.shape[1])[None]),
-            new_values.astype(queries.dtype),
-            valid=jnp.ones(new_keys.shape[:2], bool),
-            counts=positions + 1,
-        )
-        return local, (new_keys, new_values, kept)
+        keys, rotated, values, products = new
+        lengths = call.lengths
+        if keys.shape[1] == 1:
+            old = cache_attention(queries, cache.rotated, cache.values, counts=positions)
+            own = rotated.transpose(0, 2, 3, 1), values.swapaxes(1, 2).astype(queries.dtype)
+            local = softmax.merge(old, cache_attention(queries, *own, counts=jnp.ones_like(positions)))
+            # Adds nothing, as a total is not negative. But XLA then knows that the old entries were read and writes the
+            # new ones into their arrays, which it would copy first otherwise.
+            lengths = lengths + (jnp.min(local.total) < 0)
+        cache = extend(cache, keys, values, rotated=rotated, lengths=lengths, counts=counts)
+        if cache.products is not None:
+            cache = dataclasses.replace(cache, products=newest(products, counts, cache.products))
+        if keys.shape[1] > 1:
+            local = cache_attention(queries, cache.rotated, cache.values, counts=positions + 1)
+        return local, cache
 
     def _with_memory(self, call: Call, local: Partial, queries, role: LayerRole, gate) -> jax.Array:
         """Eq. (1): the local partial and, in a memory layer, the memory."""
         assert isinstance(call.inputs, ReadInputs)
         memory = call.inputs.memory
         if memory is None:
+            return softmax.normalise(local)
+
+        if isinstance(role.is_memory, np.bool_) and not role.is_memory:
             return softmax.normalise(local)
 
         def joined(local, queries):
@@ -175,9 +195,9 @@ class Attention(nn.Module):
                 parts = softmax.normalise(extra), softmax.normalise(local)
                 return gated_mix(*parts, seen=extra.total > 0, gate_bias=gate)
 
-        # A branch at run time: the stack of layers is scanned, and any of them may hold memory. The joint softmax is
+        # A branch at run time: where the stack of layers is scanned, any of them may hold memory. The joint softmax is
         # inside, so that the other layers pay nothing for it, and a memory layer nothing for an empty memory.
         with jax.named_scope("memory_branch"):
             return jax.lax.cond(
-                role.is_memory & memory.any_entries(), joined, lambda local, _: softmax.normalise(local), local, queries
+                role.is_memory & call.any_entries, joined, lambda local, _: softmax.normalise(local), local, queries
             )

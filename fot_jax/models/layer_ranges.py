@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from fot_jax.config import ModelConfig
+from fot_jax.config import ModelConfig, Remat
 
 
 def up_to_last_memory_layer(config: ModelConfig) -> ModelConfig:
@@ -57,6 +57,20 @@ def above(config: ModelConfig, params: Any, first: int) -> tuple[ModelConfig, An
         return upper, {**params, "layers": _between(first, config.num_layers, params["layers"])}
     others = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
     return upper, {**others, **{f"layer_{layer - first}": params[f"layer_{layer}"] for layer in layers}}
+
+
+def unscanned(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+    """Returns the model with a program and parameters of its own for each layer, as decoding wants it.
+
+    A scan over layers copies every layer's parameters out of the stacked ones, which takes longer than a token's
+    products. Outside of jit this copies the parameters once; inside, TPUs and GPUs read the stacked ones in place.
+    """
+    single = dataclasses.replace(config, scan_layers=False, remat=Remat.NONE)
+    if not config.scan_layers:
+        return single, params
+    others = {name: leaf for name, leaf in params.items() if name != "layers"}
+    layers = [jax.tree.map(lambda leaf, n=n: leaf[n], params["layers"]) for n in range(config.num_layers)]
+    return single, {**others, **{f"layer_{n}": layer for n, layer in enumerate(layers)}}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

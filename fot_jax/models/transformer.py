@@ -22,7 +22,7 @@ from fot_jax.ops.backends.choose import choose
 from fot_jax.ops.linear import unembed
 from fot_jax.ops.softmax import JOINT_ATTENTION_CHECKPOINT
 from fot_jax.sharding import constrain, spec
-from fot_jax.types import DecoderOutput, LocalCache
+from fot_jax.types import DecoderOutput, LayerCache, LocalCache
 
 
 class Block(nn.Module):
@@ -106,8 +106,7 @@ class Decoder(nn.Module):
         if isinstance(inputs, ReadInputs) and inputs.token_counts is not None:
             counts = inputs.token_counts
         call = self._call(tokens, inputs, counts, capture)
-        stored = None if cache is None else (cache.keys, cache.values, cache.products)
-        x, kept, captured = self._stack(x, call, stored)
+        x, kept, captured = self._stack(x, call, None if cache is None else cache.layers)
         hidden = x
         if last_logits:
             x = jnp.take_along_axis(x, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)
@@ -120,8 +119,7 @@ class Decoder(nn.Module):
             logits = unembed(x, unembedding.astype(x.dtype), tied=False)
         new_cache = None
         if cache is not None:
-            keys, values, products = kept
-            new_cache = LocalCache(keys=keys, values=values, lengths=cache.lengths + counts, products=products)
+            new_cache = LocalCache(layers=kept, lengths=cache.lengths + counts)
         queries, keys, values = captured if capture else (None, None, None)
         return DecoderOutput(logits=logits, hidden=hidden, cache=new_cache, queries=queries, keys=keys, values=values)
 
@@ -157,14 +155,16 @@ class Decoder(nn.Module):
             any_entries=None if memory is None else memory.any_entries(), backend=backend, capture=capture,
         )  # fmt: skip
 
-    def _stack(self, x, call: Call, cache) -> tuple[jax.Array, Any, Any]:
-        """Runs the N layers, scanned or one by one; caches and captures are stacked along N."""
+    def _stack(self, x, call: Call, cache: tuple[LayerCache, ...] | None) -> tuple[jax.Array, Any, Any]:
+        """Runs the N layers, scanned or one by one; returns x, a cache of each layer, captures stacked along N."""
         config = self.config
         if config.num_layers == 0:  # the part below a memory layer 0
             return x, cache, None
         is_memory = np.isin(np.arange(config.num_layers), config.memory_layers)
         roles = LayerRole(is_memory=is_memory, slot=np.maximum(np.cumsum(is_memory) - 1, 0).astype(np.int32))
         block = _block_class(config)
+        if config.scan_layers or isinstance(call.inputs, TrainInputs):  # else each layer's program has its own role
+            roles = jax.tree.map(jnp.asarray, roles)
         if config.scan_layers:
             scanned = nn.scan(
                 block,
@@ -174,15 +174,19 @@ class Decoder(nn.Module):
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, (kept, captured) = scanned(config, name="layers")(x, call, jax.tree.map(jnp.asarray, roles), cache)
+            stacked = None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cache)
+            x, (kept, captured) = scanned(config, name="layers")(x, call, roles, stacked)
+            if kept is not None:
+                kept = tuple(jax.tree.map(lambda leaf, n=n: leaf[n], kept) for n in range(config.num_layers))
             return x, kept, captured
-        outputs = []
+        kept, captured = [], []
         for n in range(config.num_layers):
-            role, own = jax.tree.map(lambda leaf, n=n: jnp.asarray(leaf[n]), (roles, cache))
-            x, output = block(config, name=f"layer_{n}")(x, call, role, own)
-            outputs.append(output)
-        kept, captured = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
-        return x, kept, captured
+            role = jax.tree.map(lambda leaf, n=n: leaf[n], roles)
+            own = None if cache is None else cache[n]
+            x, (layer, tensors) = block(config, name=f"layer_{n}")(x, call, role, own)
+            kept.append(layer)
+            captured.append(tensors)
+        return x, tuple(kept), jax.tree.map(lambda *leaves: jnp.stack(leaves), *captured)
 
 
 def run(

@@ -1,16 +1,13 @@
 """Attention to the first keys of each row: the local cache and the dense memory at inference.
 
-Three loops over the same tiles; which one runs is decided where the program is compiled:
+Keys are held as [B, G, D, S] and values as [B, G, S, D]: the layouts in which one query's products read them from
+end to end, so that a token that is decoded copies neither. Three loops; which one runs is decided where the program is
+compiled:
 
-    accelerators      one block of keys after another, all rows and heads at once
-    CPUs              one row and key/value head after another: its scores stay in the core's cache, which was
-                      worth a factor of four to five in a window of 512 tokens that reads 4,096 entries
-    CPUs, decoding    one row after another, all its key/value heads folded into one wide head
-
-Keys [B, S, G, D] are stored as B matrices [S, G·D]. A query that is zero outside the D columns of its own head has the
-same inner products with their rows, and the weighted sum of rows holds its value in the same columns. So no head's keys
-are copied out of the others', which costs more than the products: these grow G-fold, but wait for memory. Keys that
-count must be finite: zero times infinity would reach all heads.
+    one token       all keys in one product, all values in another; each is read once
+    CPUs            one row and key/value head after another, a block of keys at a time: its scores stay in the core's
+                    cache, which was worth a factor of four to five in a window of 512 tokens that reads 4,096 entries
+    accelerators    one block of keys after another, all rows and heads at once
 """
 
 import functools
@@ -21,155 +18,167 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from fot_jax.ops import softmax
 from fot_jax.ops.backends.cpu import CACHE_BYTES, add_keys, no_keys
-from fot_jax.ops.softmax import heads_first
+from fot_jax.ops.softmax import by_key_head, heads_first, product
 from fot_jax.types import Partial
 
-MOST_FOLDED_QUERIES = 32  # of a row, heads counted; beyond it the wider products cost more than the copies
-LEAST_FOLDED_BYTES = 1 << 21  # of a row's keys; smaller ones stay in a core's cache
+WHOLE_BYTES = 1 << 28  # of the scores that one token's products may hold at once
+SUMMED_AT_ONCE = 1024  # values of one product; XLA on CPUs is 2.5 times slower with one long sum for one query
+NARROW_BLOCK = 256  # keys at once that a CPU widens to the compute dtype
 
 
 def cache_attention(
     queries: Float[Array, "B L H D"],
-    keys: Float[Array, "B S G D"],
-    values: Float[Array, "B S G D"],
+    keys: Num[Array, "B G D S"],
+    values: Num[Array, "B G S D"],
     *,
-    valid: Bool[Array, "B S"],
     counts: Int[Array, "B L"],
+    valid: Bool[Array, "B S"] | None = None,
+    scales: tuple[Float[Array, "B G S"], Float[Array, "B G S"]] | None = None,
     block: int = 1024,
 ) -> Partial:
     """Attends to the keys s < counts[b, l] that are valid, a block of keys at a time.
 
     Args:
       queries: scaled queries; query head h reads key/value head h // (H // G).
-      keys: keys of each row.
+      keys: keys of each row, in the dtype of the queries or a narrower one.
       values: values of each row.
-      valid: True where a key exists.
       counts: how many keys each query sees at most.
+      valid: True where a key exists; None: everywhere.
+      scales: factors of keys and of values that are held as int8; None: 1.
       block: keys per block; blocks that no query sees are skipped.
 
     Returns:
       The partial, with axes [B, L, H].
     """
     B, L, H, _ = queries.shape
-    S = keys.shape[1]
+    S = values.shape[2]
     if S == 0:
         return softmax.empty_partial(queries)
-    block = min(block, S)
-    pad = -S % block
-    keys, values = (jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)]) for x in (keys, values))
-    valid = jnp.pad(valid, [(0, 0), (0, pad)])
+    valid = jnp.ones((B, S), bool) if valid is None else valid
+    arguments = queries, keys, values, valid, counts, scales
+    score_bytes, narrow = 4 * B * H * L * S, keys.dtype != queries.dtype
+    if (L == 1 and score_bytes <= WHOLE_BYTES) or score_bytes <= CACHE_BYTES:
+        if not narrow:
+            return _whole(*arguments)
+        by_blocks = functools.partial(_all_heads, block=NARROW_BLOCK)  # a CPU would widen the whole array first
+        return jax.lax.platform_dependent(*arguments, cpu=by_blocks, default=_whole)
     together = functools.partial(_all_heads, block=block)
-    if should_fold_heads(queries, keys):
-        on_cpus = functools.partial(_folded_heads, block=block)
-    elif B * H * L * block * 4 <= CACHE_BYTES:
-        return together(queries, keys, values, valid, counts)
-    else:
-        on_cpus = functools.partial(_head_by_head, block=block)
-    return jax.lax.platform_dependent(queries, keys, values, valid, counts, cpu=on_cpus, default=together)
+    by_head = functools.partial(_head_by_head, block=block)
+    return jax.lax.platform_dependent(*arguments, cpu=by_head, default=together)
 
 
-def should_fold_heads(queries: Float[Array, "B L H D"], keys: Float[Array, "B S G D"]) -> bool:
-    """Whether a CPU should read all key/value heads as one wide head."""
-    L, H = queries.shape[1:3]
-    _, S, G, D = keys.shape
-    return G > 1 and L * H <= MOST_FOLDED_QUERIES and S * G * D * keys.dtype.itemsize >= LEAST_FOLDED_BYTES
-
-
-def widen(queries: Float[Array, "B L H D"], *, key_heads: int) -> Float[Array, "B L H GD"]:
-    """Makes queries for the one wide head: zero but in the columns of key/value head h // (H // G)."""
+def _whole(queries, keys, values, valid, counts, scales) -> Partial:
+    """Holds the scores of all pairs."""
     B, L, H, D = queries.shape
-    own = jnp.eye(key_heads, dtype=bool)[:, None, :, None]
-    grouped = queries.reshape(B, L, key_heads, H // key_heads, 1, D)
-    return jnp.where(own, grouped, 0).reshape(B, L, H, key_heads * D)
+    S = values.shape[2]
+    mask = valid[:, None, :] & (jnp.arange(S)[None, None] < counts[:, :, None])
+    scores = scores_of(queries, keys, None if scales is None else scales[0])
+    scores = jnp.where(mask[:, None, None], scores, softmax.MASKED_SCORE)
+    weights, peak, total = softmax.weigh(scores, jnp.full(scores.shape[:-1], softmax.LOWEST_PEAK))
+    if scales is not None:
+        weights = weights * scales[1][:, :, None, None, :]
+    weighted = _summed(weights.astype(queries.dtype), values.astype(queries.dtype))
+    numbers = B, H, L
+    partial = Partial(weighted.reshape(*numbers, D), peak=peak.reshape(numbers), total=total.reshape(numbers))
+    return jax.tree.map(heads_first, partial)
 
 
-def fold_heads(x: Num[Array, "B S G D"]) -> Num[Array, "B S 1 GD"]:
-    """Views keys or values of all heads as those of one wide head. No copy."""
-    return x.reshape(*x.shape[:2], 1, -1)
+def scores_of(
+    queries: Float[Array, "B L H D"], keys: Num[Array, "B G D S"], scale: Float[Array, "B G S"] | None = None
+) -> Float[Array, "B G R L S"]:
+    """Returns the inner products of queries and keys in float32; `scale` multiplies those of each key."""
+    grouped = by_key_head(heads_first(queries), keys.shape[1])
+    found = product("BGRLD,BGDS->BGRLS", grouped, keys.astype(queries.dtype))
+    return found if scale is None else found * scale[:, :, None, None, :]
 
 
-def own_columns(weighted: Float[Array, "B L H GD"], *, key_heads: int) -> Float[Array, "B L H D"]:
-    """Selects each query head's own D columns from the wide weighted sum."""
-    B, L, H, wide = weighted.shape
-    by_head = weighted.reshape(B, L, key_heads, H // key_heads, key_heads, wide // key_heads)
-    return jnp.einsum("BLGRGD->BLGRD", by_head).reshape(B, L, H, -1)
+def _summed(weights: Float[Array, "B G R L S"], values: Float[Array, "B G S D"]) -> Float[Array, "B G R L D"]:
+    S, part = values.shape[2], SUMMED_AT_ONCE
+    if weights.shape[2] * weights.shape[3] > 1 or S % part or part == S:
+        return product("BGRLS,BGSD->BGRLD", weights, values)
+    B, G, R, L, _ = weights.shape
+    parts = weights.reshape(B, G, R, L, S // part, part)
+    return product("BGRLCS,BGCSD->BGCRLD", parts, values.reshape(B, G, S // part, part, -1)).sum(axis=2)
 
 
-def _all_heads(queries, keys, values, valid, counts, *, block: int) -> Partial:
-    B, S = valid.shape
+def _blocks(keys, values, valid, scales, *, block: int):
+    """Pads to whole blocks; returns the arrays and how many blocks there are."""
+    pad = -values.shape[2] % block
+
+    def padded(x, axis):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, pad)
+        return jnp.pad(x, widths) if pad else x
+
+    scales = None if scales is None else tuple(padded(x, 2) for x in scales)
+    return padded(keys, 3), padded(values, 2), padded(valid, 1), scales
+
+
+def _all_heads(queries, keys, values, valid, counts, scales, *, block: int) -> Partial:
+    S = values.shape[2]
+    block = min(block, S)
+    keys, values, valid, scales = _blocks(keys, values, valid, scales, block=block)
     queries = heads_first(queries)
 
-    def blocks(x):
-        return jnp.moveaxis(x.reshape(B, S // block, block, *x.shape[2:]), 1, 0)
+    def widened(x, scale, start, *, axis: int):
+        cut = jax.lax.dynamic_slice_in_dim(x, start, block, axis=axis).astype(queries.dtype)
+        if scale is None:
+            return cut
+        own = jax.lax.dynamic_slice_in_dim(scale, start, block, axis=2).astype(queries.dtype)
+        return cut * jnp.expand_dims(own, 5 - axis)
 
-    def visit(partial: Partial, entry):
-        start, k, v, ok = entry
+    def visit(partial: Partial, start):
+        ok = jax.lax.dynamic_slice_in_dim(valid, start, block, axis=1)
 
         def add(partial):
+            k = widened(keys, None if scales is None else scales[0], start, axis=3)
+            v = widened(values, None if scales is None else scales[1], start, axis=2)
             inside = (start + jnp.arange(block))[None, None, :] < counts[:, :, None]
-            mask = ok[:, None, :] & inside
-            return softmax.add(partial, queries, heads_first(k), heads_first(v), mask=mask)
+            return softmax.add(partial, queries, k.swapaxes(2, 3), v, mask=ok[:, None, :] & inside)
 
         seen = jnp.any(ok) & (start < counts.max())
         return jax.lax.cond(seen, add, lambda same: same, partial), None
 
     starts = jnp.arange(0, S, block, dtype=counts.dtype)
-    entries = starts, blocks(keys), blocks(values), blocks(valid)
-    partial = jax.lax.scan(visit, softmax.empty_partial(queries), entries)[0]
-    return jax.tree.map(heads_first, partial)
+    return jax.tree.map(heads_first, jax.lax.scan(visit, softmax.empty_partial(queries), starts)[0])
 
 
-def _folded_heads(queries, keys, values, valid, counts, *, block: int) -> Partial:
-    B, L, H, _ = queries.shape
-    S, G = keys.shape[1:3]
-    wide = widen(queries, key_heads=G).reshape(B, L * H, -1)
-    keys, values = (fold_heads(x)[:, :, 0] for x in (keys, values))
-
-    def one(row):
-        limits = jnp.repeat(counts[row], H)
-
-        def visit(carry, start):
-            k, v = (jax.lax.dynamic_slice(x, (row, start, 0), (1, block, x.shape[2]))[0] for x in (keys, values))
-            ok = jax.lax.dynamic_slice(valid, (row, start), (1, block))[0]
-            return _add_block(carry, wide[row], k, v, start=start, ok=ok, limits=limits), None
-
-        return jax.lax.scan(visit, no_keys(L * H, wide.shape[2]), jnp.arange(0, S, block, dtype=counts.dtype))[0]
-
-    weighted, peak, total = jax.lax.map(one, jnp.arange(B))
-    weighted = own_columns(weighted.reshape(B, L, H, -1), key_heads=G)
-    return Partial(weighted=weighted, peak=peak.reshape(B, L, H), total=total.reshape(B, L, H))
-
-
-def _add_block(carry, queries, keys, values, *, start, ok, limits):
-    """`add_keys` of the block [S, D] that begins at `start`: query t sees its valid keys before limits[t]."""
-    block = len(ok)
-
-    def add(carry):
-        def mask():
-            return ok[None] & ((start + jnp.arange(block))[None] < limits[:, None])
-
-        return add_keys(carry, queries, keys, values, mask, clear=jnp.all(ok) & (start + block <= limits.min()))
-
-    return jax.lax.cond(jnp.any(ok) & (start < limits.max()), add, lambda same: same, carry)
-
-
-def _head_by_head(queries, keys, values, valid, counts, *, block: int) -> Partial:
+def _head_by_head(queries, keys, values, valid, counts, scales, *, block: int) -> Partial:
     B, L, H, D = queries.shape
-    G, S = keys.shape[2], keys.shape[1]
-    R = H // G
+    G, S = values.shape[1:3]
+    block, R = min(block, S), H // G
+    keys, values, valid, scales = _blocks(keys, values, valid, scales, block=block)
     tiles = heads_first(queries).reshape(B * G, R * L, D)
-    keys, values = (heads_first(x).reshape(B * G, S // block, block, D) for x in (keys, values))
-    starts = jnp.arange(0, S, block, dtype=counts.dtype)
+    keys, values = (x.reshape(B * G, *x.shape[2:]) for x in (keys, values))
+    scales = None if scales is None else tuple(x.reshape(B * G, 1, -1) for x in scales)
 
     def one(n):
         row = n // G
         limits = jnp.tile(counts[row], R)
 
-        def visit(carry, entry):
-            start, k, v, ok = entry
-            return _add_block(carry, tiles[n], k, v, start=start, ok=ok, limits=limits), None
+        def cut(x, start, *, axis: int):
+            at, sizes = [n, 0, 0], [1, *x.shape[1:]]
+            at[axis], sizes[axis] = start, block
+            return jax.lax.dynamic_slice(x, at, sizes)[0]
 
-        return jax.lax.scan(visit, no_keys(R * L, D), (starts, keys[n], values[n], valid[row].reshape(-1, block)))[0]
+        def visit(carry, start):
+            ok = jax.lax.dynamic_slice(valid, (row, start), (1, block))[0]
+
+            def add(carry):
+                k, v = cut(keys, start, axis=2).astype(tiles.dtype), cut(values, start, axis=1).astype(tiles.dtype)
+                if scales is not None:
+                    k_scale, v_scale = (cut(x, start, axis=2).astype(tiles.dtype) for x in scales)
+                    k, v = k * k_scale, v * v_scale.T
+
+                def mask():
+                    return ok[None] & ((start + jnp.arange(block))[None] < limits[:, None])
+
+                clear = jnp.all(ok) & (start + block <= limits.min())
+                return add_keys(carry, tiles[n], k.T, v, mask, clear=clear)
+
+            return jax.lax.cond(jnp.any(ok) & (start < limits.max()), add, lambda same: same, carry), None
+
+        return jax.lax.scan(visit, no_keys(R * L, D), jnp.arange(0, S, block, dtype=counts.dtype))[0]
 
     weighted, peak, total = (heads_first(x.reshape(B, H, L, *x.shape[2:])) for x in jax.lax.map(one, jnp.arange(B * G)))
     return Partial(weighted=weighted, peak=peak, total=total)

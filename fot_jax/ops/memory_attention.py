@@ -11,15 +11,20 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from fot_jax.ops import softmax
 from fot_jax.ops.backends.cpu import CACHE_BYTES
-from fot_jax.ops.cache_attention import cache_attention, fold_heads, should_fold_heads, widen
+from fot_jax.ops.cache_attention import cache_attention, scores_of
 from fot_jax.ops.softmax import heads_first
 from fot_jax.types import Partial
 
 SEARCH_BYTES = 1 << 25  # of scores that a search on CPUs holds at a time
+LEAST_GROUPED = 1 << 14  # scores of a query; fewer are searched one by one
+SUMMED_WHOLE = 64  # times k, entries of a memory whose values are summed whole for many queries
+TILE_BYTES = 1 << 22  # of the scores of queries that are bisected together
+MOST_HALVINGS = 40
+Scales = tuple[Float[Array, "B G M"], Float[Array, "B G M"]]
 
 
 def log_length_scale(count: Int[Array, "B L"], *, start: int) -> Float[Array, "B L"]:
@@ -39,58 +44,153 @@ def log_length_scale(count: Int[Array, "B L"], *, start: int) -> Float[Array, "B
 
 def dense_memory_partial(
     queries: Float[Array, "B L H D"],
-    keys: Float[Array, "B M G D"],
-    values: Float[Array, "B M G D"],
+    keys: Num[Array, "B G D M"],
+    values: Num[Array, "B G M D"],
     *,
     valid: Bool[Array, "B M"],
+    scales: Scales | None = None,
     block: int = 1024,
 ) -> Partial:
     """Attends to the whole memory (LongLLaMA's own retrieval), a block of entries at a time.
 
     Args:
       queries: scaled queries.
-      keys: memory keys, not rotated.
+      keys: memory keys, not rotated, in the dtype of the queries or a narrower one.
       values: memory values.
       valid: True where an entry exists.
+      scales: factors of keys and values [B, G, M] that are held as int8; None: 1.
       block: entries per block; blocks that are empty in every row are skipped.
     """
-    counts = jnp.full(queries.shape[:2], keys.shape[1], jnp.int32)
-    return cache_attention(queries, keys, values, valid=valid, counts=counts, block=block)
+    counts = jnp.full(queries.shape[:2], values.shape[2], jnp.int32)
+    return cache_attention(queries, keys, values, valid=valid, counts=counts, scales=scales, block=block)
 
 
 def topk_memory_partial(
     queries: Float[Array, "B L H D"],
-    keys: Float[Array, "B M G D"],
-    values: Float[Array, "B M G D"],
+    keys: Num[Array, "B G D M"],
+    values: Num[Array, "B G M D"],
     *,
     valid: Bool[Array, "B M"],
     k: int,
+    scales: Scales | None = None,
     recall: float | None = None,
 ) -> Partial:
     """Attends to the k entries with the largest inner product, per query and head (exact or approximate kNN).
 
     Args:
       queries: scaled queries; head h searches the memory of key/value head h // (H // G).
-      keys: memory keys, not rotated.
-      values: memory values.
+      keys: memory keys, not rotated, in the dtype of the queries or a narrower one.
+      values: memory values; of them the k of each query and head are read.
       valid: True where an entry exists.
       k: neighbours; all entries are read where M <= k.
+      scales: factors of keys and values [B, G, M] that are held as int8; None: 1.
       recall: see `nearest`.
     """
-    if keys.shape[1] == 0:
+    B, L, H, _ = queries.shape
+    M = values.shape[2]
+    if M == 0:
         return softmax.empty_partial(queries)
-    best, index = nearest(queries, keys, valid=valid, k=k, recall=recall)
+    gathered = functools.partial(_gathered_partial, k=k, recall=recall)
+    arguments = queries, keys, values, valid, scales
+    short = k < M <= SUMMED_WHOLE * k and recall is None and keys.dtype == queries.dtype
+    if L == 1 or not short or 4 * B * H * L * M <= CACHE_BYTES:
+        return gathered(*arguments)
+    summed = functools.partial(_summed_partial, k=k)
+    return jax.lax.platform_dependent(*arguments, cpu=summed, default=gathered)
+
+
+def _gathered_partial(queries, keys, values, valid, scales, *, k: int, recall: float | None) -> Partial:
+    """Reads the values of the k entries alone."""
+    best, index = nearest(queries, keys, valid=valid, k=k, scale=None if scales is None else scales[0], recall=recall)
     weights, peak, total = softmax.weigh(best, jnp.full(best.shape[:-1], softmax.LOWEST_PEAK))
-    return Partial(weighted=weighted_sum(weights, index, values), peak=to_heads(peak), total=to_heads(total))
+    weighted = weighted_sum(weights, index, values, scale=None if scales is None else scales[1])
+    return Partial(weighted=weighted, peak=to_heads(peak), total=to_heads(total))
+
+
+def _summed_partial(queries, keys, values, valid, scales, *, k: int) -> Partial:
+    """`_gathered_partial` for many queries of a short memory on CPUs: sums all values, most of them with weight 0.
+
+    The k-th largest score is found by bisection, which looks at the scores of many queries at once on all cores. To
+    sort those of one query after another and to copy its values took three times as long.
+    """
+    assert scales is None
+    B, L, H, D = queries.shape
+    G, M = values.shape[1:3]
+    size = max(1, min(TILE_BYTES // (4 * M), H // G * L))
+    tiles = heads_first(queries).reshape(B * G, -1, D)
+    T = tiles.shape[1]
+    tiles = jnp.pad(tiles, [(0, 0), (0, -T % size), (0, 0)]).reshape(B * G, -1, size, D)
+    tables, contents = keys.reshape(B * G, D, M), values.reshape(B * G, M, D)
+
+    def of_head(n):
+        exists = valid[n // G][:, None]
+
+        def attend(tile):
+            scores = jnp.where(exists, softmax.product("DM,TD->MT", tables[n], tile), softmax.MASKED_SCORE)
+            threshold, found = kth_largest(scores, exists, k=k)
+            peak = jnp.maximum(scores.max(axis=0), softmax.LOWEST_PEAK)
+
+            def all_above():
+                weights = jnp.where(scores >= threshold[None], jnp.exp(scores - peak[None]), 0.0)
+                return softmax.product("MT,MD->TD", weights.astype(values.dtype), contents[n]), weights.sum(axis=0)
+
+            def first_of_equals():
+                best, index = jax.lax.top_k(scores.T, k)
+                weights = jnp.exp(best - peak[:, None])
+                return softmax.product("TK,TKD->TD", weights, contents[n][index]), weights.sum(axis=1)
+
+            weighted, total = jax.lax.cond(jnp.all(found), all_above, first_of_equals)
+            return weighted, peak, total
+
+        return jax.lax.map(attend, tiles[n])
+
+    def whole(x):
+        return heads_first(x.reshape(B * G, -1, *x.shape[3:])[:, :T].reshape(B, H, L, *x.shape[3:]))
+
+    weighted, peak, total = map(whole, jax.lax.map(of_head, jnp.arange(B * G)))
+    return Partial(weighted=weighted, peak=peak, total=total)
+
+
+def kth_largest(
+    scores: Float[Array, "M T"], exists: Bool[Array, "M 1"], *, k: int
+) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
+    """Returns a threshold that exactly min(k, those that exist) scores of a query reach, and whether there is one.
+
+    There is none where the k-th largest score equals the next one, or a score is not finite.
+    """
+    scores, few = jax.lax.stop_gradient(scores), jnp.sum(exists) <= k
+    low, high = jnp.where(exists, scores, jnp.inf).min(axis=0), scores.max(axis=0)
+
+    def undecided(state):
+        *_, count, step = state
+        return (step < MOST_HALVINGS) & jnp.any(count != k) & ~few
+
+    def halve(state):
+        low, high, threshold, count, step = state
+        middle = 0.5 * (low + high)
+        reached = jnp.sum(scores >= middle[None], axis=0, dtype=jnp.int32)
+        decided, enough = count == k, reached >= k
+        return (
+            jnp.where(enough, middle, low),
+            jnp.where(enough, high, middle),
+            jnp.where(decided, threshold, middle),
+            jnp.where(decided, count, reached),
+            step + 1,
+        )
+
+    start = low, high, low, jnp.zeros(low.shape, jnp.int32), 0
+    _, _, threshold, count, _ = jax.lax.while_loop(undecided, halve, start)
+    return jnp.where(few, softmax.LOWEST_PEAK, threshold), few | (count == k)
 
 
 def nearest(
     queries: Float[Array, "B L H D"],
-    keys: Float[Array, "B M G D"],
+    keys: Num[Array, "B G D M"],
     *,
     valid: Bool[Array, "B M"],
     k: int,
     recall: float | None,
+    scale: Float[Array, "B G M"] | None = None,
 ) -> tuple[Float[Array, "B G R L K"], Int[Array, "B G R L K"]]:
     """Finds the K = min(k, M) entries with the largest inner product, best first: scores and indices; R = H/G.
 
@@ -101,59 +201,48 @@ def nearest(
       keys: memory keys, not rotated; M >= 1.
       valid: True where an entry exists.
       k: neighbours.
-      recall: None, exact (`jax.lax.top_k`); else the share of the K that `jax.lax.approx_max_k` is to find on
-        average. Only TPUs have its algorithm; elsewhere all are found.
+      recall: None, exact (`top_k`); else the share of the K that `jax.lax.approx_max_k` is to find on average. Only
+        TPUs have its algorithm; elsewhere all are found.
+      scale: factor of each key; None: 1.
     """
     B, L, H, _ = queries.shape
+    M = keys.shape[3]
     everywhere = functools.partial(_nearest_at_once, k=k, recall=recall)
     with jax.named_scope("memory_topk"):
-        if should_fold_heads(queries, keys):
-            on_cpus = functools.partial(_nearest_folded, k=k)
-        elif B * H * L * keys.shape[1] * 4 <= CACHE_BYTES:
-            return everywhere(queries, keys, valid)
-        else:
-            on_cpus = functools.partial(_nearest_by_head, k=k)
-        return jax.lax.platform_dependent(queries, keys, valid, cpu=on_cpus, default=everywhere)
+        score_bytes, narrow = 4 * B * H * L * M, keys.dtype != queries.dtype
+        if not narrow and (score_bytes <= CACHE_BYTES or (L == 1 and recall is None)):
+            return everywhere(queries, keys, valid, scale)
+        by_head = functools.partial(_nearest_by_head, k=k)
+        return jax.lax.platform_dependent(queries, keys, valid, scale, cpu=by_head, default=everywhere)
 
 
-def _nearest_at_once(queries, keys, valid, *, k: int, recall: float | None):
-    M = keys.shape[1]
-    scores = softmax.scores(heads_first(queries), heads_first(keys), valid[:, None, :])
+def _nearest_at_once(queries, keys, valid, scale, *, k: int, recall: float | None):
+    scores = jnp.where(valid[:, None, None, None], scores_of(queries, keys, scale), softmax.MASKED_SCORE)
     if recall is None:
-        found = jax.lax.top_k(scores.reshape(-1, M), min(k, M))
-    else:
-        found = jax.lax.approx_max_k(scores.reshape(-1, M), min(k, M), recall_target=recall)
-    best, index = (x.reshape(*scores.shape[:-1], -1) for x in found)
+        return top_k(scores, k)
+    best, index = jax.lax.approx_max_k(scores, min(k, scores.shape[-1]), recall_target=recall)
     return best, index
 
 
-def _nearest_folded(queries, keys, valid, *, k: int):
-    """`_nearest_at_once` for CPUs and few queries: all key/value heads as one, see `cache_attention`."""
-    B, L, H, _ = queries.shape
-    G = keys.shape[2]
-    wide = widen(queries, key_heads=G)
-    found = _nearest_at_once(wide, fold_heads(keys), valid, k=k, recall=None)
-    best, index = (x.reshape(B, G, H // G, L, -1) for x in found)
-    return best, index
-
-
-def _nearest_by_head(queries, keys, valid, *, k: int):
+def _nearest_by_head(queries, keys, valid, scale, *, k: int):
     """`_nearest_at_once` for CPUs: queries of one row and key/value head at a time, SEARCH_BYTES of scores at most."""
     B, L, H, D = queries.shape
-    M, G = keys.shape[1], keys.shape[2]
+    G, M = keys.shape[1], keys.shape[3]
     R = H // G
     parts = -(-R * L // max(1, SEARCH_BYTES // (4 * M)))
     size = -(-R * L // parts)
     tiles = heads_first(queries).reshape(B * G, R * L, D)
     tiles = jnp.pad(tiles, [(0, 0), (0, -(R * L) % size), (0, 0)]).reshape(B * G, -1, size, D)
-    tables = heads_first(keys).reshape(B * G, M, D)
+    tables = keys.reshape(B * G, D, M)
+    scales = None if scale is None else scale.reshape(B * G, M)
 
     def of_head(n):
-        table, exists = tables[n], valid[n // G]
+        table, exists = tables[n].astype(queries.dtype), valid[n // G]
 
         def search(tile):
-            scores = jnp.einsum("TD,MD->TM", tile, table, preferred_element_type=jnp.float32)
-            return jax.lax.top_k(jnp.where(exists, scores, softmax.MASKED_SCORE), min(k, M))
+            scores = softmax.product("TD,DM->TM", tile, table)
+            scores = scores if scales is None else scores * scales[n][None]
+            return top_k(jnp.where(exists, scores, softmax.MASKED_SCORE), k)
 
         return jax.lax.map(search, tiles[n])
 
@@ -162,18 +251,46 @@ def _nearest_by_head(queries, keys, valid, *, k: int):
     return best, index
 
 
+def top_k(scores: Float[Array, "*queries M"], k: int) -> tuple[Float[Array, "*queries K"], Int[Array, "*queries K"]]:
+    """Returns the K = min(k, M) largest scores, best first, and their indices; of equal ones the lower index first.
+
+    As `jax.lax.top_k`, which on CPUs looks at one score after another on one core. Here it sees the largest score of
+    every few neighbouring ones, whose search uses all cores, and then those of the K groups where these are largest:
+    no other group can hold one of the K.
+    """
+    M = scores.shape[-1]
+    width = 1 << max(0, (M // (4 * k)).bit_length() // 2)  # about √(M / K): as many groups as candidates
+    if M % width or M < LEAST_GROUPED or width == 1:
+        found = jax.lax.top_k(scores.reshape(-1, M), min(k, M))
+        best, index = (x.reshape(*scores.shape[:-1], -1) for x in found)
+        return best, index
+    groups = scores.reshape(-1, M // width, width)
+    chosen = jnp.sort(jax.lax.top_k(groups.max(axis=-1), k)[1], axis=-1)  # in order, for the rule of equal scores
+    candidates = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(len(groups), -1)
+    best, place = jax.lax.top_k(candidates, k)
+    index = jnp.take_along_axis(chosen, place // width, axis=1) * width + place % width
+    return best.reshape(*scores.shape[:-1], k), index.reshape(*scores.shape[:-1], k)
+
+
 def to_heads(x: Float[Array, "B G R L"]) -> Float[Array, "B L H"]:
     """Puts numbers of each query and head in the order of a memory's Partial."""
     return heads_first(x.reshape(len(x), -1, x.shape[3]))
 
 
 def weighted_sum(
-    weights: Float[Array, "B G R L K"], index: Int[Array, "B G R L K"], values: Float[Array, "B M G D"]
+    weights: Float[Array, "B G R L K"],
+    index: Int[Array, "B G R L K"],
+    values: Num[Array, "B G M D"],
+    scale: Float[Array, "B G M"] | None = None,
 ) -> Float[Array, "B L H D"]:
-    """Returns Σ_K weights · values[index], float32, by query and head."""
+    """Returns Σ_K weights · values[index] (· scale[index]), float32, by query and head."""
     B, G, R, L, _ = weights.shape
-    places = index.reshape(B, G, -1, 1).swapaxes(1, 2)
-    neighbours = jnp.take_along_axis(values, places, axis=1).swapaxes(1, 2).reshape(*index.shape, -1)
+    places = index.reshape(B, G, -1)
+    neighbours = jnp.take_along_axis(values, places[..., None], axis=2).reshape(*index.shape, -1)
+    if scale is not None:
+        weights = weights * jnp.take_along_axis(scale, places, axis=2).reshape(index.shape)
+    if values.dtype == jnp.int8:
+        neighbours = neighbours.astype(weights.dtype)
     weighted = jnp.einsum("BGRLK,BGRLKD->BLGRD", weights, neighbours, preferred_element_type=jnp.float32)
     return weighted.reshape(B, L, G * R, -1)
 

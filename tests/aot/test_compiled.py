@@ -55,10 +55,12 @@ def test_count_of_collectives_in_a_scan():
     assert found.unknown_loops == 0
 
 
+@pytest.mark.parametrize("layers", [(1,), (0, 2, 3)])
 @pytest.mark.parametrize("kind", [ProgramKind.READ, ProgramKind.DECODE])
-def test_inference_flops_are_those_of_the_formula(kind):
-    """Counts each device's share of 4 x 2; the layers are scanned, one of two reads the memory."""
-    found = report(kind, rows=8, memory_entries=64, memory__retrieval="dense", model__num_layers=4)
+def test_inference_flops_are_those_of_the_formula(kind, layers):
+    """Counts each device's share of 4 x 2; the layers of reading are scanned, some of them read the memory."""
+    changes = {"model__num_layers": 4, "model__memory_layers": layers}
+    found = report(kind, rows=8, memory_entries=64, memory__retrieval="dense", **changes)
     assert found.costs.flops == pytest.approx(found.formula_flops, rel=1e-6)
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fot_jax.bench import machine
+from fot_jax.bench import authors, machine
 from fot_jax.bench.inference import decoding_programs, filled_store, random_params, reading_flops
 from fot_jax.bench.timing import Program, time_interleaved
 from fot_jax.config import MemoryConfig, ModelConfig, Retrieval
@@ -130,6 +130,43 @@ def test_the_table_the_records_and_the_plot_of_a_tiny_model(measures, programs, 
     assert {row["measure"] for row in rows} == {"machine", *measures}
     assert all(row["seconds"] > 0 for row in rows)
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_shapes_of_the_authors_are_those_measured():
+    """Tokens of a step and d as recorded; what the record leaves open is chosen in one place."""
+    made = [authors.experiment(shape, vocabulary=n) for shape in authors.SHAPES for n in authors.VOCABULARIES]
+    sizes = [(c.model.embed_dim, c.model.num_heads, c.model.head_dim, c.train.batch_rows) for c in made]
+    assert sizes == [(256, 8, 32, 16)] * 2 + [(576, 9, 64, 8)] * 2
+    assert [config.model.vocab_size for config in made] == [1024, 8192] * 2
+    assert {(config.model.num_layers, config.model.local_context) for config in made} == {(8, 256)}
+    assert {0, *authors.CONTEXTS} == authors.RECORD.speed.keys()
+
+
+def test_authors_shapes_print_the_record_next_to_our_steps(tmp_path, capsys, monkeypatch):
+    """With tiny models: every width, vocabulary and d has its line, with seconds added and the record's ratio."""
+    monkeypatch.setattr(machine, "SIDE", {"cpu": 64})
+    monkeypatch.setattr(machine, "PASS_BYTES", {"cpu": 4096})
+    small = authors.Shape(embed_dim=16, num_heads=2, head_dim=8, rows=2, mlp_dim=16, num_layers=2, length=8)
+    monkeypatch.setattr(authors, "SHAPES", (small,))
+    monkeypatch.setattr(authors, "VOCABULARIES", (32,))
+    cli.run(bench.main, bench.make_parser(), ["--shape=authors", "--repeats=1", f"--out={tmp_path}"])
+    printed = capsys.readouterr().out
+    rows = [row for row in json.loads((tmp_path / "bench.json").read_text())["rows"] if row["measure"] != "machine"]
+    plain, seven, fifteen = rows
+    assert [row["x"] for row in rows] == [0, 7, 15] and plain["tokens_per_second"] == 16 / plain["seconds"]
+    lines = printed.split("The authors' code")[1].splitlines()[2:]
+    assert lines[0].split()[:4] == ["16", "32", "0", f"{plain['tokens_per_second']:.0f}"]
+    assert lines[1].split()[4:] == [f"{seven['seconds'] - plain['seconds']:.3f}", "1.22", "to", "1.31"]
+    assert lines[2].split()[2:] == ["15", f"{fifteen['tokens_per_second']:.0f}", lines[2].split()[4], "1.38"]
+    assert "0.80 s to our step of width 576 and 2.60 s to theirs" in lines[3]
+
+
+@pytest.mark.parametrize("flag", ["--config=configs/tiny_code.py", "--contexts=3", "--measure=read"])
+def test_a_shape_refuses_flags_that_it_sets_itself(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(bench.main, bench.make_parser(), ["--shape=authors", flag])
+    error = capsys.readouterr().err
+    assert f"--shape=authors must go without {flag.split('=')[0]}" in error and error.count("\n") == 1
 
 
 SHRUNK = [

@@ -98,7 +98,7 @@ READERS = {
     "vocabulary": lambda: load_vocabulary(changed(VocabularyConfig(), "kind")),
     "document's end": lambda: StreamLayout(Documents(), streams=1, length=8, document_end=NEW, seed=0),
     "needle": lambda: needle_prompt(np.random.default_rng(0), kind=NEW, length_tokens=99, vocabulary=ByteVocabulary()),
-    "retrieval": lambda: DeviceView.of(TOKENS, TOKENS, TOKENS, config=changed(MemoryConfig(), "retrieval")),
+    "retrieval": lambda: DeviceView.of((), TOKENS, config=changed(MemoryConfig(), "retrieval")),
 }
 
 

@@ -14,6 +14,7 @@ from fot_jax.train.metrics import read_rows
 from tests import processes
 from tests.buckets import new_bucket
 from tests.e2e import test_multihost as multihost
+from tests.storage.proxy import proxied
 
 STEPS = 24
 COMMAND = [sys.executable, "-m", "launch.train", "--config=tests/e2e/tiny_config.py", f"--config.train.steps={STEPS}"]
@@ -25,9 +26,18 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
-def start(cache, workdir) -> subprocess.Popen:
+def start(cache, workdir, variables: dict[str, str] | None = None) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*COMMAND, f"--workdir={workdir}", LEASE], env=processes.environment(cache=cache), **pipes)
+    environment = processes.environment(cache=cache) | (variables or {})
+    return subprocess.Popen([*COMMAND, f"--workdir={workdir}", LEASE], env=environment, **pipes)
+
+
+def wait_for_a_step(process: subprocess.Popen) -> None:
+    """Returns once a step is done, or the run has ended."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step "):
+            return
 
 
 def losses(workdir):
@@ -47,12 +57,9 @@ def reference(cache, tmp_path_factory):
 
 
 def kill(cache, workdir, after: float) -> bool:
-    """Kills a run so many seconds after its first step, or later; False where it had ended. Nothing half is there."""
+    """Kills a run `after` seconds from its first step; False where it had ended. Checks what is left."""
     process = start(cache, workdir)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step "):
-            break
+    wait_for_a_step(process)
     time.sleep(after)
     process.kill()
     process.communicate()
@@ -92,6 +99,38 @@ def test_killed_twenty_times_in_a_bucket_and_resumed(gcs, cache, reference):
             print(f"kill {killed}: run {runs}, {after:.3f} s after its first step, newest {newest_step(workdir)}")
         finish(cache, workdir)
         assert losses(workdir) == reference
+
+
+@pytest.mark.slow
+def test_a_frozen_run_that_was_taken_over_ends(gcs, cache, reference):
+    """The frozen process writes nothing more, and says why it ends."""
+    workdir = f"{new_bucket(gcs)}/run"
+    frozen = start(cache, workdir)
+    wait_for_a_step(frozen)
+    frozen.send_signal(signal.SIGSTOP)
+    assert "resumed after step" in finish(cache, workdir) or newest_step(workdir) == STEPS
+    frozen.send_signal(signal.SIGCONT)
+    _, err = frozen.communicate(timeout=60)
+    assert frozen.returncode == 2
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "the lock of this run was" in line and line.endswith("This process ends, it saves nothing more.")
+    assert losses(workdir) == reference and load_params(workdir)[2] == STEPS
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_away_for_a_while_is_waited_for(gcs, cache, reference):
+    """For longer than the lease: nobody took it, so the run goes on and saves once the bucket answers again."""
+    with proxied(gcs) as (proxy, variables):
+        workdir = f"{new_bucket(gcs)}/run"
+        process = start(cache, workdir, variables)
+        wait_for_a_step(process)
+        proxy.away = True
+        time.sleep(8)
+        assert process.poll() is None
+        proxy.away = False
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    assert losses(workdir) == reference
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from fot_jax.config import MemoryConfig, ModelConfig, Retrieval, UserError
 from fot_jax.infer.generate import generate
 from fot_jax.infer.sampling import SamplingConfig
-from fot_jax.infer.steps import next_logits
+from fot_jax.infer.steps import decode_logits
 from fot_jax.infer.windows import read
 from fot_jax.memory import device_copy
 from fot_jax.memory.store import MemoryStore
@@ -39,9 +39,9 @@ def run(params, memory: MemoryConfig, texts, *, shared: bool, mesh=None):
     """(logits after reading, tokens [B, 12], programs compiled for decoding, entries in memory, reading)."""
     store = MemoryStore.for_model(MODEL, streams=1) if shared else None
     reading = read(params, MODEL, texts, memory=memory, store=store, mesh=mesh)
-    logits, programs = np.asarray(reading.logits), next_logits._cache_size()
+    logits, programs = np.asarray(reading.logits), decode_logits._cache_size()
     tokens = list(generate(params, MODEL, reading, sampling=SamplingConfig(), max_new_tokens=12))
-    return logits, np.stack(tokens, axis=1), next_logits._cache_size() - programs, reading
+    return logits, np.stack(tokens, axis=1), decode_logits._cache_size() - programs, reading
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -55,7 +55,7 @@ def test_tokens_are_those_of_one_device_in_one_compiled_step(params, case):
     np.testing.assert_array_equal(tokens, expected)
     assert programs == 1
     assert reading.store.appended.sum() > sum(len(text) - 5 for text in texts)
-    assert len(reading.view().keys.sharding.device_set) == 8
+    assert len(reading.view().layers[0].keys.sharding.device_set) == 8
 
 
 def test_parameters_on_other_devices_are_refused(params):
@@ -70,9 +70,10 @@ def test_decoding_sends_scores_and_no_entries(params):
     memory = MemoryConfig(retrieval=Retrieval.EXACT, top_k=3, last_context_length=5)
     reading = read(params, MODEL, TEXTS[:1], memory=memory, mesh=mesh_of(data=1, fsdp=8))
     token, view = np.zeros((1, 1), np.int32), reading.view()
-    lowered = next_logits.lower(params, MODEL, token, np.ones(1, np.int32), reading.cache, view, reading.logits)
+    lowered = decode_logits.lower(params, MODEL, token, np.ones(1, np.int32), reading.cache, view, reading.logits)
     found = collectives(lowered.compile().as_text())
-    assert sum(found["all-gather"]) == MODEL.num_heads * 8 * 3 * 4  # one float32 of each of 8 devices' 3 best
+    best = MODEL.num_heads * 8 * 3 * 4  # a float32 of each of 8 devices' 3 best
+    assert found["all-gather"] == [best] * len(MODEL.memory_layers)
     assert set(found) == {"all-gather", "all-reduce"}
     assert max(found["all-reduce"]) <= MODEL.num_heads * MODEL.head_dim * 4
 
@@ -84,9 +85,9 @@ def test_the_capacity_is_what_compiles(params, monkeypatch):
     model = dataclasses.replace(MODEL, memory_layers=(1,))
     mesh = mesh_of(data=1, fsdp=4, tensor=2)
     reading = read(params, model, [TEXTS[0][:20]], memory=memory, mesh=mesh)
-    assert (reading.store.appended[0], reading.view().keys.shape[2]) == (15, 16)
-    programs = next_logits._cache_size()
+    assert (reading.store.appended[0], reading.view().layers[0].keys.shape[3]) == (15, 16)
+    programs = decode_logits._cache_size()
     for _ in generate(params, model, reading, sampling=SamplingConfig(), max_new_tokens=12):
         pass
-    assert reading.view().keys.shape[2] == 32
-    assert next_logits._cache_size() - programs == 2
+    assert reading.view().layers[0].keys.shape[3] == 32
+    assert decode_logits._cache_size() - programs == 2

@@ -39,7 +39,7 @@ def place(bucket):
     return storage_path(f"{bucket}/book.mem")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.int8])
 def test_round_trip_is_bit_identical(place, dtype):
     store = filled_store(dtype=dtype)
     assert not files.is_memory(place)

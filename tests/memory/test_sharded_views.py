@@ -58,11 +58,9 @@ def test_devices_fill_evenly_and_hold_no_more_than_their_part():
     copy = DeviceCopy(store, mesh_of(data=2, fsdp=2, context=2))
     copy.refresh()
     filled = {}
-    for shard in copy.keys.addressable_shards:
-        assert shard.data.shape == (P, 1, 64, G, D)
-        filled[shard.index[1].start, shard.index[2].start] = int(
-            np.any(np.asarray(shard.data) != 0, (0, 1, 3, 4)).sum()
-        )
+    for shard in copy.layers[0].keys.addressable_shards:
+        assert shard.data.shape == (1, G, D, 64)
+        filled[shard.index[0].start, shard.index[3].start] = int(np.any(np.asarray(shard.data) != 0, (0, 1, 2)).sum())
     assert filled == {
         (0, 0): 13, (0, 64): 13, (0, 128): 12, (0, 192): 12, (1, 0): 3, (1, 64): 2, (1, 128): 2, (1, 192): 2,
     }  # fmt: skip
@@ -97,7 +95,7 @@ def test_one_stream_of_all_rows_lies_over_every_device(retrieval):
     source = ViewSource(store, MemoryConfig(retrieval=retrieval, top_k=9), mesh=mesh_of(data=2, fsdp=2, context=2))
     view = source.view()
     assert isinstance(view, DeviceView)
-    assert {shard.data.shape for shard in view.keys.addressable_shards} == {(P, 1, 32, G, D)}
+    assert {shard.data.shape for shard in view.layers[0].values.addressable_shards} == {(1, G, 32, D)}
     got = np.asarray(jax.jit(lambda view, queries: normalise(view.partial(queries, 1)))(view, QUERIES))
     k = 50 if retrieval is Retrieval.DENSE else 9
     np.testing.assert_allclose(got, attend_by_loops(store, QUERIES, 1, k), rtol=1e-5, atol=1e-5)
@@ -114,8 +112,9 @@ def test_growing_within_a_capacity_compiles_nothing(compilations, monkeypatch):
         before = len(compilations)
         jax.block_until_ready(read_all_layers(source.view(), QUERIES))
         made.append(len(compilations) - before)
-    assert made[0] > 0
-    assert made[1:8] == [0] * 7
+    assert made[0] > 0  # reading
+    assert made[1] > 0  # writing
+    assert made[2:8] == [0] * 6
     assert made[8] > 0
     assert read_all_layers._cache_size() - programs == 2
 
@@ -129,7 +128,7 @@ def test_no_device_is_sent_keys_or_values():
     found = collectives(read_all_layers.lower(view, jnp.asarray(QUERIES)).compile().as_text())
     largest = max(itertools.chain(*found.values()))
     assert largest <= QUERIES.size // D * 4 * max(D, 8 * 3)
-    assert largest < view.keys.nbytes // P // 8
+    assert largest < view.layers[0].keys.nbytes // 8
 
 
 def test_rows_are_selected_where_they_lie_whole():
@@ -141,7 +140,7 @@ def test_rows_are_selected_where_they_lie_whole():
     assert not split.can_select
     view = whole.view(np.array([1]))
     assert isinstance(view, DeviceView)
-    assert view.keys.sharding == whole.view().keys.sharding
+    assert view.layers[0].keys.sharding == whole.view().layers[0].keys.sharding
     got = np.asarray(normalise(view.partial(QUERIES[1:], 0)))
     np.testing.assert_allclose(got[0], attend_by_loops(store, QUERIES, 0, 3)[1], rtol=1e-5, atol=1e-5)
 

@@ -43,7 +43,7 @@ def test_device_capacity_doubles_and_scann_never_recompiles():
     for _ in range(10):
         append_random(store, rng, [100, 30])
         device, host = (source.view() for source in sources)
-        shapes.add(device.keys.shape[2])
+        shapes.add(device.layers[0].keys.shape[3])
         assert jax.tree.map(jnp.shape, host).number == ()
     assert shapes == {256, 512, 1024}
 
@@ -87,7 +87,7 @@ def test_a_forked_source_shows_its_own_entries(retrieval):
     if retrieval is Retrieval.SCANN:
         assert len({int(view.number) for view in views}) == 1
     else:
-        assert all(view.keys is views[0].keys for view in views)
+        assert all(view.layers is views[0].layers for view in views)
     append_random(forks[0].store, rng, [3, 3])
     append_random(store, rng, [3, 3])
     for counts in ([0, 0], [5, 0]):
@@ -111,13 +111,13 @@ def test_a_growing_fork_sends_and_indexes_its_own_entries_alone(retrieval, monke
     fork = fork.fork()  # of a fork that made no view
     append_random(fork.store, rng, [3, 2])
     taken, built = [], []
-    take, build = MemoryStore.take, scann_index.build_segment
-    monkeypatch.setattr(MemoryStore, "take", lambda self, *args: taken.append(len(args[1])) or take(self, *args))
+    stored, build = MemoryStore.stored, scann_index.build_segment
+    monkeypatch.setattr(MemoryStore, "stored", lambda self, *args: taken.append(len(args[2])) or stored(self, *args))
     monkeypatch.setattr(
         scann_index, "build_segment", lambda keys, **how: built.append(how["tree_leaves"]) or build(keys, **how)
     )
     view = fork.view()
-    assert taken == ([] if retrieval is Retrieval.SCANN else [3, 2]) and not any(built)
+    assert taken == ([] if retrieval is Retrieval.SCANN else [3, 2] * P) and not any(built)
     monkeypatch.undo()
     want = np.stack([attend_by_loops(fork.store, QUERIES, slot, 4096) for slot in range(P)])
     np.testing.assert_allclose(np.asarray(read_all_layers(view, QUERIES)), want, rtol=1e-5, atol=1e-5)

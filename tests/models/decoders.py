@@ -99,7 +99,7 @@ class Memory:
         return None
 
     def partial(self, queries, slot):
-        keys, values = jnp.take(self.keys, slot, axis=0), jnp.take(self.values, slot, axis=0)
+        keys, values = cases.as_read(*(jnp.take(x, jnp.asarray(slot), axis=0) for x in (self.keys, self.values)))
         if self.k:
             return memory_attention.topk_memory_partial(queries, keys, values, valid=self.valid, k=self.k)
         return memory_attention.dense_memory_partial(queries, keys, values, valid=self.valid)

@@ -21,11 +21,12 @@ from fot_jax.config import (
     Retrieval,
 )
 from fot_jax.memory.views import DeviceView
+from fot_jax.models.attention_layer import rotations
 from fot_jax.models.cache import init_cache, slide
 from fot_jax.models.inputs import ReadInputs, TrainInputs
 from fot_jax.models.transformer import Decoder
 from fot_jax.ops import crossbatch, plans
-from fot_jax.types import Plan
+from fot_jax.types import LayerMemory, Plan
 from tests import cases, jaxprs, oracles
 from tests.models import decoders
 
@@ -90,7 +91,8 @@ def test_memory_of_the_previous_window_equals_its_context(scaling_from):
     first = decoders.call(model, decoders.params(model), jnp.asarray(tokens[:1]), capture=True)
     layers = np.array(model.memory_layers)
     how = MemoryConfig(retrieval=Retrieval.DENSE, log_length_scaling_from=scaling_from)
-    memory = DeviceView.of(first.keys[layers], first.values[layers], jnp.array([LENGTH], jnp.int32), config=how)
+    held = tuple(LayerMemory(*cases.as_read(first.keys[layer], first.values[layer])) for layer in layers)
+    memory = DeviceView.of(held, jnp.array([LENGTH], jnp.int32), config=how)
     cases.assert_close([decoders.logits(model, tokens[1:], memory=memory)], [trained], ["logits"])
 
 
@@ -217,13 +219,13 @@ def test_rows_of_one_cache_are_extended_each_at_its_own_end(smear):
 
 
 def test_a_slid_cache_of_one_layer_equals_reading_the_rest_alone():
-    """Keys are rotated at their index when used, so what remains is at the positions of a fresh window."""
+    """Keys are rotated anew at their new index, so what remains is at the positions of a fresh window."""
     model, tokens = decoders.config(num_layers=1, memory_layers=(0,)), decoders.tokens_for(2, length=6)
     prefix = decoders.call(model, decoders.params(model), jnp.asarray(tokens[:, :LENGTH]), cache=init_cache(model, 2))
-    cache, leaving = slide(model, prefix.cache, jnp.array([2, 3]))
+    cache, leaving = slide(model, prefix.cache, jnp.array([2, 3]), rotate=rotations(model))
     assert cache.lengths.tolist() == [3, 2]
-    np.testing.assert_array_equal(leaving.keys[0, 0, :2], prefix.cache.keys[0, 0, :2])
-    np.testing.assert_array_equal(leaving.values[0, 1, :3], prefix.cache.values[0, 1, :3])
+    np.testing.assert_array_equal(leaving.keys[0, 0, :2], prefix.cache.layers[0].keys[0, :2])
+    np.testing.assert_array_equal(leaving.values[0, 1, :3], prefix.cache.layers[0].values[1, :, :3].swapaxes(0, 1))
     got = decoders.call(model, decoders.params(model), jnp.asarray(tokens[:, LENGTH:]), cache=cache).logits
     for row, left in ((0, 2), (1, 3)):
         want = decoders.logits(model, tokens[row : row + 1, left:])[:, -1]

@@ -82,10 +82,21 @@ def ring_of_gpu_kernels() -> None:
         ring(AttentionBackend.PALLAS)()
 
 
-def folded_heads() -> None:
-    """Keys of each row, some of them not valid, read as one wide head."""
+def cache_by_head() -> None:
+    """Keys of each row, some of them not valid, read by the loop of CPUs."""
     with pytest.MonkeyPatch.context() as patch:
-        test_cache_attention.test_cache_attention_is_the_oracle("grouped", 3, "folded heads", patch)
+        test_cache_attention.test_cache_attention_is_the_oracle("grouped", 3, "cpu", patch)
+
+
+def int8() -> None:
+    """Keys and values with scales, all at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        test_cache_attention.test_int8_keys_count_times_their_scales("grouped", "default", 1, patch)
+
+
+def grouped_top_k() -> None:
+    """Many equal scores."""
+    test_memory_attention.test_top_k_in_groups_is_that_of_all(1 << 15, 5)
 
 
 def sharded(k: int | None) -> Callable[[], None]:
@@ -141,7 +152,11 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
                                                 "slice(0, loop.block)", tiles),
     "peaks not rescaled": ("ops.backends.cpu", "weighted * shrink[:, None] + product(", "weighted + product(",
                            equation_2("cpu")),
-    "holes in a memory overlooked": ("ops.cache_attention", "clear=jnp.all(ok) & (", "clear=(", folded_heads),
+    "holes in a memory overlooked": ("ops.cache_attention", "clear = jnp.all(ok) & (", "clear = (", cache_by_head),
+    "values without their scales": ("ops.cache_attention", "weights = weights * scales[1]",
+                                    "weights = weights * scales[0]", int8),
+    "groups in the order of their peaks": ("ops.memory_attention", "jnp.sort(jax.lax.top_k(groups.max(axis=-1), k)[1]",
+                                           "jnp.flip(jax.lax.top_k(groups.max(axis=-1), k)[1]", grouped_top_k),
     # devices
     "blocks of the wrong device": ("ops.distributed.ring", "jax.lax.axis_index(ring.axes) - ring.step",
                                    "jax.lax.axis_index(ring.axes) + ring.step", ring()),
@@ -158,7 +173,7 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
                                    decoder(LLAMA)),
     "keys rotated in memory": ("models.attention_layer", "apply_rope(keys, positions), keys, values",
                                "apply_rope(keys, positions), apply_rope(keys, positions), values", decoder(LLAMA)),
-    "positions in nope memory layers": ("models.attention_layer", "no_rope = role.is_memory &", "no_rope = False &",
+    "positions in nope memory layers": ("models.attention_layer", "no_rope = is_memory &", "no_rope = False &",
                                         decoder(PAPER)),
     "log n in every layer": ("models.attention_layer", "scale = jnp.where(role.is_memory, scale, 1.0)[",
                              "scale = jnp.where(True, scale, 1.0)[", decoder(LLAMA, **SCALED)),

@@ -1,11 +1,14 @@
 """Attention to memory: dense, exact top-k, given neighbours, the gate."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.ops import cache_attention, memory_attention, softmax
+from fot_jax.ops import memory_attention, softmax
 from fot_jax.ops.softmax import heads_first
 from tests import cases, oracles
 
@@ -42,7 +45,9 @@ def test_dense_is_the_oracle(heads, block):
     arguments, upstream, valid = memory_problem(heads)
 
     def op(queries, keys, values):
-        partial = memory_attention.dense_memory_partial(queries, keys, values, valid=jnp.asarray(valid), block=block)
+        partial = memory_attention.dense_memory_partial(
+            queries, *cases.as_read(keys, values), valid=jnp.asarray(valid), block=block
+        )
         return softmax.normalise(partial)
 
     want = expected(arguments, upstream, oracles.memory_visible(valid))
@@ -56,7 +61,9 @@ def test_topk_is_the_oracle(heads, k):
     arguments, upstream, valid = memory_problem(heads)
 
     def op(queries, keys, values):
-        partial = memory_attention.topk_memory_partial(queries, keys, values, valid=jnp.asarray(valid), k=k)
+        partial = memory_attention.topk_memory_partial(
+            queries, *cases.as_read(keys, values), valid=jnp.asarray(valid), k=k
+        )
         return softmax.normalise(partial)
 
     want = expected(arguments, upstream, oracles.topk_visible(*arguments[:2], valid, k=k))
@@ -75,6 +82,7 @@ def test_search_by_head_prefers_the_same_of_equals(monkeypatch, heads, queries_a
     test_topk_is_the_oracle(heads, 3)
     (queries, keys, _), _, valid = memory_problem(heads)
     queries, keys = (jnp.round(jnp.asarray(x, jnp.float32)) for x in (queries, keys))  # many scores are equal
+    keys = cases.as_read(keys, keys)[0]
     options = {"valid": jnp.asarray(valid), "k": 5}
     by_head = memory_attention.nearest(queries, keys, **options, recall=None)
     approximate = memory_attention.nearest(queries, keys, **options, recall=0.5)  # all are found on CPUs
@@ -85,25 +93,64 @@ def test_search_by_head_prefers_the_same_of_equals(monkeypatch, heads, queries_a
         np.testing.assert_array_equal(same, want)
 
 
-def test_decoding_copies_no_memory_into_heads_order(monkeypatch):
-    """Makes no array as large as the memory for a token."""
-    monkeypatch.setattr(cache_attention, "LEAST_FOLDED_BYTES", 1 << 12)
-    queries, keys, valid = jnp.ones((1, 1, 4, 4)), jnp.ones((1, 256, 2, 4)), jnp.ones((1, 256), bool)
-    nearest = jax.jit(lambda q, k, v: memory_attention.topk_memory_partial(q, k, v, valid=valid, k=3))
-    assert "f32[1,2,256,4]" not in nearest.lower(queries, keys, keys).compile().as_text()
+@pytest.mark.parametrize("heads", cases.HEADS)
+@pytest.mark.parametrize("queries_at_once", [1, 3, 100])
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_values_summed_whole_are_those_of_the_k_best(monkeypatch, heads, queries_at_once, k):
+    """Agrees with the oracle: rows with fewer than k entries, an empty one, a last part that is not full, ties."""
+    cases.force_loop(monkeypatch, "cpu")
+    monkeypatch.setattr(memory_attention, "CACHE_BYTES", 0)  # these problems are too small otherwise
+    monkeypatch.setattr(memory_attention, "TILE_BYTES", queries_at_once * 4 * ENTRIES)
+    (queries, keys, values), _, valid = memory_problem(heads)
+    for changed in (np.asarray, np.round):  # rounded ones have equal scores
+        sources = changed(queries), changed(keys), values
+        given = cases.to_float32(*sources)
+        arrays = given[0], *cases.as_read(*given[1:])
+        got = softmax.normalise(memory_attention.topk_memory_partial(*arrays, valid=jnp.asarray(valid), k=k))
+        visible = oracles.topk_visible(*sources[:2], valid, k=k)
+        cases.assert_close([got], [oracles.attend({"memory": sources}, visible)], ["output"])
 
 
-@pytest.mark.parametrize("heads", ["grouped", "equal"])
-def test_folded_search_prefers_the_same_of_equals(monkeypatch, heads):
-    """CPUs search for all heads at once as if they were one wide head."""
-    (queries, keys, _), _, valid = memory_problem(heads)
-    queries, keys = (jnp.round(jnp.asarray(x, jnp.float32)) for x in (queries, keys))  # many scores are equal
-    options = {"valid": jnp.asarray(valid), "k": 5, "recall": None}
-    want = memory_attention.nearest(queries, keys, **options)
-    cases.force_folded_heads(monkeypatch)
-    assert cache_attention.should_fold_heads(queries, keys)
-    jax.tree.map(np.testing.assert_array_equal, memory_attention.nearest(queries, keys, **options), want)
-    test_topk_is_the_oracle(heads, 3)
+def test_a_threshold_leaves_k_scores_or_says_that_none_does():
+    """Ties at the k-th place, fewer than k entries, NaN, infinity; scores of any size."""
+    generator = np.random.default_rng(0)
+    scores = (generator.standard_normal((50, 6)) * np.logspace(-20, 20, 6)).astype(np.float32)
+    threshold, found = memory_attention.kth_largest(jnp.asarray(scores), jnp.ones((50, 1), bool), k=7)
+    assert found.all() and ((scores >= np.asarray(threshold)[None]).sum(0) == 7).all()
+    ties = np.sort(scores, axis=0)[::-1].copy()
+    ties[7, 0], ties[3, 1], ties[0, 2], ties[0, 3] = ties[6, 0], ties[4, 1], np.nan, np.inf
+    _, found = memory_attention.kth_largest(jnp.asarray(ties), jnp.ones((50, 1), bool), k=7)
+    assert found.tolist() == [False, True, False, False, True, True]
+    exists = jnp.arange(50)[:, None] < 7
+    hidden = np.where(exists, scores, -1e30).astype(np.float32)
+    threshold, found = memory_attention.kth_largest(jnp.asarray(hidden), exists, k=7)
+    assert found.all() and ((hidden >= np.asarray(threshold)[None]).sum(0) == 7).all()
+
+
+def test_decoding_copies_no_memory():
+    """Makes no array as large as the memory for a token, dense or top-k."""
+    queries, valid = jnp.ones((1, 1, 4, 4)), jnp.ones((1, 2048), bool)
+    keys = jnp.ones((1, 2, 4, 2048))
+    for attend in (
+        memory_attention.dense_memory_partial,
+        functools.partial(memory_attention.topk_memory_partial, k=3),
+    ):
+        program = jax.jit(lambda q, k, v, attend=attend: attend(q, k, v, valid=valid))
+        text = program.lower(queries, keys, keys.swapaxes(2, 3)).compile().as_text()
+        made = re.findall(r"= f32\[([\d,]+)\]\S* (?!parameter|bitcast)", text[text.index("ENTRY") :])
+        assert max(np.prod([int(n) for n in shape.split(",")]) for shape in made) < keys.size
+
+
+@pytest.mark.parametrize(("entries", "k"), [(1024, 1), (1 << 15, 5), (1 << 16, 128), (20000, 3)])
+def test_top_k_in_groups_is_that_of_all(entries, k):
+    """Finds the same scores and indices as a search of all, of equal scores the first ones; some rows are all equal."""
+    generator = np.random.default_rng(k)
+    scores = generator.integers(0, 3 * k, (2, 3, entries)).astype(np.float32)  # many are equal
+    scores[0, 0], scores[0, 1, k // 2 :] = 1.0, -1e30
+    best, index = memory_attention.top_k(jnp.asarray(scores), k)
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_array_equal(best, np.take_along_axis(scores, order, axis=-1))
 
 
 def test_neighbours_are_read_by_their_own_query_and_head():
@@ -137,7 +184,7 @@ def test_gate_mixes_two_softmaxes_per_head():
 
     def op(queries, gate_bias):
         memory = memory_attention.dense_memory_partial(
-            queries, *cases.to_float32(keys, values), valid=jnp.asarray(valid)
+            queries, *cases.as_read(*cases.to_float32(keys, values)), valid=jnp.asarray(valid)
         )
         arrays = queries, *cases.to_float32(local_keys, local_values)
         local = heads_first(softmax.normalise(softmax.attend(*map(heads_first, arrays), mask=mask)))

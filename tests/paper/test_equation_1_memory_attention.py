@@ -44,7 +44,8 @@ def op(queries, keys, values, local_keys, local_values):
     """The project's equation (1)."""
     ones = jnp.ones((2, 4), int)
     mask = visibility.local_mask(ones, ones, boundaries=Boundaries.JOINED)
-    far = memory_attention.topk_memory_partial(queries, keys, values, valid=jnp.asarray(problem()[2]), k=K)
+    valid = jnp.asarray(problem()[2])
+    far = memory_attention.topk_memory_partial(queries, *cases.as_read(keys, values), valid=valid, k=K)
     near = softmax.attend(*(heads_first(x) for x in (queries, local_keys, local_values)), mask=mask)
     return softmax.normalise(softmax.merge(far, jax.tree.map(heads_first, near)))
 

@@ -43,8 +43,9 @@ def whole_numbers() -> list[np.ndarray]:
 def laid_out(mesh, given, valid):
     """(layout, arrays over the mesh)."""
     layout = memory_layout(mesh, streams=len(valid), kv_heads=GROUPS)
-    specs = [layout.spec(letters) for letters in ("B L H D", "B M G D", "B M G D", "B M")]
-    given = [*cases.to_float32(*given), jnp.asarray(valid)]
+    specs = [layout.spec(letters) for letters in ("B L H D", "B G D M", "B G M D", "B M")]
+    queries, keys, values = cases.to_float32(*given)
+    given = [queries, *cases.as_read(keys, values), jnp.asarray(valid)]
     return layout, [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(given, specs, strict=True)]
 
 

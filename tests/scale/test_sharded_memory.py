@@ -89,7 +89,7 @@ def test_sharded_approximate_search_misses_nothing_else(monkeypatch):
 
     def miss(scores, k, *, recall_target):
         best, index = jax.lax.top_k(scores, k + 1)
-        return best[:, 1:], index[:, 1:]
+        return best[..., 1:], index[..., 1:]
 
     monkeypatch.setattr(jax.lax, "approx_max_k", miss)
     given, each = arrays(), ENTRIES // 4

@@ -19,6 +19,7 @@ class Proxy(http.server.ThreadingHTTPServer):
       delay: seconds that every request waits.
       refused: pattern of "METHOD PATH"; such requests are refused with 403.
       permission: named in the refusal.
+      away: True: no request is answered but with 503.
       count: requests so far.
     """
 
@@ -31,8 +32,12 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.delay = 0.0
         self.refused: str | None = None
         self.permission = "storage.objects.create"
+        self.away = False
         self.count = 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *args: object) -> None:
+        """Says nothing of a client that has gone away."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -43,6 +48,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self._body()
         self.server.count += 1
         time.sleep(self.server.delay)
+        if self.server.away:
+            return self._answer(503, [], b"")
         if self.server.refused and re.search(self.server.refused, f"{self.command} {self.path}"):
             message = f"a@b does not have {self.server.permission} access to the Google Cloud Storage bucket."
             return self._answer(403, [], json.dumps({"error": {"code": 403, "message": message}}).encode())

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from google.cloud.storage import Blob
 
 from fot_jax.config import UserError
 from fot_jax.storage.lease import LOST, Lease
@@ -65,26 +66,50 @@ def test_a_frozen_holder_ends_when_another_took_its_lease(bucket, holder):
     lease.release()
 
 
-def test_of_six_at_once_one_gets_the_lease(bucket):
-    """All six find it free; the conditions of their writes alone decide."""
-    start, found = threading.Barrier(6), []
+def contend(bucket: str, monkeypatch) -> list[Lease]:
+    """Lets six find the lock free before the first writes it; returns those who then hold it."""
+    unchanging, all_have_looked = Lease._unchanging, threading.Barrier(6)
+    holders, refused = [], []
 
-    def contend() -> None:
-        start.wait()
+    def look(self) -> int:
+        found = unchanging(self)
+        all_have_looked.wait()
+        return found
+
+    def take_one() -> None:
         try:
-            found.append(take(bucket))
+            holders.append(take(bucket))
         except UserError as error:
-            found.append(error)
+            refused.append(error)
 
-    threads = [threading.Thread(target=contend) for _ in range(6)]
+    monkeypatch.setattr(Lease, "_unchanging", look)
+    threads = [threading.Thread(target=take_one) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    [lease] = [each for each in found if isinstance(each, Lease)]
-    assert len(found) == 6
+    assert len(holders) + len(refused) == 6
+    return holders
+
+
+def test_of_six_at_once_one_gets_the_lease(bucket, monkeypatch):
+    [lease] = contend(bucket, monkeypatch)
     lease.confirm()
     lease.release()
+
+
+def test_without_the_condition_six_would_get_the_lease(bucket, monkeypatch):
+    """The test above fails for a lease that writes without naming the generation that it replaces."""
+    upload = Blob.upload_from_string
+
+    def upload_anyway(self, data, **how):
+        return upload(self, data, **how | {"if_generation_match": None})
+
+    monkeypatch.setattr(Blob, "upload_from_string", upload_anyway)
+    leases = contend(bucket, monkeypatch)
+    assert len(leases) == 6
+    for lease in leases:
+        lease.release()
 
 
 def test_the_condition_of_a_write_is_what_decides(bucket, monkeypatch):
