@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable
 
 from fot_jax.config import ConfigError, ExperimentConfig, SourceKind, UserError
-from fot_jax.storage.lease import LEASE_SECONDS, end_process
+from fot_jax.storage.lease import LEASE_SECONDS, check_seconds, end_process
 from fot_jax.storage.paths import StoragePath
 from launch import cli, compilation_cache
 
@@ -69,6 +69,7 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig, lost: Callable[[
       UserError: an error that the user can fix.
     """
     profile = _profile_steps(flags.profile_steps)  # fails before the slow imports
+    check_seconds(flags.lease_seconds)
     from fot_jax.train.loop import train  # imports JAX only once the flags are valid
     from fot_jax.train.recorder import NonFiniteError
 

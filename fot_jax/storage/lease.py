@@ -26,7 +26,7 @@ from fot_jax.storage.paths import google_client, in_bucket
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 30.0
-LEAST_SECONDS = 4.0
+LEAST_SECONDS, MOST_SECONDS = 4.0, 600.0
 OUT_OF_REACH_SECONDS = 600.0  # a save waits that long for a bucket that does not answer
 LOST = 2  # exit code of a process that lost its lease
 _RENEWALS = 6  # in the time of a lease; Google allows one write a second to an object
@@ -41,6 +41,12 @@ def end_process(message: str) -> None:
     """Prints one line and ends this process at once, so that it writes nothing more."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(LOST)
+
+
+def check_seconds(seconds: float) -> None:
+    """Raises ConfigError unless a lease may be of this length."""
+    rule = f"be between {LEAST_SECONDS:g} and {MOST_SECONDS:g}"
+    check(LEAST_SECONDS <= seconds <= MOST_SECONDS, "--lease-seconds", rule, seconds)
 
 
 class Lease:
@@ -60,13 +66,13 @@ class Lease:
 
         Args:
           path: gs://BUCKET/FOLDER/.lock.
-          seconds: the length of the lease, at least 4.
+          seconds: the length of the lease, 4 to 600.
           lost: called in another thread with one line if another process took the lock; by default ends the process.
 
         Raises:
           UserError: another process holds it, or the bucket cannot be used.
         """
-        check(seconds >= LEAST_SECONDS, "the lease of a run", f"be >= {LEAST_SECONDS:g} seconds", seconds)
+        check_seconds(seconds)
         self._name = os.fspath(path)
         assert in_bucket(path)
         bucket, _, name = self._name.partition("://")[2].partition("/")
@@ -218,7 +224,7 @@ def _holder_of(data: bytes) -> dict[str, Any]:
 
 def _seconds_of(holder: dict[str, Any]) -> float:
     seconds = holder.get("seconds")
-    known = isinstance(seconds, int | float) and LEAST_SECONDS <= seconds <= OUT_OF_REACH_SECONDS
+    known = isinstance(seconds, int | float) and LEAST_SECONDS <= seconds <= MOST_SECONDS
     return float(seconds) if known else LEASE_SECONDS
 
 

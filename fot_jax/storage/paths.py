@@ -185,7 +185,7 @@ def _gcs() -> Any:
     from etils import epath
     from fsspec import config
 
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of the errors that it raises
     for name in ("gs", "gcs"):  # gcsfs keeps listings for ever: what others write would never be seen
         config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     return epath

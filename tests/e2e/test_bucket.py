@@ -147,3 +147,16 @@ def test_two_processes_train_and_resume_in_a_bucket(gcs, cache, tmp_path):
         assert run.codes() == [0, 0], run.said(0)[-3000:]
         assert "resumed after step" in run.said(0)
     assert losses(workdir) == losses(tmp_path / "disk")
+
+
+@pytest.mark.slow
+def test_a_lost_lock_ends_every_process_of_a_run(gcs, cache, tmp_path):
+    """Process 0 holds the lock for all; the other prints what became of it."""
+    workdir = f"{new_bucket(gcs)}/run"
+    both = {"processes": 2, "devices": 1, "flags": [LEASE, "--config.train.steps=4000"]}
+    with multihost.Run(cache, workdir, **both, logs=tmp_path / "run") as run:
+        run.wait_for("step 6/")
+        (storage_path(workdir) / ".lock").write_text('{"id": "x", "pid": 7, "host": "elsewhere"}')
+        assert run.codes(seconds=60) == [2, 2]
+    assert "the lock of this run was taken by process 7 on elsewhere" in run.errors(0)[-1]
+    assert run.errors(1)[-1].startswith("error: stopped, as process 0 (") and "elsewhere" in run.errors(1)[-1]

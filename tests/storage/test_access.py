@@ -10,6 +10,7 @@ import pytest
 from fot_jax.config import UserError
 from fot_jax.storage.access import check_access
 from fot_jax.storage.paths import files_below, storage_path
+from tests.processes import environment
 from tests.storage.proxy import proxied
 
 CHECK = """
@@ -67,3 +68,17 @@ def test_every_missing_right_is_named_with_its_roles(gcs, bucket):
         start = f"{bucket}/run cannot be written by this account ({permission} is missing). Give it roles/storage.obj"
         assert said.startswith(start), said
         assert said.endswith(f"and roles/storage.legacyBucketReader on {bucket}.")
+
+
+@pytest.mark.slow
+def test_a_bucket_that_cannot_be_reached_is_one_line(bucket):
+    """Half a minute of gcsfs's own trials goes before; it would print the traceback of every error that it raises."""
+    nowhere = {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:9", "NO_GCE_CHECK": "true"}
+    command = [sys.executable, "-m", "launch.generate", f"--workdir={bucket}/run", "--prompt=a"]
+    done = subprocess.run(
+        command, env=environment() | nowhere, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING:google.auth")]
+    assert lines[-1].startswith(f"error: {bucket}/run/config.json cannot be read, got ClientConnectorError: ")
+    assert len(lines) <= 2 and "Traceback" not in done.stderr, done.stderr  # the cache of compiled programs

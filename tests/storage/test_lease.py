@@ -142,6 +142,13 @@ def test_a_lost_lease_is_never_confirmed(bucket):
     assert '"other"' in (storage_path(bucket) / "run/.lock").read_text()
 
 
+@pytest.mark.parametrize("seconds", [3, 601, float("nan")])
+def test_a_lease_is_neither_short_nor_long(seconds):
+    """A longer one would be taken by others as of unknown length."""
+    with pytest.raises(UserError, match=r"^--lease-seconds must be between 4 and 600, got "):
+        Lease("gs://bucket/run/.lock", seconds=seconds)
+
+
 def test_a_missing_bucket_is_named(gcs):
     with pytest.raises(UserError, match=r"^gs://no-such-bucket must exist\. Make it with `gcloud storage buckets"):
         Lease("gs://no-such-bucket/run/.lock")

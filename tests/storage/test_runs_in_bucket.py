@@ -15,6 +15,7 @@ from fot_jax.convert.averaging import average_runs
 from fot_jax.convert.exporting import Format, export_checkpoint
 from fot_jax.convert.hf_config import Changes
 from fot_jax.convert.importing import import_checkpoint
+from fot_jax.eval.journal import Journal
 from fot_jax.storage.paths import bucket_files, files_below, storage_path
 from fot_jax.train.metrics import read_rows
 from fot_jax.train.profile import ProfileSteps
@@ -148,6 +149,25 @@ def test_it_is_evaluated_and_read_straight_from_the_bucket(bucket, tmp_path):
     assert json.loads((folder / "eval/distraction.json").read_text())["task"] == "distraction"
     assert not [name for name in found if "partial" in name]
     assert fot_jax.load(str(folder)).read("It was", progress=lambda _: None).ask("a", max_new_tokens=1) is not None
+
+
+def test_an_interrupted_evaluation_goes_on_in_a_bucket(bucket):
+    """Pieces are kept at the interrupt, not one by one: an object may be written once a second."""
+    folder = storage_path(bucket) / "eval"
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    memoize = Journal(folder, "needle", measured={"a": 1}).memoize("part")
+    assert [memoize((number,), lambda number=number: number * 2) for number in range(3)] == [0, 2, 4]
+    with pytest.raises(KeyboardInterrupt):
+        memoize((3,), interrupted)
+    journal = Journal(folder, "needle", measured={"a": 1})
+    assert journal.num_resumed == 3
+    assert journal.memoize("part")((2,), interrupted) == 4
+    assert [path.name for path in folder.glob("needle.*.partial.jsonl")] == [journal.path.name]
+    journal.remove()
+    assert list(files_below(folder)) == []
 
 
 def test_imports_averages_and_exports_go_there(bucket, tmp_path):
