@@ -38,10 +38,10 @@ def add_memory_flags(parser: argparse.ArgumentParser, *, load: str, save: str) -
     """
     memory = parser.add_argument_group("memory")
     memory.add_argument(
-        "--load-memory", type=cli.on_disk, metavar="DIR", help=f"a memory that --save-memory wrote; {load}"
+        "--load-memory", type=cli.in_storage, metavar="DIR", help=f"a memory that --save-memory wrote; {load}"
     )
     memory.add_argument(
-        "--save-memory", type=cli.on_disk, metavar="DIR", help=f"the folder of the memory to save; {save}"
+        "--save-memory", type=cli.in_storage, metavar="DIR", help=f"the folder of the memory to save; {save}"
     )
     replace_help = "--save-memory may replace a memory, once the new one is whole"
     memory.add_argument("--replace", action="store_true", help=replace_help)

@@ -201,7 +201,6 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
 
     Raises:
       ConfigError: no config or two are named; a key is unknown, missing or mistyped; a check fails.
-      UserError: a path is a URL that cannot be read.
     """
     from_gin = bool(flags.gin_file or flags.gin_bindings)
     if bool(flags.config) == from_gin:

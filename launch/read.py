@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.errors import check_room
 from fot_jax.infer.progress import ReadProgress, StopReading, show_progress
+from fot_jax.storage.paths import in_bucket
 from launch import answering, cli, interrupts
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def read_texts(model: "Model", texts: list["Text"], flags: argparse.Namespace) -
         return book
     cost = book.cost(*texts)
     answering.print_to_stderr(f"{cost}; the time left is shown once a window is read")
-    if flags.save_memory:
+    if flags.save_memory and not in_bucket(flags.save_memory):
         check_room(Path(flags.save_memory).parent, cost.memory_bytes)
     stop, shown, before = interrupts.SignalStop(), [0.0], book.num_tokens
 

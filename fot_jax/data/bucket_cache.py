@@ -20,7 +20,7 @@ import numpy as np
 
 from fot_jax.config.errors import explained_disk_full
 from fot_jax.data.cache import SourceCache, build_lock, damaged_error, load_cache, load_index, open_or_build
-from fot_jax.distributed import is_first
+from fot_jax.distributed import check_agreement, is_first
 from fot_jax.storage.explain import explained
 from fot_jax.storage.paths import SCHEME, StoragePath, bucket_files
 
@@ -49,8 +49,11 @@ def open_or_build_copy(
     Arguments and errors are those of `open_or_build`.
 
     Raises:
-      UserError: there is no document; a cache is damaged; the bucket or this machine's folder cannot be written.
+      UserError: there is no document; a cache is damaged; the bucket or this machine's folder cannot be written; the
+        processes of the run would make different caches.
     """
+    # One that looks for another fingerprint would wait for ever.
+    check_agreement(f"files and vocabulary of data.sources['{source}']", expected)
     local = local_folder(remote)
     if is_first() and not _is_there(remote):
         built = open_or_build(local, documents, source=source, expected=expected, vocab_size=vocab_size)
@@ -94,7 +97,7 @@ def _wait_for(remote: StoragePath) -> None:
 
 
 def _upload(local: pathlib.Path, remote: StoragePath) -> None:
-    with explained(remote):
+    with explained(remote, writes=True):
         for name in FILES:
             bucket_files().put_file(str(local / name), f"{remote}/{name}")
 

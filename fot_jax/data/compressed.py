@@ -44,13 +44,13 @@ def format_of(head: bytes) -> str | None:
     return next((name for magic, name in FORMATS if head.startswith(magic)), None)
 
 
-def decompressed(path: StoragePath) -> Iterator[bytes]:
-    """Yields blocks of a text file, decompressed by its suffix (.gz, .zst, in either case).
+def decompressed(path: StoragePath, content: bytes | None = None) -> Iterator[bytes]:
+    """Yields blocks of a text file, decompressed by its suffix (.gz, .zst, in either case); `content` is its bytes.
 
     Raises UserError where the content is of another format than the name says, is cut short, corrupt, followed
     by something else, or needs a dictionary or a larger window than LARGEST_WINDOW.
     """
-    with open_binary(path) as file:
+    with open_binary(path, content) as file:
         head = file.read(HEADER)
         file.seek(0)
         stated, found = BY_SUFFIX.get(path.suffix.lower()), format_of(head)

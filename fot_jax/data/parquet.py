@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def read_parquet(path: StoragePath, text_field: str) -> Iterator[tuple[str, str]]:
-    """Yields one document a row, from a string or binary column."""
+def read_parquet(path: StoragePath, text_field: str, content: bytes | None = None) -> Iterator[tuple[str, str]]:
+    """Yields one document a row, from a string or binary column; `content` is the file's bytes."""
     with needs("data", f"Reading Parquet files ('{path}')"):
         import pyarrow
         import pyarrow.parquet
 
     try:
-        with open_binary(path) as opened:
+        with open_binary(path, content) as opened:
             _check_parquet_ends(opened, path)
-            file = pyarrow.parquet.ParquetFile(path if isinstance(path, pathlib.Path) else opened)
+            file = pyarrow.parquet.ParquetFile(path if isinstance(path, pathlib.Path) and content is None else opened)
             _check_column(file.schema_arrow, path, text_field)
             row = 0
             for batch in file.iter_batches(batch_size=256, columns=[text_field]):

@@ -7,7 +7,8 @@ Source kind 'auto' tells the kind of a file by its name; what else may end a nam
     .parquet                  Parquet     a row is a document
     .tfrecord                 TFRecord    a record is a document
 
-All readers are plain Python: `fot_jax/data/tasks.py` makes seqio sources of them.
+All readers are plain Python: `fot_jax/data/tasks.py` makes seqio sources of them. Their `content` is the bytes of a
+file that was fetched ahead from a bucket; None: the file is opened.
 """
 
 import codecs
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 
 from fot_jax.config import ConfigError, SourceConfig, SourceKind, UserError
 from fot_jax.data.compressed import BY_SUFFIX, decompressed, format_of
-from fot_jax.data.files import SourceFile, on_disk, read_bytes
+from fot_jax.data.files import SourceFile, on_disk, read_ahead, read_bytes
 from fot_jax.data.parquet import read_parquet
 from fot_jax.data.paths import listed_files
 from fot_jax.data.seeds import generator
@@ -108,9 +109,9 @@ def _all_documents(source: SourceConfig, vocabulary: Vocabulary, seed: int, max_
     elif source.kind is SourceKind.PASSKEY:
         yield from _passkeys(source, vocabulary=vocabulary, seed=seed, count=max_documents or PASSKEY_DOCUMENTS)
     else:
-        for file in source_files(source):
+        for file, content in read_ahead(source_files(source)):
             try:
-                yield from READERS[source.kind](file.path, source.text_field)
+                yield from READERS[source.kind](file.path, source.text_field, content())
             except OSError as error:
                 raise UserError(f"'{file.path}' must be a file that can be read, got: {error}.") from error
 
@@ -124,10 +125,13 @@ def _passkeys(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, count:
         yield f"passkey[{index}]", made.prompt + made.answer
 
 
-def read_text(path: StoragePath, text_field: str) -> Reader:
+def read_text(path: StoragePath, text_field: str, content: bytes | None = None) -> Reader:
     """Yields one document: the whole file, without its byte order mark; .gz and .zst are decompressed."""
     del text_field
-    data = b"".join(decompressed(path)) if path.suffix.lower() in BY_SUFFIX else read_bytes(path)
+    if path.suffix.lower() in BY_SUFFIX:
+        data = b"".join(decompressed(path, content))
+    else:
+        data = read_bytes(path) if content is None else content
     try:
         text = decode_file(data, where=f"'{path}'")
     except UserError as error:
@@ -136,9 +140,9 @@ def read_text(path: StoragePath, text_field: str) -> Reader:
     yield str(path), text
 
 
-def read_jsonl(path: StoragePath, text_field: str) -> Reader:
+def read_jsonl(path: StoragePath, text_field: str, content: bytes | None = None) -> Reader:
     """Yields one document a line of a .jsonl, .jsonl.gz or .jsonl.zst file; skips empty lines, byte order marks."""
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_lines(path, content), 1):
         where = f"'{path}' line {number}"
         if number == 1:
             line = without_byte_order_mark(line, where=f"'{path}'")
@@ -173,9 +177,9 @@ def _json_text(line: str, text_field: str, *, where: str) -> str:
     return texts[0]
 
 
-def _lines(path: StoragePath) -> Iterator[bytes]:
+def _lines(path: StoragePath, content: bytes | None) -> Iterator[bytes]:
     begun: list[bytes] = []  # the pieces of a line that may go on in the next block
-    for block in decompressed(path):
+    for block in decompressed(path, content):
         first, *others = block.split(b"\n")
         begun.append(first)
         if others:
@@ -186,9 +190,9 @@ def _lines(path: StoragePath) -> Iterator[bytes]:
         yield b"".join(begun)
 
 
-def read_by_name(path: StoragePath, text_field: str) -> Reader:
+def read_by_name(path: StoragePath, text_field: str, content: bytes | None = None) -> Reader:
     """Yields the documents of a file of the kind that its name tells. Raises UserError for other names."""
-    return READERS[kind_by_name(path, what="a source of kind 'auto'")](path, text_field)
+    return READERS[kind_by_name(path, what="a source of kind 'auto'")](path, text_field, content)
 
 
 BY_NAME = {
@@ -197,7 +201,7 @@ BY_NAME = {
     ".parquet": SourceKind.PARQUET,
     ".tfrecord": SourceKind.TFRECORD,
 }
-READERS: dict[SourceKind, Callable[[StoragePath, str], Reader]] = {
+READERS: dict[SourceKind, Callable[[StoragePath, str, bytes | None], Reader]] = {
     SourceKind.AUTO: read_by_name,
     SourceKind.TEXT: read_text,
     SourceKind.JSONL: read_jsonl,

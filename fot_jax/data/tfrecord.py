@@ -22,12 +22,13 @@ HEAD, TAIL = 12, 4  # bytes around a record
 PIECE = 1 << 20
 
 
-def read_tfrecord(path: StoragePath, text_field: str) -> Iterator[tuple[str, str]]:
+def read_tfrecord(path: StoragePath, text_field: str, content: bytes | None = None) -> Iterator[tuple[str, str]]:
     """Yields one document a record: a tf.train.Example with one bytes feature; .gz is decompressed.
 
-    A file in a bucket is copied first: TensorFlow reads gs:// with a client and a login of its own.
+    A file in a bucket is copied first: TensorFlow reads gs:// with a client and a login of its own. `content` is the
+    file's bytes.
     """
-    with local_copy(path) as copy:
+    with local_copy(path, content) as copy:
         yield from _read_copy(copy, path, text_field)
 
 

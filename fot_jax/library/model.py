@@ -155,7 +155,7 @@ class Model:
         """Loads a memory that `Memory.save`, `launch.read` or `launch.generate --save-memory` wrote.
 
         Args:
-          directory: its folder.
+          directory: its folder, here or at gs://BUCKET/FOLDER.
           stream: the prompt's number, where launch.generate read several.
 
         Raises:

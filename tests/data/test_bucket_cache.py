@@ -107,6 +107,18 @@ def test_a_cache_without_meta_json_is_waited_for(bucket, machine, capfd):
     assert capfd.readouterr().err.count("waiting for process 0, which builds gs://") == 1
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_processes_of_other_files_end_before_one_waits(bucket, machine, monkeypatch, first):
+    def refuse(what, text):
+        raise UserError(f"{what} differ: {text}")
+
+    machine("b", first=first)
+    monkeypatch.setattr(bucket_cache, "check_agreement", refuse)
+    monkeypatch.setattr(bucket_cache, "_wait_for", lambda _: pytest.fail("waits"))
+    with pytest.raises(UserError, match=r"^files and vocabulary of data\.sources\['s'\] differ: abc$"):
+        build(f"{bucket}/s-abc", never)
+
+
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing", "other"])
 def test_damage_in_the_bucket_is_noticed_and_not_kept(bucket, machine, damage):
     remote, files = f"{bucket}/s-abc", bucket_files()

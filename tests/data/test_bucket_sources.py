@@ -1,10 +1,8 @@
 """Sources in a bucket: every kind of file, patterns, and what is broken there, as on a disk."""
 
-import gc
 import gzip
 import logging
-import pathlib
-import warnings
+import threading
 
 import pyarrow
 import pyarrow.parquet
@@ -13,6 +11,7 @@ import zstandard
 
 from fot_jax.config import ConfigError, SourceConfig, SourceKind, UserError
 from fot_jax.config.errors import NotHereError
+from fot_jax.data import files, readers
 from fot_jax.data.bucket_listing import match
 from fot_jax.data.paths import matching_files
 from fot_jax.data.plain_vocabularies import ByteVocabulary
@@ -20,12 +19,12 @@ from fot_jax.data.readers import read_source, source_files
 from fot_jax.storage.paths import bucket_files, storage_path
 
 NAMES = ("[2024] notes/a.txt", "[2024] notes/b.md", "2 notes/c.txt", "x[1].txt", "x1.txt", "deep/er/d.txt",
-         "deep/.git/e.txt", "deep/er/.f.txt", "deep/g.txt")  # fmt: skip
+         "deep-2/h.txt", "deep/.git/e.txt", "deep/er/.f.txt", "deep/g.txt")  # fmt: skip
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 
 
-def put(folder: str, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
+def put(folder: str, objects: dict[str, bytes]) -> None:
+    for name, data in objects.items():
         bucket_files().pipe_file(f"{folder}/{name}", data)
 
 
@@ -115,8 +114,16 @@ def documents(path: str, kind=SourceKind.AUTO) -> list[str]:
     return [text for _, text in read]
 
 
-def test_every_kind_of_file_is_read(bucket, tmp_path):
-    files = {
+@pytest.fixture(params=["fetched", "opened"])
+def fetching(request, monkeypatch):
+    """Small files are fetched ahead, large ones are opened."""
+    if request.param == "opened":
+        monkeypatch.setattr(files, "SMALL", -1)
+
+
+def test_every_kind_of_file_is_read(bucket, tmp_path, fetching, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    kinds = {
         "a.jsonl": LINES,
         "b.jsonl.gz": gzip.compress(LINES),
         "c.jsonl.zst": zstandard.compress(LINES),
@@ -124,15 +131,15 @@ def test_every_kind_of_file_is_read(bucket, tmp_path):
         "e.tfrecord": tfrecord_bytes(tmp_path),
         "f.tfrecord.gz": gzip.compress(tfrecord_bytes(tmp_path)),
     }
-    put(f"{bucket}/data", files)
-    assert documents(f"{bucket}/data") == ["one", "two"] * len(files)
+    put(f"{bucket}/data", kinds)
+    assert documents(f"{bucket}/data") == ["one", "two"] * len(kinds)
     put(f"{bucket}/text", {"a.txt": b"one", "b.md.gz": gzip.compress(b"two")})
     assert documents(f"{bucket}/text/**") == ["one", "two"]
-    assert not list(pathlib.Path(tmp_path).glob("fot_jax_*"))
+    assert not list(tmp_path.glob("fot_jax_*"))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.parquet", "a.tfrecord", "a.tfrecord.gz"])
-def test_a_cut_file_is_noticed(bucket, tmp_path, name):
+def test_a_cut_file_is_noticed(bucket, tmp_path, name, fetching):
     whole = {
         "a.jsonl.zst": lambda: zstandard.compress(LINES),
         "a.jsonl.gz": lambda: gzip.compress(LINES),
@@ -153,16 +160,39 @@ def test_a_misnamed_file_is_noticed(bucket):
         documents(f"{bucket}/b.parquet")
 
 
-def test_readers_that_are_left_early_close_their_files(bucket, tmp_path):
-    put(bucket, {"a.jsonl": LINES * 100, "b.parquet": parquet_bytes(tmp_path), "c.tfrecord": tfrecord_bytes(tmp_path)})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in ("a.jsonl", "b.parquet", "c.tfrecord"):
-            source = SourceConfig(name="a", kind=SourceKind.AUTO, path=f"{bucket}/{name}")
-            read = read_source(source, vocabulary=ByteVocabulary(), seed=0, max_documents=0)
-            assert next(read)[1] == "one"
-            read.close()
-        gc.collect()
+def test_small_files_are_fetched_at_once_and_in_order(bucket, monkeypatch):
+    """Waits until four files are being fetched; one after another would end at the barrier's timeout."""
+    put(bucket, {f"{n:02}.txt": str(n).encode() for n in range(24)})
+    together, read = threading.Barrier(4), files.read_bytes
+
+    def slow(path):
+        together.wait(timeout=30)
+        return read(path)
+
+    monkeypatch.setattr(files, "read_bytes", slow)
+    assert documents(f"{bucket}/*.txt") == [str(n) for n in range(24)]
+
+
+def test_a_file_that_goes_away_is_named(bucket, monkeypatch):
+    put(bucket, {"a.txt": b"1"})
+    found = source_files(SourceConfig(name="a", kind=SourceKind.TEXT, path=f"{bucket}/*.txt"))
+    monkeypatch.setattr(readers, "source_files", lambda _: found)
+    bucket_files().rm(f"{bucket}/a.txt")
+    with pytest.raises(UserError, match=rf"^'{bucket}/a\.txt' must be a file that can be read, got: "):
+        documents(f"{bucket}/*.txt")
+
+
+def test_readers_that_are_left_early_close_their_files(bucket, tmp_path, monkeypatch):
+    put(bucket, {"a.jsonl": LINES * 100, "b.parquet": parquet_bytes(tmp_path), "c.jsonl.gz": gzip.compress(LINES)})
+    opened, real = [], bucket_files().open
+    monkeypatch.setattr(bucket_files(), "open", lambda *args: opened.append(real(*args)) or opened[-1], raising=False)
+    monkeypatch.setattr(files, "SMALL", -1)
+    for name in ("a.jsonl", "b.parquet", "c.jsonl.gz"):
+        source = SourceConfig(name="a", kind=SourceKind.AUTO, path=f"{bucket}/{name}")
+        read = read_source(source, vocabulary=ByteVocabulary(), seed=0, max_documents=0)
+        assert next(read)[1] == "one"
+        read.close()
+    assert len(opened) == 3 and all(file.closed for file in opened)
 
 
 def test_what_identifies_a_file_is_its_content_and_not_its_time(bucket):

@@ -18,7 +18,7 @@ def launch(command: str, *flags: str, folder) -> subprocess.CompletedProcess:
     ("command", "flags", "start"),
     [
         ("bench", ["--out=gs://bucket/a"], "argument --out: it must be a local path, got 'gs://bucket/a'."),
-        ("generate", ["--load-memory=gs://b"], "argument --load-memory: it must be a local path, got 'gs://b'."),
+        ("read", ["--text=gs://b/a"], "argument --text: it must be a local path, got 'gs://b/a'."),
         ("make_vocabulary", ["--out=s3://b/a"], "argument --out: it must be a local path, got 's3://b/a'."),
         ("convert", ["import", "--from=https://a/b"], "argument --from: it must be a local path, got 'https://a/b'."),
     ],
