@@ -4,7 +4,8 @@
     scann      memory.retrieval = "scann"
     convert    checkpoints of Hugging Face (safetensors) and llama.cpp (gguf)
     plots      the plots of evaluations
-    all        the four of them
+    gcs        runs and data in a bucket (gs://)
+    all        the five of them
 
 A model is loaded, reads a text and is trained on an existing token cache without any of them.
 """
@@ -20,6 +21,7 @@ EXTRAS = {
     "scann": ("scann",),
     "convert": ("safetensors", "gguf"),
     "plots": ("matplotlib",),
+    "gcs": ("gcsfs", "google.cloud.storage"),
 }
 
 

@@ -1,9 +1,11 @@
-"""A run's folder on disk except its checkpoints: the resolved config, and the lock of the process that trains.
+"""A run's folder except its checkpoints: the resolved config, and the lock of the process that trains.
 
 WORKDIR/config.json            the resolved experiment, written before the first step; "{workdir}/" is this folder
 WORKDIR/source_config.json     an imported checkpoint's own config.json, for export; runs made from it hold a copy
 WORKDIR/tokenizer/             the vocabulary's files; of a trained run a copy, read where the config's own path is gone
-WORKDIR/.lock                  held while a process trains
+WORKDIR/.lock                  held while a process trains: by flock on a disk, as a lease in a bucket
+
+A folder is one of this machine or of a bucket (gs://BUCKET/FOLDER).
 """
 
 import contextlib
@@ -12,9 +14,8 @@ import difflib
 import fcntl
 import json
 import os
-import shutil
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -24,6 +25,9 @@ from fot_jax.config.build import build, difference, to_dict
 from fot_jax.config.errors import explained_disk_full
 from fot_jax.config.renames import with_current_names
 from fot_jax.logging import info_once
+from fot_jax.storage.explain import explained
+from fot_jax.storage.lease import LEASE_SECONDS, Lease, end_process
+from fot_jax.storage.paths import StoragePath, absolute, replace_file, storage_path
 
 DOCUMENTS = "data.documents"  # the name that allows changed tokens in --allow-change
 SOURCE_CONFIG = "source_config.json"
@@ -41,29 +45,37 @@ TOKENIZER_COMPANIONS = (  # files next to a tokenizer that say more about it
 HERE = "{workdir}/"  # starts a path in config.json inside the run's own folder, which may move
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that it is always whole, either the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 @contextlib.contextmanager
-def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds WORKDIR/.lock while a run trains there; the lock ends with its process.
+def only_writer(
+    workdir: str | os.PathLike[str],
+    *,
+    lease_seconds: float = LEASE_SECONDS,
+    lost: Callable[[str], object] = end_process,
+) -> Iterator[Lease | None]:
+    """Holds WORKDIR/.lock while a run trains there; on a disk the lock ends with its process.
+
+    Args:
+      workdir: the run's folder.
+      lease_seconds: in a bucket, how long the lock outlives a killed process.
+      lost: called with one line if a lease is lost; see `Lease`.
+
+    Yields:
+      In a bucket the lease, to be confirmed before files are written. Else None, as in processes but the first.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds it, or the bucket cannot be used.
     """
     if jax.process_index():
-        yield  # the first process of a run holds it for all
+        yield None  # the first process of a run holds it for all
         return
-    path = Path(workdir) / ".lock"
+    path = storage_path(workdir) / ".lock"
+    if not isinstance(path, Path):
+        lease = Lease(path, seconds=lease_seconds, lost=lost)
+        try:
+            yield lease
+        finally:
+            lease.release()
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -73,25 +85,18 @@ def only_writer(workdir: str | os.PathLike[str]) -> Iterator[None]:
                 f"{os.fspath(workdir)} is being trained by another process. Wait for it, or use another --workdir."
             )
             raise UserError(message) from error
-        yield
+        yield None
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a result so that the file is always whole; on a full disk it keeps the old file and raises one line.
+def write_whole(path: StoragePath, content: str | bytes) -> None:
+    """Writes a result as `replace_file` does; on a full disk it keeps the old file and raises one line.
 
     Raises:
-      UserError: the disk is full.
+      UserError: the disk is full, or a bucket refuses it.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with explained_disk_full(path.parent, needed=len(data)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with explained_disk_full(os.fspath(path.parent), needed=len(data)), explained(path, writes=True):
+        replace_file(path, data)
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
@@ -102,41 +107,40 @@ def read_config(workdir: str | os.PathLike[str]) -> ExperimentConfig:
     Raises:
       UserError: the folder holds no run, or its config.json cannot be read.
     """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
+    path = storage_path(workdir) / "config.json"
+    with explained(path):
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+    if text is None:
         raise UserError(f"--workdir must hold a run (a config.json), got {os.fspath(workdir)!r}. Train it first.")
     try:
-        config = build(ExperimentConfig, with_current_names(json.loads(path.read_text(encoding="utf-8"))))
+        config = build(ExperimentConfig, with_current_names(json.loads(text)))
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read: {error} Restore it from the `config` folder of a checkpoint next to it,"
             " or use another --workdir."
         ) from error
-    tokenizer, folder = config.data.vocabulary.path, path.parent.absolute()
+    tokenizer, folder = config.data.vocabulary.path, absolute(path.parent)
     if tokenizer.startswith(HERE):
         return with_tokenizer(config, str(folder / tokenizer.removeprefix(HERE)))
-    copy = folder / TOKENIZER / Path(tokenizer).name
+    copy = folder / TOKENIZER / PurePosixPath(tokenizer).name
     if not tokenizer or _expanded(tokenizer).is_file() or not copy.is_file():
         return config
     info_once(f"data.vocabulary.path: '{tokenizer}' is not there; the run's own copy is read, {copy}")
     return with_tokenizer(config, str(copy))
 
 
-def _expanded(path: str) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(path)))
+def _expanded(path: str) -> StoragePath:
+    return storage_path(os.path.expanduser(os.path.expandvars(path)))
 
 
 def keep_vocabulary(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:
     """Copies the vocabulary's files into a run's folder, which can then be moved and read from anywhere."""
-    path, target = _expanded(config.data.vocabulary.path), Path(workdir) / TOKENIZER
+    path, target = _expanded(config.data.vocabulary.path), storage_path(workdir) / TOKENIZER
     if not config.data.vocabulary.path or not path.is_file() or (target / path.name).exists():
         return
-    target.mkdir(parents=True, exist_ok=True)
     neighbours = [path.parent / name for name in (*TOKENIZER_COMPANIONS, "config.json")]  # config.json: end tokens
     for file in (*(each for each in neighbours if each.is_file()), path):  # the one that is looked for comes last
-        temporary = target / f"{file.name}.{os.getpid()}.tmp"
-        shutil.copyfile(file, temporary)
-        os.replace(temporary, target / file.name)
+        replace_file(target / file.name, file.read_bytes())
 
 
 def with_tokenizer(config: ExperimentConfig, path: str) -> ExperimentConfig:
@@ -147,7 +151,7 @@ def with_tokenizer(config: ExperimentConfig, path: str) -> ExperimentConfig:
 
 def write_config(workdir: str | os.PathLike[str], config: ExperimentConfig) -> None:
     """Writes the resolved experiment; makes the folder if it is missing."""
-    write_atomically(Path(workdir) / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+    replace_file(storage_path(workdir) / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
 
 
 def inherit_source(workdir: str | os.PathLike[str], *parents: str | os.PathLike[str]) -> None:
@@ -155,10 +159,10 @@ def inherit_source(workdir: str | os.PathLike[str], *parents: str | os.PathLike[
 
     It holds the special tokens and the trained context, which the experiment does not.
     """
-    own = Path(workdir) / SOURCE_CONFIG
-    found = [path for path in (Path(parent) / SOURCE_CONFIG for parent in parents) if path.is_file()]
+    own = storage_path(workdir) / SOURCE_CONFIG
+    found = [path for path in (storage_path(parent) / SOURCE_CONFIG for parent in parents) if path.is_file()]
     if found and not own.exists():
-        write_atomically(own, found[0].read_text(encoding="utf-8"))
+        replace_file(own, found[0].read_bytes())
 
 
 def compare_config(
@@ -183,8 +187,10 @@ def compare_config(
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(f"--allow-change must name config paths, got {name!r}.{hint}")
-    if not (Path(workdir) / "config.json").exists():
-        return []
+    path = storage_path(workdir) / "config.json"
+    with explained(path):
+        if not path.exists():
+            return []
     differences = difference(read_config(workdir), config)
     refused = [d for d in differences if not any(allows(name, d.path) for name in allow_changes)]
     if refused:

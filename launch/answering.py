@@ -37,8 +37,12 @@ def add_memory_flags(parser: argparse.ArgumentParser, *, load: str, save: str) -
       save: says when the memory is saved.
     """
     memory = parser.add_argument_group("memory")
-    memory.add_argument("--load-memory", metavar="DIR", help=f"a memory that --save-memory wrote; {load}")
-    memory.add_argument("--save-memory", metavar="DIR", help=f"the folder of the memory to save; {save}")
+    memory.add_argument(
+        "--load-memory", type=cli.in_storage, metavar="DIR", help=f"a memory that --save-memory wrote; {load}"
+    )
+    memory.add_argument(
+        "--save-memory", type=cli.in_storage, metavar="DIR", help=f"the folder of the memory to save; {save}"
+    )
     replace_help = "--save-memory may replace a memory, once the new one is whole"
     memory.add_argument("--replace", action="store_true", help=replace_help)
     window_help = "tokens of the local context (the window); default: the run's"

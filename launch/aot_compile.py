@@ -53,8 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--contexts", metavar="D,D,...", help="contexts of a row (d); of train, default: the schedule's last"
     )
-    parser.add_argument("--out", metavar="FILE", help="where the results go; the reports as JSON")
-    parser.add_argument("--hlo", metavar="DIR", help="also write each program's text (HLO)")
+    parser.add_argument("--out", type=cli.on_disk, metavar="FILE", help="where the results go; the reports as JSON")
+    parser.add_argument("--hlo", type=cli.on_disk, metavar="DIR", help="also write each program's text (HLO)")
     return parser
 
 

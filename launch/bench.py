@@ -270,7 +270,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="turns of each program, of a call or a quarter second; default %(default)s",
     )
-    parser.add_argument("--out", metavar="DIR", help="where the results go; bench.json and bench.png")
+    parser.add_argument("--out", type=cli.on_disk, metavar="DIR", help="where the results go; bench.json and bench.png")
     return parser
 
 

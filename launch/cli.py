@@ -25,6 +25,8 @@ from fot_jax.config.build import build, construct, field_types, type_name
 from fot_jax.config.errors import disk_full, is_disk_full
 from fot_jax.config.override import parse, whole_number
 from fot_jax.malloc import keep_freed_memory
+from fot_jax.storage.explain import bucket_error
+from fot_jax.storage.paths import StoragePath, check_storage_path, in_bucket, local_path, storage_path
 from launch.config_files import load_config_file
 from launch.unknown_flags import explain_unknown
 
@@ -70,9 +72,10 @@ def add_experiment_flags(parser: argparse.ArgumentParser, *, workdir: bool = Fal
     """Adds `--config` with its overrides, `--gin_file`, `--gin_bindings`; `--workdir` for commands that use one."""
     group = parser.add_argument_group("experiment, from --config or from gin", OVERRIDES_HELP)
     config_help = "a config file, see configs/: plain Python with get_config(), or FILE.py:ARG with get_config(ARG)"
-    group.add_argument("--config", metavar="FILE", help=config_help)
+    group.add_argument("--config", type=on_disk, metavar="FILE", help=config_help)
     group.set_defaults(overrides=[])
-    group.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be repeated")
+    gin_help = "a gin file; may be repeated"
+    group.add_argument("--gin_file", type=on_disk, action="append", default=[], metavar="FILE", help=gin_help)
     bindings_help = "'TrainConfig.steps = 100'; may be repeated"
     group.add_argument("--gin_bindings", action="append", default=[], metavar="BINDING", help=bindings_help)
     if workdir:
@@ -83,7 +86,24 @@ def add_workdir_flag(parser: Any, *, required: bool = False) -> None:
     """Adds `--workdir`, the folder of a run."""
     default = "" if required else "; default: runs/NAME of the config"
     text = "the run's folder (config, checkpoints, metrics)" + default
-    parser.add_argument("--workdir", metavar="DIR", required=required, help=text)
+    parser.add_argument("--workdir", type=in_storage, metavar="DIR", required=required, help=text)
+
+
+def in_storage(text: str) -> str:
+    """Parses a flag that is a path of this machine or of a bucket (gs://). Raises argparse.ArgumentTypeError."""
+    try:
+        return check_storage_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def on_disk(text: str) -> str:
+    """Parses a flag that must be a path of this machine. Raises argparse.ArgumentTypeError for a URL."""
+    try:
+        local_path(text, what="it")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def add_step_flag(parser: Any) -> None:
@@ -191,13 +211,16 @@ def load_experiment(flags: argparse.Namespace) -> ExperimentConfig:
             raise ConfigError(f"--config.{flags.overrides[0][0]} needs --config; with gin use --gin_bindings.")
         from fot_jax.config.gin import build_from_gin  # only gin configs need gin
 
-        return build_from_gin(flags.gin_file, flags.gin_bindings)
-    return build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
+        config = build_from_gin(flags.gin_file, flags.gin_bindings)
+    else:
+        config = build(ExperimentConfig, load_config_file(flags.config, flags.overrides))
+    check_storage_path(config.train.init_from)
+    return config
 
 
-def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> Path:
+def workdir_of(flags: argparse.Namespace, config: ExperimentConfig) -> StoragePath:
     """Returns `--workdir`, or runs/NAME of the config."""
-    return Path(flags.workdir) if flags.workdir else Path("runs") / config.name
+    return storage_path(flags.workdir) if flags.workdir else Path("runs") / config.name
 
 
 def run(
@@ -228,9 +251,18 @@ def run(
         name = getattr(error, "filename", None)
         if is_disk_full(error):
             _fail(str(disk_full(Path(name).parent if isinstance(name, str) else _folder_of(flags), error)))
+        bucket = _bucket_of(flags)
+        if bucket and (refused := bucket_error(error, bucket)) is not None:
+            _fail(str(refused))
         if isinstance(error, OSError) and name is not None:
             _fail(f"{name!r} cannot be used: {error.strerror}.")
         raise
+
+
+def _bucket_of(flags: argparse.Namespace) -> str | None:
+    """Returns the first flag that is a path in a bucket, None where there is none."""
+    given = [value for each in vars(flags).values() for value in (each if isinstance(each, list) else [each])]
+    return next((value for value in given if isinstance(value, str) and in_bucket(value)), None)
 
 
 def _is_a_command(argv: Sequence[str]) -> bool:

@@ -47,9 +47,16 @@ def add_import(commands: Any) -> None:
     parser = commands.add_parser("import", help="a Hugging Face folder or a GGUF file -> a run's folder")
     parser.set_defaults(command=run_import)
     parser.add_argument(
-        "--from", dest="source", required=True, metavar="PATH", help="the folder, the .gguf file or any part of one"
+        "--from",
+        dest="source",
+        type=cli.on_disk,
+        required=True,
+        metavar="PATH",
+        help="the folder, the .gguf file or any part of one",
     )
-    parser.add_argument("--to", required=True, metavar="DIR", help="the folder to write; the run's, must be new")
+    parser.add_argument(
+        "--to", type=cli.in_storage, required=True, metavar="DIR", help="the folder to write; the run's, must be new"
+    )
     layers = "layers that get a memory, from 0, e.g. 14,17; default: the checkpoint's own (LongLLaMA), else none"
     parser.add_argument("--model.memory_layers", dest="memory_layers", type=parse_layers, metavar="N,N", help=layers)
     context = "tokens of the local context (the window); default: the checkpoint's max_position_embeddings"
@@ -58,7 +65,7 @@ def add_import(commands: Any) -> None:
     stored = "type of the stored parameters (they compute as float32 either way); default float32"
     parser.add_argument("--dtype", choices=dtypes, default=Dtype.FLOAT32.value, help=stored)
     tokenizer = "a tokenizer.json or tokenizer.model in place of the checkpoint's own"
-    parser.add_argument("--tokenizer", metavar="FILE", help=tokenizer)
+    parser.add_argument("--tokenizer", type=cli.on_disk, metavar="FILE", help=tokenizer)
     cli.add_mesh_flags(parser, "spread the parameters over this process's devices and save them from there")
 
 
@@ -67,7 +74,9 @@ def add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="a run's folder -> a Hugging Face folder or bare Orbax parameters")
     parser.set_defaults(command=run_export)
     cli.add_workdir_flag(parser, required=True)
-    parser.add_argument("--to", required=True, metavar="DIR", help="the folder to write; must be new")
+    parser.add_argument(
+        "--to", type=cli.in_storage, required=True, metavar="DIR", help="the folder to write; must be new"
+    )
     parser.add_argument("--format", choices=["hf", "orbax"], default="hf", help="of the written checkpoint; default hf")
     cli.add_step_flag(parser)
     size = "size of one safetensors file, e.g. 500MB; default 5GB"
@@ -82,8 +91,10 @@ def add_average(commands: Any) -> None:
     parser.set_defaults(command=run_average)
     cli.add_workdir_flag(parser, required=True)
     start = "the run's folder that it started from (train.init_from); its latest checkpoint"
-    parser.add_argument("--with", dest="other", required=True, metavar="DIR", help=start)
-    parser.add_argument("--to", required=True, metavar="DIR", help="the folder to write; the run's, must be new")
+    parser.add_argument("--with", type=cli.in_storage, dest="other", required=True, metavar="DIR", help=start)
+    parser.add_argument(
+        "--to", type=cli.in_storage, required=True, metavar="DIR", help="the folder to write; the run's, must be new"
+    )
     share = "share of the fine-tuned parameters, 0 to 1; default %(default)s"
     parser.add_argument("--share", type=float, default=0.85, metavar="X", help=share)
     cli.add_step_flag(parser)

@@ -26,7 +26,11 @@ def make_parser() -> argparse.ArgumentParser:
     """Makes the parser of the command's flags."""
     parser = cli.make_parser(__doc__)
     parser.add_argument(
-        "--to", default="data_cache/corpora", metavar="DIR", help="the folder to write; default %(default)s"
+        "--to",
+        type=cli.on_disk,
+        default="data_cache/corpora",
+        metavar="DIR",
+        help="the folder to write; default %(default)s",
     )
     return parser
 

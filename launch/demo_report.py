@@ -6,8 +6,8 @@ Needs the tasks perplexity and distraction of launch.evaluate. A target that was
 """
 
 import argparse
-from pathlib import Path
 
+from fot_jax.storage.paths import storage_path
 from launch import cli
 
 
@@ -16,8 +16,8 @@ def main(flags: argparse.Namespace) -> None:
     from fot_jax.eval.report import render_terminal, write_report
     from fot_jax.eval.summary import summarise
 
-    workdir = Path(flags.workdir)
-    report = summarise(workdir, baseline_workdirs=[Path(folder) for folder in flags.baseline_workdir])
+    workdir = storage_path(flags.workdir)
+    report = summarise(workdir, baseline_workdirs=[storage_path(folder) for folder in flags.baseline_workdir])
     write_report(report, directory=workdir)
     print("\n\n".join(render_terminal(table) for table in report.tables))
     print(f"\nwritten to {workdir / 'summary.md'}")
@@ -29,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_workdir_flag(parser, required=True)
     parser.add_argument(
         "--baseline-workdir",
+        type=cli.in_storage,
         action="append",
         default=[],
         metavar="DIR",

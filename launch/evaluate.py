@@ -19,9 +19,9 @@ stopped.
 import argparse
 import signal
 import sys
-from pathlib import Path
 
 from fot_jax.config import ConfigError, SourceConfig, SourceKind
+from fot_jax.storage.paths import StoragePath, storage_path
 from launch import cli, compilation_cache, interrupts
 
 DOCUMENT_TASKS = ("perplexity", "context", "distraction")
@@ -56,7 +56,7 @@ def sources(flags: argparse.Namespace) -> tuple[SourceConfig, ...]:
     return tuple(found)
 
 
-def resume_note(task: str, directory: Path) -> str:
+def resume_note(task: str, directory: StoragePath) -> str:
     """Says what is left of a task after an interrupt between two pieces, and what the same command does then."""
     journals = sorted(str(path) for path in directory.glob(f"{task}.*.partial.jsonl"))
     if not journals:
@@ -75,15 +75,16 @@ def main(flags: argparse.Namespace) -> None:
     from fot_jax.eval.tasks import TASKS
 
     comparison = load_comparison(
-        [Path(folder) for folder in flags.workdir],
-        baseline_workdirs=[Path(folder) for folder in flags.baseline_workdir],
+        [storage_path(folder) for folder in flags.workdir],
+        baseline_workdirs=[storage_path(folder) for folder in flags.baseline_workdir],
         step=flags.step,
         memory_changes=changes["memory"],
         evaluation_changes=changes["evaluation"],
         sources=documents,
     )
     compilation_cache.use(flags.compilation_cache, log=lambda line: print(line, file=sys.stderr, flush=True))
-    directory = Path(flags.out or Path(flags.workdir[0], "eval", "-".join(source.name for source in documents)))
+    default = storage_path(flags.workdir[0]) / "eval" / "-".join(source.name for source in documents)
+    directory = storage_path(flags.out) if flags.out else default
     try:
         with interrupts.raise_on_signal():
             report = TASKS[flags.task](comparison, directory=directory)
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument(
         "--workdir",
+        type=cli.in_storage,
         action="append",
         required=True,
         metavar="DIR",
@@ -110,6 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", required=True, choices=tasks, help="what is measured")
     parser.add_argument(
         "--baseline-workdir",
+        type=cli.in_storage,
         action="append",
         default=[],
         metavar="DIR",
@@ -123,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="text, JSON lines, Parquet or TFRecord to measure on, all of it, not what the run held out; repeatable",
     )
     cli.add_step_flag(parser)
-    parser.add_argument("--out", metavar="DIR", help="where the results go; default: WORKDIR/eval")
+    parser.add_argument("--out", type=cli.in_storage, metavar="DIR", help="where the results go; default: WORKDIR/eval")
     compilation_cache.add_flag(parser)
     cli.add_section_flags(parser, "memory", "evaluation")
     return parser

@@ -12,11 +12,11 @@ The last one measures which layers and heads of a trained model attend to a fact
 
 import argparse
 import json
-from pathlib import Path
 from typing import assert_never
 
 from fot_jax.config import ConfigError, CrossbatchConfig, ExperimentConfig, PlanKind, ScheduleKind, check
 from fot_jax.config.build import to_dict
+from fot_jax.storage.paths import storage_path
 from launch import cli
 
 GIGA = 1e9
@@ -196,9 +196,10 @@ def explain_retrieval(flags: argparse.Namespace) -> None:
     from fot_jax.eval.report import render_terminal, write_report
     from fot_jax.eval.tasks.retrieval import retrieval_report
 
-    directory = Path(flags.workdir) / "eval"
+    workdir = storage_path(flags.workdir)
+    directory = workdir / "eval"
     report = retrieval_report(
-        Path(flags.workdir),
+        workdir,
         step=flags.step,
         length=flags.length,
         trials=flags.trials,
@@ -242,7 +243,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resolved", nargs="?", const="json", choices=["json", "gin"], help=resolved_help)
     group = parser.add_argument_group("retrieval layers of a trained model")
     group.add_argument("--retrieval-layers", action="store_true", help="measure them instead")
-    group.add_argument("--workdir", metavar="DIR", help="the run's folder (config, checkpoints, metrics)")
+    group.add_argument(
+        "--workdir", type=cli.in_storage, metavar="DIR", help="the run's folder (config, checkpoints, metrics)"
+    )
     cli.add_step_flag(group)
     group.add_argument("--length", type=int, default=512, metavar="N", help="tokens of the prompts (default 512)")
     group.add_argument("--trials", type=int, default=10, metavar="N", help="prompts (default 10)")

@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeated: each is continued"
     )
     file_help = "a prompt as UTF-8 text; '-': stdin; may be repeated"
-    parser.add_argument("--prompt-file", action="append", default=[], metavar="FILE", help=file_help)
+    parser.add_argument("--prompt-file", type=cli.on_disk, action="append", default=[], metavar="FILE", help=file_help)
     parser.add_argument("--question", metavar="TEXT", help="text after each prompt and a blank line")
     answering.add_answer_flags(parser)
     answering.add_memory_flags(parser, load="go on with it", save="written at the end")

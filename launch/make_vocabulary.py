@@ -66,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     cli.add_experiment_flags(parser)
     parser.add_argument("--size", default="1024", metavar="N", help="tokens of the vocabulary; default %(default)s")
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the results go; the tokenizer.json")
+    parser.add_argument(
+        "--out", type=cli.on_disk, required=True, metavar="FILE", help="where the results go; the tokenizer.json"
+    )
     return parser
 
 

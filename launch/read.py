@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.errors import check_room
 from fot_jax.infer.progress import ReadProgress, StopReading, show_progress
+from fot_jax.storage.paths import in_bucket
 from launch import answering, cli, interrupts
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_workdir_flag(parser, required=True)
     cli.add_step_flag(parser)
     text_help = "UTF-8 text to read; '-': stdin; repeated: one after another into one memory"
-    parser.add_argument("--text", action="append", default=[], metavar="FILE", help=text_help)
+    parser.add_argument("--text", type=cli.on_disk, action="append", default=[], metavar="FILE", help=text_help)
     prompt_help = "a prompt; a question or words to continue; repeated: each sees the memory alone"
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=prompt_help)
     answering.add_answer_flags(parser)
@@ -125,7 +126,7 @@ def read_texts(model: "Model", texts: list["Text"], flags: argparse.Namespace) -
         return book
     cost = book.cost(*texts)
     answering.print_to_stderr(f"{cost}; the time left is shown once a window is read")
-    if flags.save_memory:
+    if flags.save_memory and not in_bucket(flags.save_memory):
         check_room(Path(flags.save_memory).parent, cost.memory_bytes)
     stop, shown, before = interrupts.SignalStop(), [0.0], book.num_tokens
 

@@ -3,8 +3,9 @@
   python -m launch.train --config=configs/tiny_code.py [--config.train.steps=100 ...] [--workdir=DIR]
   python -m launch.train --gin_file=configs/NAME.gin [--gin_bindings='TrainConfig.steps = 100'] [--workdir=DIR]
 
-The folder gets config.json, checkpoints/, metrics.jsonl and tensorboard/. SIGTERM and Ctrl-C save after the current
-step, and the same command resumes from there. A second Ctrl-C ends at once, without saving.
+The folder gets config.json, checkpoints/, metrics.jsonl and tensorboard/; it may be in a bucket (gs://BUCKET/FOLDER).
+SIGTERM and Ctrl-C save after the current step, and the same command resumes from there. A second Ctrl-C ends at once,
+without saving.
 
 On several hosts run the same command on each, with a --workdir that all share. Hosts of TPU slices (Cloud TPU VMs,
 GKE) find each other; elsewhere give each process --coordinator=HOST:PORT --num-processes=N --process-id=I.
@@ -19,9 +20,11 @@ import re
 import shlex
 import sys
 import traceback
-from pathlib import Path
+from collections.abc import Callable
 
 from fot_jax.config import ConfigError, ExperimentConfig, SourceKind, UserError
+from fot_jax.storage.lease import LEASE_SECONDS, check_seconds, end_process
+from fot_jax.storage.paths import StoragePath
 from launch import cli, compilation_cache
 
 NON_FINITE = 1  # exit code of a run that diverged
@@ -59,13 +62,14 @@ def _process_id(flags: argparse.Namespace):
     return process_ids.from_environment(attribute=process_ids.metadata_attribute())
 
 
-def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
-    """Trains in this process; returns the exit code.
+def _train(flags: argparse.Namespace, config: ExperimentConfig, lost: Callable[[str], object] = end_process) -> int:
+    """Trains in this process; returns the exit code. `lost` is called if the lock of a run in a bucket is lost.
 
     Raises:
       UserError: an error that the user can fix.
     """
     profile = _profile_steps(flags.profile_steps)  # fails before the slow imports
+    check_seconds(flags.lease_seconds)
     from fot_jax.train.loop import train  # imports JAX only once the flags are valid
     from fot_jax.train.recorder import NonFiniteError
 
@@ -73,7 +77,8 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     allowed = [path for listed in flags.allow_change for path in listed.split(",") if path]
     workdir = cli.workdir_of(flags, config)
     try:
-        outcome = train(config, workdir=workdir, allow_changes=allowed, log=_log, profile=profile)
+        lock = {"lease_seconds": flags.lease_seconds, "lost": lost}
+        outcome = train(config, workdir=workdir, allow_changes=allowed, log=_log, profile=profile, **lock)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return NON_FINITE
@@ -83,7 +88,7 @@ def _train(flags: argparse.Namespace, config: ExperimentConfig) -> int:
     return cli.INTERRUPTED if outcome.interrupted else 0
 
 
-def closing_lines(config: ExperimentConfig, workdir: Path) -> list[str]:
+def closing_lines(config: ExperimentConfig, workdir: StoragePath) -> list[str]:
     """Returns what a finished run ends with: its held-out loss and the commands that use it; [] but for one process."""
     from fot_jax.distributed import is_first
     from fot_jax.train.metrics import read_rows
@@ -112,9 +117,13 @@ def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member
     """Trains as one process of several, and tells the supervisor what went wrong."""
     from fot_jax import distributed
 
+    def lost(message: str) -> None:
+        print(f"error: {message}", file=sys.stderr)
+        link.fail(message, cli.USER_ERROR)
+
     try:
         distributed.join(distributed.Member(**member))
-        code = _train(flags, config)
+        code = _train(flags, config, lost)
         if code == NON_FINITE:
             link.fail("a metric became NaN or infinite, see its output", code)
     except UserError as error:
@@ -160,6 +169,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--profile-steps", metavar="FROM:TO", help="write a trace of these steps for XProf to WORKDIR/profile"
+    )
+    parser.add_argument(
+        "--lease-seconds",
+        type=float,
+        default=LEASE_SECONDS,
+        metavar="S",
+        help="with a --workdir in a bucket: how long the lock of a killed run keeps others out (30)",
     )
     compilation_cache.add_flag(parser)
     hosts = parser.add_argument_group("several hosts")

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from tests.buckets import bucket, gcs  # noqa: F401  # fixtures
 from tests.processes import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -57,13 +57,13 @@ def test_requirements_are_installed_before_the_code_is_copied():
 
 
 def test_the_build_argument_is_bounded_by_the_requirements():
-    """`jax` alone, or the `jax[tpu]` of the docs, take the version of requirements.txt."""
+    """`jax` alone, or the `jax[tpu]` of the JobSet command, take the version of requirements.txt."""
     assert arguments_of("ARG") == ["JAX=jax"]
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     (line,) = re.findall(r"^(jax[<>=][^\s]*)", text, flags=re.MULTILINE)
     assert len(Requirement(line).specifier) == 2
-    pages = (ROOT / "docs/pods.md").read_text(encoding="utf-8") + (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    named = re.findall(r"--build-arg=JAX='([^']+)'", pages)
+    places = [ROOT / "launch/pods/jobset.py", ROOT / "Dockerfile"]
+    named = re.findall(r"--build-arg=JAX='?([^'\"\s]+)", "".join(path.read_text(encoding="utf-8") for path in places))
     assert len(named) == 2
     assert {(Requirement(name).name, str(Requirement(name).specifier)) for name in named} == {("jax", "")}
 

@@ -25,7 +25,7 @@ from tests.eval import workdirs
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DATA, SCANN, CONVERT, PLOTS = EXTRAS
+DATA, SCANN, CONVERT, PLOTS, GCS = EXTRAS
 PER_EXTRA = {name: PROJECT["optional-dependencies"][name] for name in EXTRAS}
 
 # Each module of fot_jax that cannot be imported without an extra; every other one can.
@@ -204,6 +204,14 @@ print(json.dumps([
         f"Making a token cache {missing('seqio', DATA)}",
     ]
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("*/*"))
+
+
+def test_a_path_in_a_bucket_names_the_gcs_extra():
+    [error] = run_without_extras("""
+from fot_jax.storage.paths import storage_path
+print(json.dumps([error_of(storage_path, "gs://bucket/run")]))
+""")
+    assert error == f"A path in a bucket (gs://) {missing('gcsfs', GCS)}"
 
 
 def test_commands_name_the_extra_in_one_line(tmp_path):

@@ -3,11 +3,12 @@
     WORKDIR/checkpoints/N/         after N optimizer steps: params, optimizer, data, config, metrics
 
 `data` holds the data position and a digest of every array: one that changed on the disk is refused.
-Only this package uses Orbax. Saving is asynchronous: one rename gives a whole checkpoint its number, so a
-half-written one is never read.
+Only this package uses Orbax. Saving is asynchronous. On a disk one rename gives a whole checkpoint its number; in a
+bucket its last file, commit_success.txt, makes it one. So a half-written checkpoint is never read.
 """
 
-from fot_jax.checkpoint.checkpointer import Checkpointer, newest_step
+import fot_jax.storage.paths  # noqa: F401  # before Orbax: it chooses the file system of gs://
+from fot_jax.checkpoint.checkpointer import COMMITTED, Checkpointer, newest_step
 from fot_jax.checkpoint.parameters import (
     load_params,
     load_stored_params,
@@ -19,6 +20,7 @@ from fot_jax.checkpoint.parameters import (
 )
 
 __all__ = [
+    "COMMITTED",
     "Checkpointer",
     "load_params",
     "load_stored_params",

@@ -16,6 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from fot_jax.checkpoint.digests import digest_of_json, digests, first_changed
 from fot_jax.checkpoint.failures import (
     one_line,
+    raise_bucket_failure,
     raise_runtime_failure,
     save_error,
     silence_abandoned_io,
@@ -25,10 +26,12 @@ from fot_jax.checkpoint.failures import (
 from fot_jax.checkpoint.streaming import chunked_save_args, quiet_absl, streaming_handlers
 from fot_jax.config import ExperimentConfig, TrainConfig, UserError
 from fot_jax.config.build import to_dict
+from fot_jax.storage.paths import StoragePath, absolute, in_bucket, storage_path
 
 logger = logging.getLogger(__name__)
 
 DIGESTS = "digests"  # of the arrays, in the data position's JSON
+COMMITTED = "commit_success.txt"  # Orbax's last file of a checkpoint in a bucket
 METRIC = "heldout_loss"  # nats a token; checkpoints are ranked by it, smaller is better
 
 
@@ -49,8 +52,19 @@ def _ranking_loss(metrics: Any) -> float:
 
 def newest_step(workdir: str | os.PathLike[str]) -> int | None:
     """Returns the number of the newest whole checkpoint of a run's folder, None if there is none; opens nothing."""
-    folder = Path(workdir) / "checkpoints"
-    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=None)
+    folder = storage_path(workdir) / "checkpoints"
+    return max(_numbers(folder), default=None)
+
+
+def _numbers(folder: StoragePath) -> list[int]:
+    """Returns the numbers of the whole checkpoints in a folder, ascending.
+
+    In a bucket a checkpoint is written into its own folder, and is whole once Orbax has written its last file there.
+    """
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.isdecimal()]
+    return sorted(int(path.name) for path in found if not in_bucket(path) or (path / COMMITTED).exists())
 
 
 class Checkpointer:
@@ -72,7 +86,7 @@ class Checkpointer:
           UserError: what is there cannot be read.
           JaxRuntimeError, ValueError: another process of the run was lost meanwhile.
         """
-        self._folder = (Path(workdir) / "checkpoints").absolute()
+        self._folder = absolute(workdir) / "checkpoints"
         self._config = config
         self._saving: tuple[int, int] | None = None  # step and bytes of the save under way
         self._half_written: int | None = None  # step of a save that failed
@@ -94,8 +108,8 @@ class Checkpointer:
                 )
         except Exception as error:  # Orbax raises many kinds for a damaged folder
             raise_runtime_failure(error)
-            found = self._folder.iterdir() if self._folder.is_dir() else ()
-            steps = sorted(int(path.name) for path in found if path.name.isdecimal())
+            raise_bucket_failure(error, self._folder)
+            steps = _numbers(self._folder)
             broken = unreadable_step(self._folder, steps)
             if broken is not None:
                 raise unreadable_error(self._folder, broken, steps, reason=one_line(error)) from error
@@ -114,9 +128,10 @@ class Checkpointer:
             logger.error("%s", error)
         finally:
             self._manager.close()
-            if self._half_written is not None and jax.process_index() == 0:  # else the next opening removes it
-                for half in self._folder.glob(f"{self._half_written}.*-tmp*"):
-                    shutil.rmtree(half, ignore_errors=True)
+            half = self._half_written
+            if half is not None and jax.process_index() == 0 and isinstance(self._folder, Path):
+                for folder in self._folder.glob(f"{half}.*-tmp*"):  # else, and in a bucket, the next opening removes it
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, step: int, *, params: Any, optimizer: Any, data: dict[str, Any], heldout_loss: float | None) -> None:
         """Starts saving the state after `step` optimizer steps; arrays are copied before it returns.
@@ -172,6 +187,7 @@ class Checkpointer:
             if self._saving is None:
                 raise
             raise_runtime_failure(error)
+            raise_bucket_failure(error, self._folder)
             (step, needed), self._saving = self._saving, None
             self._half_written = step
             newest = newest_step(self._folder.parent)
@@ -256,4 +272,5 @@ class Checkpointer:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for damaged files
             raise_runtime_failure(error)
+            raise_bucket_failure(error, self._folder)
             raise unreadable_error(self._folder, step, self.steps(), reason=one_line(error)) from error

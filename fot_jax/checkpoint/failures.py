@@ -3,16 +3,18 @@
 import functools
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from fot_jax.config import UserError
 from fot_jax.config.errors import disk_full, is_disk_full
+from fot_jax.storage.explain import bucket_error
+from fot_jax.storage.paths import StoragePath, files_below, in_bucket
 
 
 def raise_runtime_failure(error: Exception) -> None:
@@ -29,6 +31,13 @@ def raise_runtime_failure(error: Exception) -> None:
         f"the checkpoint must fit in the memory of the devices, got: {one_line(error)}. Take more devices (mesh.fsdp),"
         " or end what else uses the memory."
     ) from error
+
+
+def raise_bucket_failure(error: Exception, folder: StoragePath) -> None:
+    """Raises UserError where a bucket refused a request or does not answer: the checkpoint is not to blame then."""
+    found = bucket_error(error, folder) if in_bucket(folder) else None
+    if found is not None:
+        raise found from error
 
 
 @functools.cache  # once a process: hooks would pile up
@@ -60,7 +69,7 @@ def silence_abandoned_io() -> None:
     sys.unraisablehook, sys.excepthook = hook, uncaught
 
 
-def save_error(folder: Path, step: int, error: Exception, *, needed: int, newest: int | None) -> UserError:
+def save_error(folder: StoragePath, step: int, error: Exception, *, needed: int, newest: int | None) -> UserError:
     """Returns the error of a checkpoint that could not be saved: where, why, and from which step the run continues.
 
     Args:
@@ -72,18 +81,20 @@ def save_error(folder: Path, step: int, error: Exception, *, needed: int, newest
     """
     then = f"from step {newest}" if newest is not None else "from the beginning"
     if is_disk_full(error):
-        return UserError(f"{disk_full(folder, error, needed=needed)} It goes on {then}: step {step} was not saved.")
+        return UserError(
+            f"{disk_full(os.fspath(folder), error, needed=needed)} It goes on {then}: step {step} was not saved."
+        )
     return UserError(
         f"{folder}: the checkpoint of step {step} could not be saved ({one_line(error)})."
         f" Once it can be written there, the same command goes on {then}."
     )
 
 
-def unreadable_step(folder: Path, steps: list[int]) -> int | None:
+def unreadable_step(folder: StoragePath, steps: list[int]) -> int | None:
     """Returns the newest checkpoint with a metadata file that is not JSON, None where all can be parsed."""
     for step in reversed(steps):
-        for file in (folder / str(step)).rglob("*"):
-            if file.is_file() and file.name in ("_CHECKPOINT_METADATA", "metrics", "_METADATA"):
+        for file in files_below(folder / str(step)):
+            if file.name in ("_CHECKPOINT_METADATA", "metrics", "_METADATA"):
                 try:
                     json.loads(file.read_bytes())
                 except (ValueError, RecursionError):
@@ -91,7 +102,7 @@ def unreadable_step(folder: Path, steps: list[int]) -> int | None:
     return None
 
 
-def unreadable_error(folder: Path, step: int, steps: Sequence[int], *, reason: str) -> UserError:
+def unreadable_error(folder: StoragePath, step: int, steps: Sequence[int], *, reason: str) -> UserError:
     """Returns the error of a checkpoint that cannot be read: which, why, and what to do."""
     older = [s for s in steps if s < step]
     then = f"go on from step {older[-1]}" if older else "start again from step 0"

@@ -19,6 +19,7 @@ from fot_jax.config import Dtype, ExperimentConfig, ModelConfig, UserError
 from fot_jax.models.init import param_shapes
 from fot_jax.models.layers import DTYPES
 from fot_jax.ops.backends.choose import runnable
+from fot_jax.storage.paths import storage_path
 from fot_jax.workdir import read_config
 
 
@@ -64,7 +65,7 @@ def _open_checkpointer(
 ) -> Iterator[tuple[Checkpointer, ExperimentConfig, int]]:
     """Holds a run's checkpoints open, with its config and the number of the checkpoint asked for; see `load_params`."""
     config = read_config(workdir)
-    if not (Path(workdir) / "checkpoints").is_dir():
+    if not (storage_path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{os.fspath(workdir)} holds no checkpoint yet. Train until the first one is saved.")
     with Checkpointer(workdir, config, read_only=True) as checkpoints:
         named = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}
@@ -96,7 +97,7 @@ def _dtype(checkpoints: Checkpointer, step: int, workdir: str | os.PathLike[str]
     """
     stored = checkpoints.read_data(step).get("dtype", Dtype.FLOAT32.value)
     if stored not in [kind.value for kind in Dtype]:
-        folder = Path(workdir) / "checkpoints"
+        folder = storage_path(workdir) / "checkpoints"
         raise unreadable_error(folder, step, checkpoints.steps(), reason=f"its parameters' dtype is {stored!r}")
     return Dtype(stored)
 

@@ -16,6 +16,7 @@ from fot_jax.convert.exporting import write_experiment
 from fot_jax.convert.folders import new_folder
 from fot_jax.data.cache import vocabulary_identity
 from fot_jax.models.init import param_shapes, shape_difference
+from fot_jax.storage.paths import storage_path
 from fot_jax.workdir import inherit_source, read_config
 
 
@@ -63,7 +64,7 @@ def average_runs(
             " Give the run that train.init_from named, or another of the same model."
         )
     needed = checkpoint.stored_bytes(workdir, step=step)
-    with new_folder(Path(folder), needed=needed, compressed=True) as target:
+    with new_folder(storage_path(folder), needed=needed, compressed=True) as target:
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         others, _ = checkpoint.load_stored_params(other)
         average = jax.tree.map(lambda first, second: _mean(first, second, share=share), params, others)

@@ -21,6 +21,7 @@ from fot_jax.convert.sources import copy_tokenizer
 from fot_jax.convert.tokenizer_files import VOCABULARIES, complete_for_transformers, one_or_list, write_end_ids
 from fot_jax.data.tokenizer_settings import parse_end_ids, read_settings
 from fot_jax.data.vocabulary import existing_file, load_vocabulary
+from fot_jax.storage.paths import StoragePath, storage_path
 from fot_jax.workdir import HERE, SOURCE_CONFIG, TOKENIZER, inherit_source, read_config, with_tokenizer, write_config
 
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers writes them
@@ -62,14 +63,14 @@ def export_checkpoint(
     if form is Format.HF:
         check_exportable(config.model)
     needed = checkpoint.stored_bytes(workdir, step=step)
-    with new_folder(Path(folder), needed=needed, compressed=form is Format.ORBAX) as target:
+    with new_folder(storage_path(folder), needed=needed, compressed=form is Format.ORBAX) as target:
         params, dtype = checkpoint.load_stored_params(workdir, step=step)
         if form is Format.ORBAX:
             checkpoint.write_bare_params(target / "params", params)
             write_experiment(target, config)
             inherit_source(target, workdir)
         else:
-            _write_hugging_face(target, Path(workdir), config, params, dtype, max_shard_bytes=max_shard_bytes)
+            _write_hugging_face(target, storage_path(workdir), config, params, dtype, max_shard_bytes=max_shard_bytes)
         return sorted(path.name for path in target.iterdir())
 
 
@@ -105,7 +106,7 @@ def write_experiment(target: Path, config: ExperimentConfig) -> None:
 
 
 def _write_hugging_face(
-    target: Path, workdir: Path, config: ExperimentConfig, params: Any, dtype: Dtype, *, max_shard_bytes: int
+    target: Path, workdir: StoragePath, config: ExperimentConfig, params: Any, dtype: Dtype, *, max_shard_bytes: int
 ) -> None:
     tensors = {name: names.tensor_view(params, slot) for name, slot in names.tensor_slots(config.model).items()}
     write_folder(target, tensors, max_shard_bytes=max_shard_bytes)

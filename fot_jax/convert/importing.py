@@ -43,6 +43,7 @@ from fot_jax.convert.sources import Source, open_source
 from fot_jax.convert.tokenizer_files import VOCABULARIES, write_tokenizer
 from fot_jax.ops.rope import rope_frequencies
 from fot_jax.sharding import make_mesh
+from fot_jax.storage.paths import absolute
 from fot_jax.workdir import HERE, SOURCE_CONFIG, TOKENIZER, read_config, write_config
 
 
@@ -76,7 +77,7 @@ def import_checkpoint(
         that is not supported or has other than special tokens without a row in the embedding; a full disk.
       ConfigError: the mesh does not fit the devices or the model.
     """
-    final = Path(workdir).absolute()
+    final = absolute(workdir)
     devices = None if mesh is None else make_mesh(mesh)
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_source(Path(source)))

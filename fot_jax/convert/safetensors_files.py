@@ -18,6 +18,7 @@ import numpy as np
 from fot_jax.config import UserError
 from fot_jax.convert import file_kinds
 from fot_jax.extras import needs
+from fot_jax.storage.paths import StoragePath
 
 with needs("convert", "Importing and exporting checkpoints"):
     from safetensors import SafetensorError, safe_open
@@ -33,7 +34,7 @@ FILE_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": 
 NAMES = {np.dtype(kind): name for name, kind in FILE_DTYPES.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: StoragePath) -> dict[str, Any]:
     """Reads a JSON object. Raises UserError where the file is missing or holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -32,6 +32,7 @@ from fot_jax.data import stdlib_source
 from fot_jax.data.copies import content_digest, digest_table
 from fot_jax.data.readers import source_files
 from fot_jax.data.vocabulary import existing_file, load_vocabulary
+from fot_jax.storage.paths import StoragePath
 
 # Raise it whenever the same files would give other tokens or files.
 #   3: byte order marks are no text; contents.npy; names of special tokens in documents are text
@@ -43,9 +44,9 @@ PROGRESS_SECONDS = 5.0
 def fingerprint(source: SourceConfig, *, data: DataConfig, seed: int) -> str:
     """Returns a digest (16 hex digits) of all that decides the tokens of a source.
 
-    It covers the files (path, size, mtime), the vocabulary and CACHE_VERSION, and the seed where it
-    matters: the order of files in STDLIB documents, and passkeys. `rate`, held-out share and row layout
-    do not change tokens and are left out.
+    It covers the files (path, size, and their time of writing or, in a bucket, their checksum), the vocabulary,
+    CACHE_VERSION, and the seed where it matters: the order of files in STDLIB documents, and passkeys. `rate`,
+    held-out share and row layout do not change tokens and are left out.
     Raises UserError when the source matches no file.
     """
     seeded = source.kind in (SourceKind.STDLIB, SourceKind.PASSKEY)
@@ -58,7 +59,7 @@ def fingerprint(source: SourceConfig, *, data: DataConfig, seed: int) -> str:
         source.min_tokens if source.kind is SourceKind.PASSKEY else None,
         (stdlib_source.LARGE_PACKAGE, stdlib_source.GROUP) if source.kind is SourceKind.STDLIB else None,
         vocabulary_identity(data.vocabulary),
-        [_file_part(path) for path in source_files(source)],
+        [file.identity() for file in source_files(source)],
     ]
     return hashlib.blake2b(json.dumps(parts).encode("utf-8"), digest_size=8).hexdigest()
 
@@ -69,14 +70,6 @@ def vocabulary_identity(config: VocabularyConfig) -> list[object]:
         return [config.kind.value, None]
     digest = hashlib.blake2b(pathlib.Path(existing_file(config.path)).read_bytes(), digest_size=16).hexdigest()
     return [config.kind.value, digest, *load_vocabulary(config).identity]
-
-
-def _file_part(path: pathlib.Path) -> list[object]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"'{path}' must be a file that can be read, got: {error}.") from error
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,36 +102,71 @@ class SourceCache:
             if len(names) != len(self.lengths):
                 raise ValueError(f"{len(names)} names of {len(self.lengths)}")
         except (OSError, ValueError, TypeError) as error:
-            raise _damaged_error(self.folder, f"names.json: {error}") from error
+            raise damaged_error(self.folder, f"names.json: {error}") from error
         return names
 
 
-def load_cache(folder: pathlib.Path, *, expected: str) -> SourceCache | None:
+def load_cache(folder: pathlib.Path, *, expected: str, named: "StoragePath | None" = None) -> SourceCache | None:
     """Opens a whole cache; None when there is none.
+
+    Args:
+      folder: the cache's own.
+      expected: the fingerprint.
+      named: what the error names, if it is not the folder.
 
     Raises UserError when the folder exists but is not what a build leaves there.
     """
     if not folder.is_dir():
         return None
-    try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        dtype = np.dtype(meta["dtype"])
-        digest, size = str(meta["digest"]), (folder / "tokens.bin").stat().st_size
-        if meta["fingerprint"] != expected or dtype not in TOKEN_DTYPES or size != meta["tokens"] * dtype.itemsize:
+    with _explained_damage(named or folder):
+        index = _load_index(folder, expected=expected)
+        dtype, size = index.tokens.dtype, (folder / "tokens.bin").stat().st_size
+        if size != index.tokens.nbytes:
             raise ValueError("its meta.json does not match it")
         tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r") if size else np.zeros(0, dtype)
-        offsets = _load_array(folder / "offsets.npy", np.int64, (meta["documents"] + 1,))
-        if offsets[0] != 0 or offsets[-1] != meta["tokens"] or (np.diff(offsets) < 1).any():
-            raise ValueError("offsets.npy does not match meta.json")
-        contents = _load_array(folder / "contents.npy", np.uint64, (meta["documents"], 2))
-    except PermissionError as error:
-        raise UserError(f"'{folder}' must be a token cache that can be read, got: {error.strerror}.") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise _damaged_error(folder, str(error)) from error
+        return dataclasses.replace(index, tokens=tokens)
+
+
+def load_index(folder: pathlib.Path, *, expected: str, named: StoragePath) -> SourceCache:
+    """Opens a cache without tokens.bin: of its tokens only the number and the digest are right.
+
+    Args:
+      folder: holds the other files of a cache.
+      expected: the fingerprint.
+      named: what the error names.
+
+    Raises UserError when the files are not what a build leaves there.
+    """
+    with _explained_damage(named):
+        return _load_index(folder, expected=expected)
+
+
+def _load_index(folder: pathlib.Path, *, expected: str) -> SourceCache:
+    meta = json.loads((folder / "meta.json").read_text("utf-8"))
+    dtype, digest = np.dtype(meta["dtype"]), str(meta["digest"])
+    if meta["fingerprint"] != expected or dtype not in TOKEN_DTYPES:
+        raise ValueError("its meta.json does not match it")
+    offsets = _load_array(folder / "offsets.npy", np.int64, (meta["documents"] + 1,))
+    if offsets[0] != 0 or offsets[-1] != meta["tokens"] or (np.diff(offsets) < 1).any():
+        raise ValueError("offsets.npy does not match meta.json")
+    contents = _load_array(folder / "contents.npy", np.uint64, (meta["documents"], 2))
+    tokens = np.broadcast_to(np.zeros((), dtype), meta["tokens"])  # takes no memory
     return SourceCache(tokens=tokens, offsets=offsets, contents=contents, folder=folder, digest=digest)
 
 
-def _damaged_error(folder: pathlib.Path, reason: str) -> UserError:
+@contextlib.contextmanager
+def _explained_damage(folder: StoragePath) -> Iterator[None]:
+    """Turns errors of reading a cache into one line."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"'{folder}' must be a token cache that can be read, got: {error.strerror}.") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise damaged_error(folder, str(error)) from error
+
+
+def damaged_error(folder: StoragePath, reason: str) -> UserError:
+    """Builds the error of a cache that is not what a build leaves."""
     line = " ".join(reason.split())
     return UserError(f"'{folder}' must be a whole token cache, got a damaged one ({line}). Delete it.")
 
@@ -165,7 +193,7 @@ def open_or_build(
     """
     cache = load_cache(folder, expected=expected)
     if cache is None:
-        with _build_lock(folder):
+        with build_lock(folder):
             cache = load_cache(folder, expected=expected)  # another process may have built it meanwhile
             if cache is None:
                 _write_cache(folder, documents(), source=source, expected=expected, vocab_size=vocab_size)
@@ -175,7 +203,7 @@ def open_or_build(
 
 
 @contextlib.contextmanager
-def _build_lock(folder: pathlib.Path) -> Iterator[None]:
+def build_lock(folder: pathlib.Path) -> Iterator[None]:
     """Holds the lock file next to `folder`; says so when another process has it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

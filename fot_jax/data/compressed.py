@@ -1,12 +1,13 @@
 """Reads plain, gzip and zstd files; each way in which a file contradicts its name has its own message."""
 
-import pathlib
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import IO, Protocol
 
 from fot_jax.config import UserError
+from fot_jax.data.files import open_binary
 from fot_jax.extras import needs
+from fot_jax.storage.paths import StoragePath
 
 BLOCK = 1 << 20  # bytes of a plain file read at once
 PIECE = 1 << 10  # compressed bytes at once: zstd packs up to 128 KiB into 4 bytes
@@ -43,30 +44,30 @@ def format_of(head: bytes) -> str | None:
     return next((name for magic, name in FORMATS if head.startswith(magic)), None)
 
 
-def decompressed(path: pathlib.Path) -> Iterator[bytes]:
-    """Yields blocks of a text file, decompressed by its suffix (.gz, .zst, in either case).
+def decompressed(path: StoragePath, content: bytes | None = None) -> Iterator[bytes]:
+    """Yields blocks of a text file, decompressed by its suffix (.gz, .zst, in either case); `content` is its bytes.
 
     Raises UserError where the content is of another format than the name says, is cut short, corrupt, followed
     by something else, or needs a dictionary or a larger window than LARGEST_WINDOW.
     """
-    with open(path, "rb") as file:
+    with open_binary(path, content) as file:
         head = file.read(HEADER)
-    stated, found = BY_SUFFIX.get(path.suffix.lower()), format_of(head)
-    if stated != found:
-        raise _wrong_suffix_error(path, stated=stated, found=found, empty=not head)
-    if stated == "gzip":
-        yield from _members(path, _open_gzip_member, "gzip", damage=zlib.error)
-    elif stated == "zstd":
-        with needs("data", f"Reading zstd files ('{path}')"):
-            import zstandard
-        yield from _members(path, _open_zstd_frame, "zstd", damage=zstandard.ZstdError)
-    else:
-        with open(path, "rb") as file:
+        file.seek(0)
+        stated, found = BY_SUFFIX.get(path.suffix.lower()), format_of(head)
+        if stated != found:
+            raise _wrong_suffix_error(path, stated=stated, found=found, empty=not head)
+        if stated == "gzip":
+            yield from _members(file, path, _open_gzip_member, "gzip", damage=zlib.error)
+        elif stated == "zstd":
+            with needs("data", f"Reading zstd files ('{path}')"):
+                import zstandard
+            yield from _members(file, path, _open_zstd_frame, "zstd", damage=zstandard.ZstdError)
+        else:
             while block := file.read(BLOCK):
                 yield block
 
 
-def _wrong_suffix_error(path: pathlib.Path, *, stated: str | None, found: str | None, empty: bool) -> UserError:
+def _wrong_suffix_error(path: StoragePath, *, stated: str | None, found: str | None, empty: bool) -> UserError:
     if empty:
         return UserError(f"'{path}' must be a {stated} file, got an empty one. Fetch it again.")
     if found in SUFFIXES:
@@ -80,8 +81,9 @@ def _wrong_suffix_error(path: pathlib.Path, *, stated: str | None, found: str | 
 
 
 def _members(
-    path: pathlib.Path,
-    begin: Callable[[bytes, pathlib.Path], _Decompressor],
+    file: IO[bytes],
+    path: StoragePath,
+    begin: Callable[[bytes, StoragePath], _Decompressor],
     name: str,
     *,
     damage: type[Exception],
@@ -91,34 +93,33 @@ def _members(
     Raises UserError where the library raises `damage`, and for what is cut short or not of the format.
     """
     member = None
-    with open(path, "rb") as file:
-        while block := file.read(PIECE):
-            while block:
-                if member is None:
-                    block += file.read(HEADER)
-                    if name == "gzip" and not block.strip(b"\0"):
-                        break  # zeros fill the last block of a tape or device
-                    if format_of(block) != name:
-                        raise UserError(
-                            f"'{path}' must hold {name} data alone, got {block[:8]!r} after the end of it. Cut off"
-                            " what follows, or fetch it again."
-                        )
-                    member = begin(block, path)
-                try:
-                    content = member.decompress(block)
-                except damage as error:
-                    raise _damaged_error(path, name, error, at=file.tell()) from error
-                yield content
-                if not member.eof:
-                    break
-                block, member = member.unused_data, None
-        if member is not None:
-            raise UserError(
-                f"'{path}' must be a whole {name} file, got one cut short after {file.tell()} bytes. Fetch it again."
-            )
+    while block := file.read(PIECE):
+        while block:
+            if member is None:
+                block += file.read(HEADER)
+                if name == "gzip" and not block.strip(b"\0"):
+                    break  # zeros fill the last block of a tape or device
+                if format_of(block) != name:
+                    raise UserError(
+                        f"'{path}' must hold {name} data alone, got {block[:8]!r} after the end of it. Cut off"
+                        " what follows, or fetch it again."
+                    )
+                member = begin(block, path)
+            try:
+                content = member.decompress(block)
+            except damage as error:
+                raise _damaged_error(path, name, error, at=file.tell()) from error
+            yield content
+            if not member.eof:
+                break
+            block, member = member.unused_data, None
+    if member is not None:
+        raise UserError(
+            f"'{path}' must be a whole {name} file, got one cut short after {file.tell()} bytes. Fetch it again."
+        )
 
 
-def _damaged_error(path: pathlib.Path, name: str, error: Exception, *, at: int) -> UserError:
+def _damaged_error(path: StoragePath, name: str, error: Exception, *, at: int) -> UserError:
     if "not enough memory" in str(error):  # libzstd's text for a window that cannot be allocated
         return UserError(
             f"'{path}' must have a window that fits into memory, got one of up to {LARGEST_WINDOW} bytes."
@@ -129,12 +130,12 @@ def _damaged_error(path: pathlib.Path, name: str, error: Exception, *, at: int) 
     )
 
 
-def _open_gzip_member(head: bytes, path: pathlib.Path) -> _Decompressor:
+def _open_gzip_member(head: bytes, path: StoragePath) -> _Decompressor:
     del head, path
     return zlib.decompressobj(16 + zlib.MAX_WBITS)
 
 
-def _open_zstd_frame(head: bytes, path: pathlib.Path) -> _Decompressor:
+def _open_zstd_frame(head: bytes, path: StoragePath) -> _Decompressor:
     """Raises UserError where the frame that `head` begins needs a dictionary or too large a window."""
     import zstandard
 
@@ -168,7 +169,7 @@ def _stated_window(head: bytes) -> int:
     return base + base // 8 * (head[5] & 7)
 
 
-def _check_window(window: int, path: pathlib.Path) -> None:
+def _check_window(window: int, path: StoragePath) -> None:
     if window > LARGEST_WINDOW:
         raise UserError(
             f"'{path}' must have a window of at most {LARGEST_WINDOW} bytes, got {window}."

@@ -15,6 +15,7 @@ from fot_jax.data.copies import first_copies, is_first_copy
 from fot_jax.data.seeds import generator
 from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.logging import info_once
+from fot_jax.storage.paths import StoragePath, storage_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,20 +218,29 @@ def build_store(data: DataConfig, *, seed: int) -> DocumentStore:
 
 
 def open_store(data: DataConfig, *, seed: int) -> DocumentStore | None:
-    """Opens the token caches of all sources; returns None unless every source has one."""
+    """Opens the token caches of all sources to count; returns None unless every source has one.
+
+    Of caches in a bucket the tokens are not read: only their number is right.
+    """
     caches = []
     for source in data.sources:
         expected = fingerprint(source, data=data, seed=seed)
-        cache = load_cache(cache_folder(data) / f"{source.name}-{expected}", expected=expected)
+        folder = cache_folder(data) / f"{source.name}-{expected}"
+        if isinstance(folder, pathlib.Path):
+            cache = load_cache(folder, expected=expected)
+        else:
+            from fot_jax.data import bucket_cache  # imports JAX
+
+            cache = bucket_cache.load_counts(folder, expected=expected)
         if cache is None:
             return None
         caches.append(cache)
     return DocumentStore(data=data, seed=seed, caches=tuple(caches))
 
 
-def cache_folder(data: DataConfig) -> pathlib.Path:
+def cache_folder(data: DataConfig) -> StoragePath:
     """Returns `data.cache_dir` with '~' and variables expanded."""
-    return pathlib.Path(os.path.expanduser(os.path.expandvars(data.cache_dir)))
+    return storage_path(os.path.expanduser(os.path.expandvars(data.cache_dir)))
 
 
 def _caches(data: DataConfig, *, seed: int) -> Iterator[SourceCache]:
@@ -239,7 +249,13 @@ def _caches(data: DataConfig, *, seed: int) -> Iterator[SourceCache]:
         expected = fingerprint(source, data=data, seed=seed)
         folder = cache_folder(data) / f"{source.name}-{expected}"
         documents = functools.partial(_tokenise, source, data=data, seed=seed)
-        yield open_or_build(folder, documents, source=source.name, expected=expected, vocab_size=vocab_size)
+        how = {"source": source.name, "expected": expected, "vocab_size": vocab_size}
+        if isinstance(folder, pathlib.Path):
+            yield open_or_build(folder, documents, **how)
+        else:
+            from fot_jax.data import bucket_cache  # imports JAX
+
+            yield bucket_cache.open_or_build_copy(folder, documents, **how)
 
 
 def _tokenise(source: SourceConfig, *, data: DataConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Finds the files that a path, a folder or a pattern names."""
+"""Finds the files that a path, a folder or a pattern names, on a disk or in a bucket (gs://)."""
 
 import glob
 import logging
@@ -8,11 +8,19 @@ from collections.abc import Iterable
 
 from fot_jax.config import UserError
 from fot_jax.config.errors import NotHereError
+from fot_jax.data.bucket_listing import matching_objects
+from fot_jax.data.files import SourceFile, on_disk
+from fot_jax.storage.paths import StoragePath, check_storage_path, in_bucket
 
 logger = logging.getLogger(__name__)
 
 
-def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
+def matching_files(path: str, *, what: str) -> list[StoragePath]:
+    """Lists the files that `path` names; see `listed_files`."""
+    return [file.path for file in listed_files(path, what=what)]
+
+
+def listed_files(path: str, *, what: str) -> list[SourceFile]:
     """Lists the files that `path` names, sorted: an existing file or folder, else all matches of the pattern.
 
     "[2024] notes" is a pattern too; a path that exists is taken as it is, and so are the folders before a
@@ -22,14 +30,20 @@ def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
     exist as written.
 
     Args:
-      path: a file, a folder or a glob ('**': any folders).
+      path: a file, a folder or a glob ('**': any folders); of this machine or gs://BUCKET/....
       what: the config field or flag, for errors.
 
     Raises:
       NotHereError: nothing matches.
-      UserError: a link leads nowhere, a folder cannot be listed, or a match is neither file nor folder.
+      UserError: a link leads nowhere, a folder cannot be listed, or a match is neither file nor folder; another
+        scheme than gs://.
     """
+    if in_bucket(path):
+        return matching_objects(path, what=what)
     expanded = path if os.path.lexists(path) else os.path.expanduser(os.path.expandvars(path))
+    if in_bucket(expanded):
+        return matching_objects(expanded, what=what)
+    check_storage_path(expanded)
     if os.path.lexists(expanded):
         matches = [expanded]
         others = glob.glob(expanded, recursive=True) if glob.has_magic(expanded) else []
@@ -43,7 +57,7 @@ def matching_files(path: str, *, what: str) -> list[pathlib.Path]:
         raise NotHereError(
             f"{what} must match at least one file, got {nothing} for '{path}' (from folder '{os.getcwd()}')."
         )
-    return _unique_files(found, what=what)
+    return [on_disk(file) for file in _unique_files(found, what=what)]
 
 
 def _pattern(path: str) -> str:

@@ -7,27 +7,29 @@ Source kind 'auto' tells the kind of a file by its name; what else may end a nam
     .parquet                  Parquet     a row is a document
     .tfrecord                 TFRecord    a record is a document
 
-All readers are plain Python: `fot_jax/data/tasks.py` makes seqio sources of them.
+All readers are plain Python: `fot_jax/data/tasks.py` makes seqio sources of them. Their `content` is the bytes of a
+file that was fetched ahead from a bucket; None: the file is opened.
 """
 
 import codecs
 import itertools
 import json
 import logging
-import pathlib
 import re
 from collections.abc import Callable, Iterator
 
 from fot_jax.config import ConfigError, SourceConfig, SourceKind, UserError
 from fot_jax.data.compressed import BY_SUFFIX, decompressed, format_of
+from fot_jax.data.files import SourceFile, on_disk, read_ahead, read_bytes
 from fot_jax.data.parquet import read_parquet
-from fot_jax.data.paths import matching_files
+from fot_jax.data.paths import listed_files
 from fot_jax.data.seeds import generator
 from fot_jax.data.stdlib_source import read_stdlib, stdlib_files, stdlib_root
 from fot_jax.data.synthetic import FILLER, passkey
 from fot_jax.data.tfrecord import read_tfrecord
 from fot_jax.data.utf8 import decode_file, decode_utf8, without_byte_order_mark
 from fot_jax.data.vocabulary import Vocabulary
+from fot_jax.storage.paths import StoragePath
 
 PASSKEY_DOCUMENTS = 1024
 PASSKEY_TOKENS = 1024
@@ -38,26 +40,26 @@ logger = logging.getLogger(__name__)
 Reader = Iterator[tuple[str, str]]
 
 
-def source_files(source: SourceConfig) -> list[pathlib.Path]:
-    """Lists the files a source reads, sorted (see `matching_files`); none for PASSKEY.
+def source_files(source: SourceConfig) -> list[SourceFile]:
+    """Lists the files a source reads, sorted (see `listed_files`); none for PASSKEY.
 
     Raises UserError when nothing matches, or the name of a file of an AUTO source does not tell its kind.
     """
     if source.kind is SourceKind.STDLIB:
-        return stdlib_files(stdlib_root())
+        return [on_disk(path) for path in stdlib_files(stdlib_root())]
     if source.kind is SourceKind.PASSKEY:
         return []
     if source.kind not in READERS:
         raise ConfigError(f"data.sources['{source.name}'].kind must be one that holds text, got '{source.kind.value}'.")
     what = f"data.sources['{source.name}'].path"
-    files = matching_files(source.path, what=what)
+    files = listed_files(source.path, what=what)
     if source.kind is SourceKind.AUTO:
-        for path in files:
-            kind_by_name(path, what=what, fix=" Or set the source's kind: 'text' reads files of any name as text.")
+        for file in files:
+            kind_by_name(file.path, what=what, fix=" Or set the source's kind: 'text' reads files of any name as text.")
     return files
 
 
-def kind_by_name(path: pathlib.Path, *, what: str, fix: str = "") -> SourceKind:
+def kind_by_name(path: StoragePath, *, what: str, fix: str = "") -> SourceKind:
     """Tells a file's kind by its name, by the table above, in either case.
 
     Args:
@@ -107,11 +109,11 @@ def _all_documents(source: SourceConfig, vocabulary: Vocabulary, seed: int, max_
     elif source.kind is SourceKind.PASSKEY:
         yield from _passkeys(source, vocabulary=vocabulary, seed=seed, count=max_documents or PASSKEY_DOCUMENTS)
     else:
-        for path in source_files(source):
+        for file, content in read_ahead(source_files(source)):
             try:
-                yield from READERS[source.kind](path, source.text_field)
+                yield from READERS[source.kind](file.path, source.text_field, content())
             except OSError as error:
-                raise UserError(f"'{path}' must be a file that can be read, got: {error}.") from error
+                raise UserError(f"'{file.path}' must be a file that can be read, got: {error}.") from error
 
 
 def _passkeys(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, count: int) -> Reader:
@@ -123,10 +125,13 @@ def _passkeys(source: SourceConfig, *, vocabulary: Vocabulary, seed: int, count:
         yield f"passkey[{index}]", made.prompt + made.answer
 
 
-def read_text(path: pathlib.Path, text_field: str) -> Reader:
+def read_text(path: StoragePath, text_field: str, content: bytes | None = None) -> Reader:
     """Yields one document: the whole file, without its byte order mark; .gz and .zst are decompressed."""
     del text_field
-    data = b"".join(decompressed(path)) if path.suffix.lower() in BY_SUFFIX else path.read_bytes()
+    if path.suffix.lower() in BY_SUFFIX:
+        data = b"".join(decompressed(path, content))
+    else:
+        data = read_bytes(path) if content is None else content
     try:
         text = decode_file(data, where=f"'{path}'")
     except UserError as error:
@@ -135,9 +140,9 @@ def read_text(path: pathlib.Path, text_field: str) -> Reader:
     yield str(path), text
 
 
-def read_jsonl(path: pathlib.Path, text_field: str) -> Reader:
+def read_jsonl(path: StoragePath, text_field: str, content: bytes | None = None) -> Reader:
     """Yields one document a line of a .jsonl, .jsonl.gz or .jsonl.zst file; skips empty lines, byte order marks."""
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_lines(path, content), 1):
         where = f"'{path}' line {number}"
         if number == 1:
             line = without_byte_order_mark(line, where=f"'{path}'")
@@ -172,9 +177,9 @@ def _json_text(line: str, text_field: str, *, where: str) -> str:
     return texts[0]
 
 
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
+def _lines(path: StoragePath, content: bytes | None) -> Iterator[bytes]:
     begun: list[bytes] = []  # the pieces of a line that may go on in the next block
-    for block in decompressed(path):
+    for block in decompressed(path, content):
         first, *others = block.split(b"\n")
         begun.append(first)
         if others:
@@ -185,9 +190,9 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
         yield b"".join(begun)
 
 
-def read_by_name(path: pathlib.Path, text_field: str) -> Reader:
+def read_by_name(path: StoragePath, text_field: str, content: bytes | None = None) -> Reader:
     """Yields the documents of a file of the kind that its name tells. Raises UserError for other names."""
-    return READERS[kind_by_name(path, what="a source of kind 'auto'")](path, text_field)
+    return READERS[kind_by_name(path, what="a source of kind 'auto'")](path, text_field, content)
 
 
 BY_NAME = {
@@ -196,7 +201,7 @@ BY_NAME = {
     ".parquet": SourceKind.PARQUET,
     ".tfrecord": SourceKind.TFRECORD,
 }
-READERS: dict[SourceKind, Callable[[pathlib.Path, str], Reader]] = {
+READERS: dict[SourceKind, Callable[[StoragePath, str, bytes | None], Reader]] = {
     SourceKind.AUTO: read_by_name,
     SourceKind.TEXT: read_text,
     SourceKind.JSONL: read_jsonl,

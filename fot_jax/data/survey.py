@@ -67,7 +67,7 @@ def survey(data: DataConfig, *, seed: int) -> Survey:
       UserError: a source that cannot be read.
     """
     listed = [source_files(source) for source in data.sources]
-    sizes = tuple(sum(path.stat().st_size for path in files) for files in listed)
+    sizes = tuple(sum(file.size for file in files) for files in listed)
     store = open_store(data, seed=seed)
     tokenised = store is not None
     if store is None and sum(sizes) <= MOST_BYTES:
@@ -83,7 +83,7 @@ def text_lengths(data: DataConfig) -> tuple[np.ndarray, int]:
 
     Raises UserError for more than MOST_BYTES of files, and as `survey`.
     """
-    found = sum(path.stat().st_size for source in data.sources for path in source_files(source))
+    found = sum(file.size for source in data.sources for file in source_files(source))
     if found > MOST_BYTES:
         raise UserError(
             f"data.sources must hold at most {size(MOST_BYTES)} of files to be counted, got {size(found)}."

@@ -13,22 +13,34 @@ from typing import IO
 
 from fot_jax.config import UserError
 from fot_jax.data.compressed import BY_SUFFIX, format_of
+from fot_jax.data.files import local_copy
 from fot_jax.data.utf8 import decode_utf8
 from fot_jax.extras import needs
+from fot_jax.storage.paths import StoragePath
 
 HEAD, TAIL = 12, 4  # bytes around a record
 PIECE = 1 << 20
 
 
-def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, str]]:
-    """Yields one document a record: a tf.train.Example with one bytes feature; .gz is decompressed."""
+def read_tfrecord(path: StoragePath, text_field: str, content: bytes | None = None) -> Iterator[tuple[str, str]]:
+    """Yields one document a record: a tf.train.Example with one bytes feature; .gz is decompressed.
+
+    A file in a bucket is copied first: TensorFlow reads gs:// with a client and a login of its own. `content` is the
+    file's bytes.
+    """
+    with local_copy(path, content) as copy:
+        yield from _read_copy(copy, path, text_field)
+
+
+def _read_copy(copy: pathlib.Path, path: StoragePath, text_field: str) -> Iterator[tuple[str, str]]:
+    """Yields as `read_tfrecord` from a file of this machine; `path` is what documents and errors are named by."""
     with needs("data", f"Reading TFRecord files ('{path}')"):
         import tensorflow as tf
     from google.protobuf.message import DecodeError
 
-    compressed = _is_gzip(path)
-    _check_frames(path, compressed=compressed)
-    records = tf.data.TFRecordDataset([str(path)], compression_type="GZIP" if compressed else "")
+    compressed = _is_gzip(copy, path)
+    _check_frames(copy, path, compressed=compressed)
+    records = tf.data.TFRecordDataset([str(copy)], compression_type="GZIP" if compressed else "")
     index = 0
     try:
         for serialised in records.as_numpy_iterator():
@@ -48,12 +60,12 @@ def read_tfrecord(path: pathlib.Path, text_field: str) -> Iterator[tuple[str, st
         raise _truncated_error(path, index, str(error).splitlines()[0]) from error
 
 
-def _check_frames(path: pathlib.Path, *, compressed: bool) -> None:
+def _check_frames(copy: pathlib.Path, path: StoragePath, *, compressed: bool) -> None:
     """Raises UserError unless a file ends with a record; before TensorFlow reads ahead, and crashes."""
     index = at = 0
-    size = path.stat().st_size
+    size = copy.stat().st_size
     try:
-        with gzip.open(path) if compressed else path.open("rb") as file:
+        with gzip.open(copy) if compressed else copy.open("rb") as file:
             while head := file.read(HEAD):
                 if len(head) < HEAD:
                     raise _truncated_error(path, index, f"the file ends {len(head)} bytes after the record before")
@@ -68,7 +80,7 @@ def _check_frames(path: pathlib.Path, *, compressed: bool) -> None:
         raise _truncated_error(path, index, str(error)) from error
 
 
-def _truncated_error(path: pathlib.Path, index: int, reason: str) -> UserError:
+def _truncated_error(path: StoragePath, index: int, reason: str) -> UserError:
     return UserError(
         f"'{path}' record {index} must be a whole record of a TFRecord file, got one that is cut short or"
         f" corrupt ({reason}). Fetch the file again."
@@ -85,9 +97,9 @@ def _skip(file: IO[bytes], count: int) -> bool:
     return True
 
 
-def _is_gzip(path: pathlib.Path) -> bool:
+def _is_gzip(copy: pathlib.Path, path: StoragePath) -> bool:
     """True if a TFRecord file is gzip by its name. Raises UserError where its content says otherwise."""
-    with open(path, "rb") as file:
+    with open(copy, "rb") as file:
         found = format_of(file.read(16))
     stated = BY_SUFFIX.get(path.suffix.lower())
     if stated == found and stated in (None, "gzip"):

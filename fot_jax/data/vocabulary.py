@@ -22,9 +22,11 @@ from fot_jax.config.errors import NotHereError
 from fot_jax.data.llama_tokenizer import as_llama
 from fot_jax.data.plain_vocabularies import ByteVocabulary, SymbolVocabulary
 from fot_jax.data.sentencepiece_vocabulary import open_sentencepiece
+from fot_jax.data.tokenizer_copies import copied_tokenizer
 from fot_jax.data.tokenizer_settings import read_settings
 from fot_jax.data.tokenizer_vocabulary import TokenizerVocabulary, read_definition
 from fot_jax.logging import info_once
+from fot_jax.storage.paths import in_bucket
 
 __all__ = [
     "ByteVocabulary",
@@ -112,8 +114,15 @@ def encode_prompt(vocabulary: Vocabulary, text: str) -> list[int]:
 
 
 def existing_file(path: str) -> str:
-    """Expands '~' and variables in a path. Raises NotHereError when no such file exists."""
+    """Expands '~' and variables in a path; a bucket's file is copied to this machine with the files next to it.
+
+    Raises:
+      NotHereError: no such file exists.
+      UserError: the bucket cannot be read.
+    """
     expanded = os.path.expanduser(os.path.expandvars(path))
+    if in_bucket(expanded):
+        return str(copied_tokenizer(expanded))
     if not os.path.isfile(expanded):
         raise NotHereError(f"data.vocabulary.path must name a file, got '{path}', which does not exist.")
     return expanded

@@ -3,22 +3,27 @@
 DIR/TASK.DIGEST.partial.jsonl    line 1: what is measured, with digest DIGEST; then one line per piece: [key, result]
 
 Other runs, checkpoints or settings have another digest and do not touch this file. It is removed when the report
-is written.
+is written. On a disk a piece is appended as soon as it is finished. An object in a bucket cannot be appended to: it is
+written again with all pieces, at most every five seconds, and when the measurement is interrupted.
 """
 
 import hashlib
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from fot_jax.config.errors import explained_disk_full
+from fot_jax.storage.paths import StoragePath
 from fot_jax.workdir import write_whole
 
 logger = logging.getLogger(__name__)
+
+BUCKET_SECONDS = 5.0
 
 Key = tuple[str | int, ...]
 # (key, compute) -> the result of compute(), or its kept result from before; results are JSON.
@@ -48,7 +53,7 @@ class Journal:
       num_resumed: number of pieces that an interrupted measurement left.
     """
 
-    def __init__(self, directory: pathlib.Path, task: str, *, measured: Mapping[str, object]) -> None:
+    def __init__(self, directory: StoragePath, task: str, *, measured: Mapping[str, object]) -> None:
         """Opens the journal of `measured` (JSON), or begins a new one.
 
         Args:
@@ -59,7 +64,7 @@ class Journal:
         head = json.dumps(measured, sort_keys=True)
         self.path = directory / f"{task}.{digest(head)}.partial.jsonl"
         self._found: dict[Key, Any] = {}
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        text = self.path.read_bytes().decode(errors="replace") if self.path.is_file() else ""
         first, *lines = text.split("\n")
         if first == head:
             self._found = _pieces(lines)
@@ -68,9 +73,10 @@ class Journal:
             logger.warning(
                 "%s: %d pieces measured before it was interrupted are taken up.", self.path, self.num_resumed
             )
-        whole = "".join(line + "\n" for line in (head, *(_line(key, found) for key, found in self._found.items())))
-        if text != whole:  # new, or an interruption has cut a line off
-            write_whole(self.path, whole)
+        self._head = head
+        self._written = time.monotonic()
+        if text != self._text():  # new, or an interruption has cut a line off
+            write_whole(self.path, self._text())
 
     def memoize(self, *prefix: str | int) -> Memoize:
         """Returns a `Memoize` that puts a prefix before its keys."""
@@ -79,17 +85,31 @@ class Journal:
             whole = (*prefix, *key)
             if whole not in self._found:
                 self._found[whole] = self._computed(compute)
-                with explained_disk_full(self.path.parent), self.path.open("a", encoding="utf-8") as file:
-                    file.write(_line(whole, self._found[whole]) + "\n")
+                self._keep(whole)
             return self._found[whole]
 
         return found
+
+    def _text(self) -> str:
+        """Returns the whole journal."""
+        return "".join(line + "\n" for line in (self._head, *(_line(key, found) for key, found in self._found.items())))
+
+    def _keep(self, key: Key) -> None:
+        """Writes a finished piece."""
+        if isinstance(self.path, pathlib.Path):
+            with explained_disk_full(self.path.parent), self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(key, self._found[key]) + "\n")
+        elif time.monotonic() - self._written >= BUCKET_SECONDS:
+            write_whole(self.path, self._text())
+            self._written = time.monotonic()
 
     def _computed(self, compute: Callable[[], Any]) -> Any:
         """Returns compute(); adds a note to an interrupt that says what is kept."""
         try:
             return compute()
         except KeyboardInterrupt as interrupt:
+            if not isinstance(self.path, pathlib.Path):
+                write_whole(self.path, self._text())
             interrupt.add_note(f"{len(self._found)} finished pieces are kept in {self.path}")
             raise
 

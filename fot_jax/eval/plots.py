@@ -3,12 +3,12 @@
 import dataclasses
 import io
 import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from fot_jax.extras import needs
+from fot_jax.storage.paths import StoragePath
 from fot_jax.workdir import write_whole
 
 with needs("plots", "A report of an evaluation"):
@@ -55,7 +55,7 @@ class Panel:
     subtitle: str = ""
 
 
-def plot_curves(path: pathlib.Path, *, curves: Sequence[Curve], panel: Panel) -> None:
+def plot_curves(path: StoragePath, *, curves: Sequence[Curve], panel: Panel) -> None:
     """Draws the curves into one panel and writes it to `path` (PNG, 150 dots per inch).
 
     Raises:
@@ -64,7 +64,7 @@ def plot_curves(path: pathlib.Path, *, curves: Sequence[Curve], panel: Panel) ->
     plot_panels(path, panels=[(panel, curves)])
 
 
-def plot_panels(path: pathlib.Path, *, panels: Sequence[tuple[Panel, Sequence[Curve]]]) -> None:
+def plot_panels(path: StoragePath, *, panels: Sequence[tuple[Panel, Sequence[Curve]]]) -> None:
     """Draws panels with their curves, two per row, and writes them to `path` (PNG, 150 dots per inch).
 
     Raises:
@@ -89,7 +89,7 @@ def plot_panels(path: pathlib.Path, *, panels: Sequence[tuple[Panel, Sequence[Cu
     _save(figure, path)
 
 
-def plot_map(path: pathlib.Path, *, values: np.ndarray, panel: Panel) -> None:
+def plot_map(path: StoragePath, *, values: np.ndarray, panel: Panel) -> None:
     """Draws values [rows, columns] in 0..1 as a heat map, row 0 at the top (PNG, 150 dots per inch)."""
     rows, columns = values.shape
     figure, axes = plt.subplots(
@@ -105,7 +105,7 @@ def plot_map(path: pathlib.Path, *, values: np.ndarray, panel: Panel) -> None:
     _save(figure, path)
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
+def _save(figure: Figure, path: StoragePath) -> None:
     """Writes a figure as PNG, whole or not at all, and closes it."""
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, format="png")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from fot_jax.eval.journal import Journal
+from fot_jax.storage.paths import StoragePath
 from fot_jax.workdir import write_whole
 
 Cell = str | int | float
@@ -116,7 +117,7 @@ def render_page(report: Report, *, origin: Mapping[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_report(report: Report, *, directory: pathlib.Path) -> None:
+def write_report(report: Report, *, directory: StoragePath) -> None:
     """Writes `<task>.json`, `<task>.md` and, where there are examples, `<task>_examples.jsonl`; removes its journal.
 
     Raises:
@@ -134,7 +135,7 @@ def write_report(report: Report, *, directory: pathlib.Path) -> None:
         report.journal.remove()
 
 
-def write_jsonl(path: pathlib.Path, *, rows: Iterable[Mapping[str, object]]) -> None:
+def write_jsonl(path: StoragePath, *, rows: Iterable[Mapping[str, object]]) -> None:
     """Writes one JSON object per line."""
     write_whole(path, "".join(to_json(row) + "\n" for row in rows))
 

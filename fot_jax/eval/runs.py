@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from fot_jax.checkpoint import load_params, trained_documents
+from fot_jax.checkpoint import COMMITTED, load_params, trained_documents
 from fot_jax.config import (
     EvaluationConfig,
     ExperimentConfig,
@@ -27,6 +27,7 @@ from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval.reading import EvaluatedModel, borrow_memory_layers
 from fot_jax.infer.cuts import reads_memory
 from fot_jax.logging import warn_once
+from fot_jax.storage.paths import StoragePath, storage_path, version
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,11 @@ class Run:
       workdir: its folder.
       config: the experiment's config.
       step: optimizer steps for which its parameters were trained.
-      saved: when its checkpoint was saved (st_mtime_ns); 0 if the checkpoint is gone.
+      saved: when its checkpoint was saved (nanoseconds, in a bucket its generation); 0 if the checkpoint is gone.
       evaluated: the model as it is measured.
     """
 
-    workdir: pathlib.Path
+    workdir: StoragePath
     config: ExperimentConfig
     step: int
     saved: int
@@ -53,7 +54,7 @@ class Run:
     def identity(self) -> dict[str, object]:
         """JSON record of the parameters, when they were saved, and the model in which they are measured."""
         return {
-            "workdir": str(self.workdir.resolve()),
+            "workdir": str(_resolved(self.workdir)),
             "step": self.step,
             "saved": self.saved,
             "seed": self.config.seed,
@@ -136,9 +137,9 @@ def warn_if_memory_unread(comparison: Comparison, lengths: Iterable[int]) -> Non
 
 
 def load_comparison(
-    workdirs: Sequence[pathlib.Path],
+    workdirs: Sequence[StoragePath],
     *,
-    baseline_workdirs: Sequence[pathlib.Path],
+    baseline_workdirs: Sequence[StoragePath],
     step: int | Literal["latest", "best"],
     memory_changes: dict[str, object],
     evaluation_changes: dict[str, object],
@@ -180,7 +181,7 @@ def load_comparison(
         evaluated = EvaluatedModel(label=label, params=params, model=model, memory=memory)
         runs.append(
             Run(
-                workdir=pathlib.Path(folder), config=config, step=at, saved=_saved_time(folder, at), evaluated=evaluated
+                workdir=storage_path(folder), config=config, step=at, saved=_saved_time(folder, at), evaluated=evaluated
             )
         )
     return Comparison(
@@ -192,18 +193,23 @@ def load_comparison(
     )
 
 
-def _labels(folders: Sequence[pathlib.Path], names: list[str], *, compared: list[int]) -> list[str]:
+def _labels(folders: Sequence[StoragePath], names: list[str], *, compared: list[int]) -> list[str]:
     """Returns the configs' names; folders' names or paths where compared runs would otherwise share a label."""
-    for labels in (names, [pathlib.Path(folder).name for folder in folders]):
+    for labels in (names, [storage_path(folder).name for folder in folders]):
         if len({labels[number] for number in compared}) == len(compared):
             return labels
     return [str(folder) for folder in folders]
 
 
-def _saved_time(workdir: pathlib.Path, step: int) -> int:
-    """Returns when a checkpoint was saved (st_mtime_ns); 0 if a concurrent training has removed it."""
+def _resolved(workdir: StoragePath) -> StoragePath:
+    return workdir.resolve() if isinstance(workdir, pathlib.Path) else workdir
+
+
+def _saved_time(workdir: StoragePath, step: int) -> int:
+    """Returns when a checkpoint was saved; 0 if a concurrent training has removed it."""
+    path = storage_path(workdir) / "checkpoints" / str(step)
     try:
-        return (pathlib.Path(workdir) / "checkpoints" / str(step)).stat().st_mtime_ns
+        return int(version(path if isinstance(path, pathlib.Path) else path / COMMITTED))
     except FileNotFoundError:
         return 0
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from fot_jax.config import UserError
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.statistics import Interval
+from fot_jax.storage.paths import StoragePath
 from fot_jax.train.metrics import read_rows
 
 MEMORY_CONTEXTS = 16  # local contexts of memory that the demo is judged at
@@ -19,7 +19,7 @@ DISTRACTION_TARGET = 4 / 16
 LOSS_PLOT = "loss.png"
 
 
-def read_results(workdir: pathlib.Path, task: str) -> dict[str, Any]:
+def read_results(workdir: StoragePath, task: str) -> dict[str, Any]:
     """Returns the `results` of a task's JSON in WORKDIR/eval.
 
     Raises:
@@ -91,7 +91,7 @@ def target_table(*, saving: float, share: float) -> Table:
     return Table(title="Targets", columns=("measure", "got", "target", ""), rows=rows)
 
 
-def plot_losses(path: pathlib.Path, *, workdirs: Sequence[pathlib.Path]) -> None:
+def plot_losses(path: StoragePath, *, workdirs: Sequence[StoragePath]) -> None:
     """Plots training loss against step, and held-out loss where it was measured.
 
     Raises:
@@ -112,7 +112,7 @@ def plot_losses(path: pathlib.Path, *, workdirs: Sequence[pathlib.Path]) -> None
     plot_curves(path, curves=curves, panel=panel)
 
 
-def summarise(workdir: pathlib.Path, *, baseline_workdirs: Sequence[pathlib.Path]) -> Report:
+def summarise(workdir: StoragePath, *, baseline_workdirs: Sequence[StoragePath]) -> Report:
     """Builds the demo's summary from WORKDIR/eval and the runs' metrics; draws WORKDIR/loss.png.
 
     Raises:

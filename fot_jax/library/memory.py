@@ -188,7 +188,8 @@ class Memory:
         """Writes the memory to a folder, from which `Model.load_memory` reads it.
 
         Args:
-          directory: a new or empty folder; with `replace`, also one that holds another memory.
+          directory: a new or empty folder, here or at gs://BUCKET/FOLDER; with `replace`, also one that holds
+            another memory.
           replace: whether that one may be replaced, once the new one is whole.
 
         Raises:

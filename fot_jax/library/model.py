@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -30,6 +29,8 @@ from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource
 from fot_jax.models.init import boxed_shapes
 from fot_jax.sharding import make_mesh, param_shardings
+from fot_jax.storage.explain import explained
+from fot_jax.storage.paths import storage_path
 
 
 def load(
@@ -52,7 +53,10 @@ def load(
     Raises:
       UserError: there is no such run or checkpoint, it is damaged, or the model does not fit the mesh.
     """
-    if not (Path(workdir) / "config.json").is_file():
+    path = storage_path(workdir) / "config.json"
+    with explained(path):
+        found = path.is_file()
+    if not found:
         raise UserError(
             f"a run's folder must hold config.json, got {os.fspath(workdir)!r}, which has none. Name the folder of a"
             " run of launch.train, or the one that launch.convert import wrote."
@@ -151,7 +155,7 @@ class Model:
         """Loads a memory that `Memory.save`, `launch.read` or `launch.generate --save-memory` wrote.
 
         Args:
-          directory: its folder.
+          directory: its folder, here or at gs://BUCKET/FOLDER.
           stream: the prompt's number, where launch.generate read several.
 
         Raises:

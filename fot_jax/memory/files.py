@@ -1,4 +1,4 @@
-"""Memories on disk: a folder with `meta.json` and one TensorStore (zarr3) array pair per stream.
+"""Memories on disk or in a bucket: a folder with `meta.json` and one TensorStore (zarr3) array pair per stream.
 
     DIR/meta.json             format, model fingerprint, shapes, checksums of the arrays and of meta.json itself
     DIR/stream_0/keys         [P, G, M, D], oldest entry first
@@ -6,18 +6,16 @@
     DIR/stream_0/key_scales   [P, G, M, 1] float32, of int8 entries; value_scales likewise
     DIR/texts.json            [[name, text], …] that were read, where they are known
 
-An empty stream has no arrays.
+In a bucket all but meta.json is in DIR/arrays-0123456789abcdef, which meta.json names (`replacement.py`). An empty
+stream has no arrays.
 """
 
-import contextlib
 import json
-import logging
 import math
 import os
 import pathlib
-import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,27 +23,25 @@ import tensorstore as ts
 
 from fot_jax.config import UserError
 from fot_jax.config.errors import explained_disk_full
+from fot_jax.memory.meta import ENTRIES, FORMAT, array_names, arrays_folder, is_memory, meta_checksum, read_meta
+from fot_jax.memory.replacement import is_unfinished, replacing, write_meta
 from fot_jax.memory.store import MemoryStore
+from fot_jax.storage.explain import explained, missing_bucket
+from fot_jax.storage.paths import SCHEME, StoragePath, bucket_files, files_below, storage_path
 
-logger = logging.getLogger(__name__)
-
-FORMAT = "fot_jax memory 1"
-_ENTRIES = ("keys", "values")
 TEXTS = "texts.json"
 CHUNK_ENTRIES = 65536  # entries per zarr chunk
-MOST_WIDE = 1 << 20  # layers, heads or components of a head, in any memory
-META_BYTES = 1 << 24  # most that a meta.json may have: about 200,000 streams
 READ_UNSEEN = (
     1 << 26
 )  # bytes of an array that are read whatever its chunks hold; more must be there before room is made
 
 
-def _spec(path: pathlib.Path, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+def _spec(path: StoragePath, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
     """TensorStore's description of an array; one on disk that differs from it is not opened."""
     chunk = [1, 1, min(shape[2], CHUNK_ENTRIES), shape[3]]
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path)},
+        "kvstore": _kvstore(path),
         "metadata": {
             "shape": list(shape),
             "data_type": dtype,
@@ -56,30 +52,30 @@ def _spec(path: pathlib.Path, shape: tuple[int, ...], dtype: str) -> dict[str, A
     }
 
 
-def _names(dtype: Any) -> tuple[str, ...]:
-    """Returns the names of a stream's arrays."""
-    return _ENTRIES + (("key_scales", "value_scales") if dtype == "int8" else ())
+def _kvstore(path: StoragePath) -> dict[str, str]:
+    """TensorStore's description of a folder."""
+    if isinstance(path, pathlib.Path):
+        return {"driver": "file", "path": str(path)}
+    bucket, _, folder = os.fspath(path).removeprefix(SCHEME).partition("/")
+    return {"driver": "gcs", "bucket": bucket, "path": f"{folder}/"}
 
 
 def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
 
 
-def _meta_checksum(meta: Mapping[str, Any]) -> int:
-    """Returns the checksum of all fields but its own."""
-    fields = {name: value for name, value in meta.items() if name != "checksum"}
-    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
-
-
-def is_memory(directory: str | os.PathLike[str]) -> bool:
-    """True if a folder holds a memory that `save` would replace."""
-    return (pathlib.Path(directory) / "meta.json").is_file()
-
-
 def check_writable(directory: str | os.PathLike[str]) -> None:
     """Raises UserError where `save` would refuse: the folder exists and is not a memory."""
-    path = pathlib.Path(directory)
-    if path.exists() and not (path / "meta.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+    path = storage_path(directory)
+    if isinstance(path, pathlib.Path):
+        other = path.exists() and not is_memory(path) and not (path.is_dir() and not any(path.iterdir()))
+    else:
+        try:
+            with explained(path):
+                other = not is_memory(path) and any(not is_unfinished(path, file) for file in files_below(path))
+        except FileNotFoundError as error:
+            raise missing_bucket(path) from error
+    if other:
         raise UserError(f"memory folder must be new, empty or an earlier memory, got '{path}'. Name another folder.")
 
 
@@ -95,25 +91,25 @@ def save(
 
     Args:
       store: the memory.
-      directory: the folder, made with its parents.
+      directory: the folder, made with its parents; or gs://BUCKET/FOLDER.
       fingerprint: of the model that wrote the entries (`fingerprint.fingerprint`).
       scaling_from: `memory.log_length_scaling_from` with which they were written.
       texts: name and text of what was read, for `load_texts`.
 
     Raises:
-      UserError: the folder holds something else.
+      UserError: the folder holds something else, or cannot be written.
     """
     check_writable(directory)
-    path = pathlib.Path(directory)
-    with _atomic_replacement(path) as fresh, explained_disk_full(path, needed=store.bytes()):
+    path = storage_path(directory)
+    with replacing(path) as new, explained_disk_full(os.fspath(path), needed=store.bytes()):
         checksums = []
         for stream in range(store.streams):
             held = store.stored(stream, slice(None), store.live(stream))
-            arrays = dict(zip(_names(store.dtype.name), held, strict=True))
+            arrays = dict(zip(array_names(store.dtype.name), held, strict=True))
             checksums.append({name: _checksum(array) for name, array in arrays.items()})
             for name, array in arrays.items():
                 if array.size:
-                    _write(fresh / f"stream_{stream}" / name, array)
+                    _write(new.folder / f"stream_{stream}" / name, array)
         meta = {
             "format": FORMAT,
             "fingerprint": fingerprint,
@@ -127,34 +123,15 @@ def save(
         }
         if texts:
             written = json.dumps(list(texts)).encode()
-            (fresh / TEXTS).write_bytes(written)
+            (new.folder / TEXTS).write_bytes(written)
             meta["texts"] = zlib.crc32(written)
-        meta["checksum"] = _meta_checksum(meta)
-        (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        if new.arrays:
+            meta["arrays"] = new.arrays
+        meta["checksum"] = meta_checksum(meta)
+        write_meta(new, json.dumps(meta, indent=1) + "\n")
 
 
-@contextlib.contextmanager
-def _atomic_replacement(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Holds a new folder that replaces `path` at the end; after an error it is gone and `path` is unchanged."""
-    with explained_disk_full(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-    try:
-        yield fresh
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write(path: pathlib.Path, array: np.ndarray) -> None:
+def _write(path: StoragePath, array: np.ndarray) -> None:
     ts.open(_spec(path, array.shape, array.dtype.name), create=True).result().write(array).result()
 
 
@@ -172,8 +149,8 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
       UserError: the folder is missing, not a memory, another model's, read with another scale, or damaged; the
         entries do not fit into memory.
     """
-    path = pathlib.Path(directory)
-    meta = _read_meta(path)
+    path = storage_path(directory)
+    meta = read_meta(path)
     if meta["fingerprint"] != fingerprint:
         raise UserError(
             f"memory '{path}' must come from this model (fingerprint {fingerprint}), got one of another model "
@@ -186,7 +163,7 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
         )
     for stream, length in enumerate(meta["lengths"]):
         if length:
-            for name in _names(meta["dtype"]):
+            for name in array_names(meta["dtype"]):
                 _open(path, stream, name, meta)
     store = MemoryStore(
         memory_layers=meta["memory_layers"],
@@ -198,7 +175,7 @@ def load(directory: str | os.PathLike[str], *, fingerprint: str, scaling_from: i
     )
     for stream, length in enumerate(meta["lengths"]):
         if length:
-            store.restore(stream, *(_read(path, stream, name, meta) for name in _names(meta["dtype"])))
+            store.restore(stream, *(_read(path, stream, name, meta) for name in array_names(meta["dtype"])))
     return store
 
 
@@ -208,12 +185,14 @@ def load_texts(directory: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]
     Raises:
       UserError: the folder is missing, not a memory, or damaged.
     """
-    path = pathlib.Path(directory)
-    wanted = _read_meta(path).get("texts")
+    path = storage_path(directory)
+    meta = read_meta(path)
+    wanted = meta.get("texts")
     if wanted is None:
         return ()
     try:
-        written = (path / TEXTS).read_bytes()
+        with explained(path):
+            written = (arrays_folder(path, meta) / TEXTS).read_bytes()
     except OSError as error:
         raise _damaged_error(path, TEXTS) from error
     if zlib.crc32(written) != wanted:
@@ -221,75 +200,24 @@ def load_texts(directory: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]
     return tuple((name, text) for name, text in json.loads(written))
 
 
-def _read_meta(path: pathlib.Path) -> dict[str, Any]:
-    file = path / "meta.json"
-    if not file.is_file():
-        raise UserError(f"memory folder must hold meta.json, got '{path}', which has none. Save a memory there first.")
-    damaged = f"memory '{path}' is damaged: meta.json cannot be read. Write it again."
-    if file.stat().st_size > META_BYTES:
-        raise UserError(damaged)
-    try:
-        meta = json.loads(file.read_text("utf-8"))
-        known = meta["format"] == FORMAT
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(damaged) from error
-    if not known:
-        raise UserError(f"memory '{path}' must have format {FORMAT!r}, got {meta['format']!r:.60}. Write it again.")
-    _check_meta(path, meta)
-    return meta
-
-
-def _check_meta(path: pathlib.Path, meta: dict[str, Any]) -> None:
-    """Raises UserError where a field that `save` writes is missing or of another kind, or any was changed."""
-
-    def is_integer(value: Any, least: int = 0, most: int = 1 << 40) -> bool:
-        return type(value) is int and least <= value <= most
-
-    def is_integer_list(value: Any) -> bool:
-        return isinstance(value, list) and all(map(is_integer, value))
-
-    def is_checksum_list(value: Any) -> bool:
-        return isinstance(value, list) and all(
-            isinstance(one, dict) and set(_names(meta.get("dtype"))) <= set(one) for one in value
-        )
-
-    rules = {
-        "fingerprint": lambda value: isinstance(value, str),
-        "logn_from": is_integer,
-        "memory_layers": lambda value: is_integer_list(value) and 0 < len(value) == len(set(value)) < MOST_WIDE,
-        "kv_heads": lambda value: is_integer(value, 1, MOST_WIDE),
-        "head_dim": lambda value: is_integer(value, 1, MOST_WIDE),
-        "dtype": lambda value: value in ("float32", "bfloat16", "float16", "int8"),
-        "lengths": lambda value: is_integer_list(value) and len(value) > 0,
-        "checksums": lambda value: (
-            is_checksum_list(value) and is_integer_list(meta.get("lengths")) and len(value) == len(meta["lengths"])
-        ),
-    }
-    wrong = [name for name, rule in rules.items() if name not in meta or not rule(meta[name])]
-    if wrong:
-        raise UserError(f"memory '{path}' is damaged: meta.json lacks a valid {', '.join(wrong)}. Write it again.")
-    if "checksum" not in meta:
-        logger.info("memory '%s' was written before meta.json had a checksum: only its arrays are checked.", path)
-    elif meta["checksum"] != _meta_checksum(meta):
-        raise UserError(f"memory '{path}' is damaged: meta.json was changed. Write it again.")
-
-
-def _damaged_error(path: pathlib.Path, place: str) -> UserError:
+def _damaged_error(path: StoragePath, place: str) -> UserError:
     return UserError(f"memory '{path}' is damaged: {place} is truncated, changed or missing. Write it again.")
 
 
-def _open(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> Any:
+def _open(path: StoragePath, stream: int, name: str, meta: dict[str, Any]) -> Any:
     """The TensorStore of one array, of the shape that meta.json states; where it is large, its bytes are there.
 
     So no room is made for what a damaged file declares.
     """
     place = f"stream_{stream}/{name}"
-    scales = name not in _ENTRIES
-    width, dtype = (1, "float32") if scales else (meta["head_dim"], meta["dtype"])
+    width, dtype = (meta["head_dim"], meta["dtype"]) if name in ENTRIES else (1, "float32")
     shape = (len(meta["memory_layers"]), meta["kv_heads"], meta["lengths"][stream], width)
     try:
-        array = ts.open(_spec(path / place, shape, dtype), open=True).result()
-        there = sum(file.stat().st_size for file in (path / place).rglob("*") if file.is_file())
+        with explained(path):
+            array = ts.open(_spec(arrays_folder(path, meta) / place, shape, dtype), open=True).result()
+            there = _bytes_below(arrays_folder(path, meta) / place)
+    except UserError:
+        raise
     except (ValueError, OSError) as error:  # what TensorStore raises for missing or unreadable files
         raise _damaged_error(path, place) from error
     if math.prod(shape) * array.dtype.numpy_dtype.itemsize > max(there, READ_UNSEEN):
@@ -297,12 +225,22 @@ def _open(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> A
     return array
 
 
-def _read(path: pathlib.Path, stream: int, name: str, meta: dict[str, Any]) -> np.ndarray:
+def _bytes_below(folder: StoragePath) -> int:
+    """Sums the bytes of all files in a folder and its subfolders."""
+    if isinstance(folder, pathlib.Path):
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(info["size"] for info in bucket_files().find(os.fspath(folder), detail=True).values())
+
+
+def _read(path: StoragePath, stream: int, name: str, meta: dict[str, Any]) -> np.ndarray:
     """Reads one array and checks it: a missing chunk reads as zeros, so only the checksum tells."""
     place = f"stream_{stream}/{name}"
     stored = _open(path, stream, name, meta)
     try:
-        array = stored.read().result()
+        with explained(path):
+            array = stored.read().result()
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
         raise _damaged_error(path, place) from error
     if _checksum(array) != meta["checksums"][stream][name]:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,13 +22,18 @@ from fot_jax.ops.backends.choose import check_platform
 from fot_jax.ops.distributed import ring_schedule
 from fot_jax.ops.plans import make_plan
 from fot_jax.sharding import batch_sharding, make_mesh, replicated
+from fot_jax.storage.access import check_access
+from fot_jax.storage.lease import LEASE_SECONDS, end_process
+from fot_jax.storage.mirror import OutputFolder
+from fot_jax.storage.paths import StoragePath, storage_path
 from fot_jax.train import state as train_state
 from fot_jax.train.context_schedule import ContextSchedule
+from fot_jax.train.metrics import METRICS
 from fot_jax.train.plan_notice import plan_notice, unseen_notice
 from fot_jax.train.prefetch import Prefetcher
 from fot_jax.train.profile import Profile, ProfileSteps
 from fot_jax.train.recorder import Recorder
-from fot_jax.train.saver import Saver, disk_full_in_one_line
+from fot_jax.train.saver import Saver, storage_errors_in_one_line
 from fot_jax.train.step import check_batch, crossbatch_ring, make_eval_step, make_train_step
 from fot_jax.train.stop_signal import StopSignal
 from fot_jax.train.time_accounting import Part, TimeAccount
@@ -59,6 +63,8 @@ def train(
     devices: list[jax.Device] | None = None,
     log: Callable[[str], None] = print,
     profile: ProfileSteps | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+    lost: Callable[[str], object] = end_process,
 ) -> Outcome:
     """Trains to `train.steps`, continuing from the newest checkpoint in the folder if there is one.
 
@@ -70,11 +76,13 @@ def train(
 
     Args:
       config: the experiment.
-      workdir: the run's folder: config.json, checkpoints/, metrics.jsonl, tensorboard/.
+      workdir: the run's folder, which may be in a bucket: config.json, checkpoints/, metrics.jsonl, tensorboard/.
       allow_changes: config paths that may differ from the run already there.
       devices: the devices of the mesh; None: all.
       log: prints one line of progress.
       profile: the steps to trace; None: no trace.
+      lease_seconds: in a bucket, how long the lock of the run outlives a killed process.
+      lost: called with one line when another process takes that lock; by default ends this process.
 
     Raises:
       UserError: the folder belongs to another config, or another process trains in it; an unreadable checkpoint,
@@ -82,14 +90,15 @@ def train(
       KeyboardInterrupt: SIGINT came before the first step was done.
       NonFiniteError: a metric became NaN or infinite; the last good checkpoint stays.
     """
-    folder = Path(workdir)
+    folder = storage_path(workdir)
     log = log if distributed.is_first() else _log_nothing
     mesh = make_mesh(config.mesh, devices)
     rows = config.train.batch_rows // config.train.accumulation
     check_batch(config, mesh)
     check_platform(config.model.attention, mesh.devices.flat[0].platform)
     abstract = train_state.abstract_state(config, mesh)
-    run_folder.compare_config(folder, config, allow_changes=allow_changes)  # fail before the data takes minutes
+    check_access(folder)  # fail before the data takes minutes
+    run_folder.compare_config(folder, config, allow_changes=allow_changes)
     if (notice := plan_notice(config)) is not None:
         log(f"note: {notice}")
     check_data(config)  # what can be told without tokens, before tokenising takes minutes
@@ -100,9 +109,9 @@ def train(
     plans = functools.cache(functools.partial(_plan, config, mesh, rows))
     train_step = make_train_step(config, mesh)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(disk_full_in_one_line(folder))
+        stack.enter_context(storage_errors_in_one_line(folder))
         time_account = stack.enter_context(TimeAccount())
-        stack.enter_context(run_folder.only_writer(folder))
+        lease = stack.enter_context(run_folder.only_writer(folder, lease_seconds=lease_seconds, lost=lost))
         for line in run_folder.compare_config(folder, config, allow_changes=allow_changes):
             log(f"config changed: {line}")
         stop = stack.enter_context(StopSignal())
@@ -123,9 +132,10 @@ def train(
         log(f"resumed after step {start}" if start else f"new run in {folder}")
         for line in _notices(config, mesh, stream, start=start, final=schedule.final, plans=plans):
             log(line)
+        outputs = stack.enter_context(OutputFolder(folder, lease=lease, fetch=[METRICS]))
         recorder = stack.enter_context(
             Recorder(
-                folder,
+                outputs.local,
                 config,
                 schedule=schedule,
                 step=start,
@@ -137,9 +147,10 @@ def train(
         )
         load = functools.partial(_load, stream, mesh, config.train.batch_rows)
         batches = stack.enter_context(Prefetcher(load, stop=config.train.steps))
-        trace = stack.enter_context(Profile(folder, profile, log=log))
+        trace = stack.enter_context(Profile(folder, profile, local=outputs.local, log=log))
 
-        saver = Saver(checkpoints, config, step=start, time_account=time_account, documents=stream.digests)
+        resumed_from = {"step": start, "documents": stream.digests}
+        saver = Saver(checkpoints, config, **resumed_from, time_account=time_account, before=outputs.flush)
         done = start
         for step in range(start, config.train.steps):
             if stop.reached(step):
@@ -187,7 +198,7 @@ def _restore(checkpoints: checkpoint.Checkpointer, step: int, abstract: train_st
 
 
 def _changed_documents(
-    position: dict, digests: dict[str, str], folder: Path, allow_changes: Collection[str]
+    position: dict, digests: dict[str, str], folder: StoragePath, allow_changes: Collection[str]
 ) -> list[str]:
     """Returns a line for each source whose tokens differ from those trained on. Raises UserError unless allowed."""
     saved = position.get("documents", {})

@@ -6,8 +6,10 @@ import math
 import time
 from pathlib import Path
 
+from fot_jax.storage.paths import StoragePath, replace_file
 from fot_jax.train.tensorboard import ScalarEvents
-from fot_jax.workdir import write_atomically
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsWriter:
@@ -21,9 +23,9 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, *, step: int) -> None:
-        """Opens the files of a run that continues after `step` optimizer steps."""
-        path = workdir / "metrics.jsonl"
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step))
+        """Opens the files of a run that continues after `step` optimizer steps; `workdir` is a local folder."""
+        path = workdir / METRICS
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step))
         self._rows = path.open("a", encoding="utf-8")
         self._events = ScalarEvents(workdir / "tensorboard", purge_step=step + 1)
 
@@ -39,7 +41,7 @@ class MetricsWriter:
             self._events.close()
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
+def read_rows(path: StoragePath) -> list[dict[str, float]]:
     """Reads the rows of a metrics file, in order; leaves out a last row that was cut off in the middle."""
     if not path.exists():
         return []

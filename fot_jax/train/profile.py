@@ -9,6 +9,7 @@ import jax
 
 from fot_jax import distributed
 from fot_jax.config import UserError
+from fot_jax.storage.paths import StoragePath
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,12 @@ class Profile:
     It holds only whole steps: it starts after the device has done the step before, and ends after the last one.
     """
 
-    def __init__(self, workdir: Path, steps: ProfileSteps | None, *, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, workdir: StoragePath, steps: ProfileSteps | None, *, local: Path, log: Callable[[str], None]
+    ) -> None:
+        """Takes the run's folder, and the local one to which JAX writes: it has its own ways to a bucket."""
         self._folder = workdir / "profile"
+        self._local = local / "profile"
         self._steps = steps
         self._log = log
         self._running = False
@@ -49,7 +54,7 @@ class Profile:
         elif not self._running and self._steps.first <= step <= self._steps.last:
             wait()
             self._running = True
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(str(self._local))
 
     def step(self, step: int) -> contextlib.AbstractContextManager:
         """Marks a step in the trace."""

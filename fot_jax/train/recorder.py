@@ -49,7 +49,7 @@ class Recorder:
         """Continues after `step` optimizer steps.
 
         Args:
-          workdir: the run's folder.
+          workdir: the folder of metrics.jsonl and tensorboard/, a local one.
           config: the experiment.
           schedule: the schedule of d; observes the accuracies.
           step: optimizer steps done.

@@ -1,11 +1,29 @@
 """TensorBoard events, written in the caller's thread."""
 
+import contextlib
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.summary import scalar
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Lets the imports inside the block find no such module, unless it is imported already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+with _hidden("google.cloud.storage"):  # tensorboardX would import it for gs://, which event files here never are
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.summary import scalar
 
 _FLUSH_SECONDS = 120.0
 

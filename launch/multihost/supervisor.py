@@ -23,6 +23,8 @@ from pathlib import Path
 
 from fot_jax.config import ExperimentConfig, UserError
 from fot_jax.config.build import to_dict
+from fot_jax.storage.access import check_access
+from fot_jax.storage.paths import StoragePath
 from launch.multihost.preflight import DEAD, Hello, Stop, Watch, assemble
 from launch.multihost.process_ids import ProcessId
 
@@ -70,7 +72,7 @@ def run(
     *,
     process_id: ProcessId,
     config: ExperimentConfig,
-    workdir: Path,
+    workdir: StoragePath,
     seconds: float,
     log: Callable[[str], None],
 ) -> int:
@@ -106,18 +108,19 @@ def run(
         return _supervise(command, process_id, watch)
 
 
-def _check_shared(workdir: Path, process_id: ProcessId, watch: Watch) -> None:
+def _check_shared(workdir: StoragePath, process_id: ProcessId, watch: Watch) -> None:
     """Raises UserError unless all processes see one folder: process 0 writes a token, the others read it.
 
-    It ends early when another process does.
+    In a bucket every process also writes as a checkpoint does. It ends early when another process does.
     """
+    check_access(workdir)
     path = workdir / ".preflight"
     if process_id.index == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(watch.token, encoding="utf-8")
+        path.write_text(watch.token)
         return
     deadline = time.monotonic() + SHARED_SECONDS
-    while not (path.is_file() and path.read_text(encoding="utf-8") == watch.token) and watch.stops.empty():
+    while not (path.is_file() and path.read_text() == watch.token) and watch.stops.empty():
         if time.monotonic() > deadline:
             raise UserError(
                 f"preflight: --workdir must be one folder that all hosts share, but on {socket.gethostname()}"

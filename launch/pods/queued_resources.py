@@ -1,9 +1,9 @@
 r"""Gets a Cloud TPU slice by `gcloud compute tpus queued-resources`, and trains on all of its hosts.
 
   python -m launch.pods.queued_resources create --name=fot --project=my-project --zone=us-central2-b \
-      --accelerator-type=v4-32 --runtime-version=tpu-ubuntu2204-base [--spot] [--slices=2]
+      --accelerator-type=v4-32 --runtime-version=tpu-ubuntu2204-base --service-account=fot-runs [--spot] [--slices=2]
   ... sync                                copies the committed files to every host and installs what they need
-  ... run -- --config=configs/X.py --workdir=/mnt/shared/runs/X       on every host, in the background
+  ... run -- --config=configs/X.py --workdir=gs://my-runs/X           on every host, in the background
   ... tail                                follows the log of host 0
   ... status                              state of the slice, exit code of the training
   ... stop                                SIGTERM: all hosts save at the same step and end
@@ -11,7 +11,8 @@ r"""Gets a Cloud TPU slice by `gcloud compute tpus queued-resources`, and trains
   ... keep --spot [--retries=20] -- ...   create, sync, run; after a preemption again, until the training has ended
 
 Every action needs --name, --project and --zone. --dry-run prints every command and runs none. Flags after `--`
-go to launch.train; --workdir must be a folder that all hosts share. Needs gcloud and git.
+go to launch.train; --workdir is gs://BUCKET/FOLDER, or a folder that all hosts share: nothing is mounted here.
+Needs gcloud and git.
 """
 
 import argparse
@@ -48,6 +49,8 @@ class Slice:
         command = [*GCLOUD, "create", flags.name, *self._where]
         command += [f"--accelerator-type={flags.accelerator_type}", f"--runtime-version={flags.runtime_version}"]
         command += nodes or [f"--node-id={flags.name}"]
+        if flags.service_account:
+            command += [f"--service-account={shell.account_email(flags.service_account, project=flags.project)}"]
         command += ["--spot"] if flags.spot else []
         self._shell.run([*command, "--async"])
 
@@ -174,18 +177,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_action(parser: argparse.ArgumentParser, action: str) -> None:
-    zone = shell.matching(r"[a-z]+-[a-z]+\d+-[a-z]", what="must be a zone, e.g. us-central2-b")
     parser.add_argument(
         "--name", required=True, type=shell.NAME, help="the name in the cloud; of the queued resource and its nodes"
     )
     parser.add_argument("--project", required=True, type=shell.PROJECT, help="the Google Cloud project")
-    parser.add_argument("--zone", required=True, type=zone, help="its zone")
+    parser.add_argument("--zone", required=True, type=shell.ZONE, help="its zone")
     parser.add_argument("--dry-run", action="store_true", help="print every command, run none")
     if action in ("create", "keep"):
         kind = shell.matching(r"v\d+[a-z]*-\d+", what="must be like v4-32, v5litepod-16 or v6e-64")
         version = shell.matching(r"[a-z0-9][a-z0-9.-]*", what="must be like tpu-ubuntu2204-base")
         parser.add_argument("--accelerator-type", required=True, type=kind, help="the TPU and its cores, e.g. v4-32")
         parser.add_argument("--runtime-version", required=True, type=version, help="the system of the hosts")
+        account = "the service account; whose rights the hosts have (the project's default)"
+        parser.add_argument("--service-account", type=shell.ACCOUNT, metavar="ID", help=account)
         parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
         parser.add_argument("--slices", type=int, default=1, metavar="N", help="several slices as one (multislice)")
     if action == "keep":

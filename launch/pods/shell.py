@@ -68,3 +68,16 @@ IMAGE = matching(
     r"[a-z0-9][a-z0-9._/:@-]*", what="must be a container image, e.g. us-docker.pkg.dev/PROJECT/REPO/fot_jax:1"
 )
 TOPOLOGY = matching(r"\d+x\d+(x\d+)?", what="must be chips along each axis, e.g. 4x4 or 4x4x8")
+ZONE = matching(r"[a-z]+-[a-z]+\d+-[a-z]", what="must be a zone, e.g. us-central2-b")
+BUCKET = matching(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", what="must be a bucket's name without gs://, e.g. my-runs")
+NEW_ACCOUNT = matching(
+    r"[a-z][-a-z0-9]{4,28}[a-z0-9]", what="must be 6 to 30 lower-case letters, digits and '-', e.g. fot-runs"
+)
+ACCOUNT = matching(
+    r"[a-z0-9][-a-z0-9]*(@[-a-z0-9.]+)?", what="must be a service account's id or e-mail address, e.g. fot-runs"
+)
+
+
+def account_email(account: str, *, project: str) -> str:
+    """Returns a service account's e-mail address; one given by its id is the project's."""
+    return account if "@" in account else f"{account}@{project}.iam.gserviceaccount.com"

@@ -14,11 +14,12 @@ import pytest
 from fot_jax.checkpoint import Checkpointer, load_params, newest_step
 from fot_jax.config import UserError
 from fot_jax.sharding import make_mesh
+from fot_jax.storage.paths import replace_file
 from fot_jax.train.metrics import MetricsWriter, read_rows
 from fot_jax.train.recorder import NonFiniteError
 from fot_jax.train.saver import Saver
 from fot_jax.train.state import create_state
-from fot_jax.workdir import write_atomically, write_config
+from fot_jax.workdir import write_config
 from tests.processes import environment
 from tests.train.test_loop import run
 from tests.train.tiny import tiny
@@ -149,14 +150,14 @@ def test_metrics_on_a_full_disk_end_in_one_line(tmp_path, monkeypatch, name):
 def test_a_file_that_was_not_written_leaves_no_other(tmp_path, monkeypatch):
     """The old file stays, the temporary one goes."""
     path = tmp_path / "config.json"
-    write_atomically(path, "old")
+    replace_file(path, "old")
 
     def replace(*names):
         raise FULL
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
+        replace_file(path, "new")
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"] and path.read_text() == "old"
 
 

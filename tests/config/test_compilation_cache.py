@@ -1,8 +1,15 @@
 """Compiled programs are kept on disk, in one place for all commands, and where is said."""
 
+import os
+import re
+import subprocess
+import sys
+
 import jax
 import pytest
 
+from fot_jax.config import UserError
+from fot_jax.storage.paths import bucket_files
 from launch import compilation_cache
 
 
@@ -50,3 +57,41 @@ def test_a_time_that_the_user_sets_is_kept(settings, monkeypatch):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 3.0)
     compilation_cache.use("/elsewhere", log=lambda _: None)
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 3.0
+
+
+def test_a_limit_and_other_schemes_are_refused_in_a_bucket(settings):
+    """The limit's lock would be a local file, which keeps no other host out."""
+    jax.config.update("jax_compilation_cache_max_size", 1 << 30)
+    try:
+        with pytest.raises(UserError, match=r"^jax_compilation_cache_max_size must be -1 .*, got 1073741824: its lock"):
+            compilation_cache.use("gs://bucket/xla", log=print)
+        compilation_cache.use("/elsewhere", log=print)
+    finally:
+        jax.config.update("jax_compilation_cache_max_size", -1)
+    with pytest.raises(UserError, match=r"^a path must be a local one or gs://BUCKET/FOLDER, got 's3://b/xla'"):
+        compilation_cache.use("s3://b/xla", log=print)
+
+
+def test_programs_in_a_bucket_are_loaded_by_the_next_process(bucket):
+    code = f"""
+import collections, sys
+import jax, jax.monitoring
+from launch import compilation_cache
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition("/")[2]]))
+compilation_cache.use("{bucket}/xla", log=print)
+jax.jit(lambda x: x * 3 + 1)(4.0).block_until_ready()
+print(events["cache_hits"], events["cache_misses"], "tensorflow" in sys.modules)
+"""
+    environment = {**os.environ, compilation_cache.LEAST_SECONDS: "0", "PYTHONPATH": os.getcwd()}
+    counts = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
+        said, line = done.stdout.splitlines()
+        assert said == f"compilation cache: {bucket}/xla (--compilation-cache=DIR or off)"
+        hits, misses, tensorflow = re.fullmatch(r"(\d+) (\d+) (True|False)", line).groups()
+        assert tensorflow == "False"
+        counts.append((int(hits), int(misses)))
+    (first_hits, compiled), (loaded, last_misses) = counts
+    assert first_hits == last_misses == 0 and loaded == compiled > 0
+    assert len(bucket_files().find(f"{bucket}/xla")) == compiled

@@ -236,7 +236,7 @@ def test_the_readers_take_what_is_built(tmp_path):
     data = wheel_bytes(CODE_FILES)
     build_corpora(tmp_path, corpora=tiny_corpora(data), fetch=Fetcher(data))
     source = SourceConfig(name="code", kind=SourceKind.JSONL, path=str(tmp_path / "code.jsonl"))
-    (document,) = read_jsonl(source_files(source)[0], source.text_field)
+    (document,) = read_jsonl(source_files(source)[0].path, source.text_field)
     assert "value = 3" in document[1]
     row = f"| code | x | 1 | MIT | 1 | {len(document[1])} | {hashlib.sha256(data).hexdigest()} |"
     assert row in (tmp_path / "SOURCES.md").read_text().splitlines()

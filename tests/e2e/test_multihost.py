@@ -38,12 +38,12 @@ def free_port() -> int:
 
 
 class Run:
-    """`processes` processes of `devices` CPU devices each, started at once."""
+    """`processes` processes of `devices` CPU devices each, started at once; they print to `logs`.N.log."""
 
-    def __init__(self, cache, workdir, *, processes: int, devices: int, flags=()):
+    def __init__(self, cache, workdir, *, processes: int, devices: int, flags=(), logs=None):
         variables = environment(devices=devices, cache=cache)
         port = free_port()
-        self.logs = [Path(f"{workdir}.{number}.log") for number in range(processes)]
+        self.logs = [Path(f"{logs or workdir}.{number}.log") for number in range(processes)]
         self.processes = []
         for number, log in enumerate(self.logs):
             seat = [f"--coordinator=localhost:{port}", f"--num-processes={processes}", f"--process-id={number}"]

@@ -232,18 +232,20 @@ def test_documents_share_a_memory_or_have_their_own(model, book, folder):
         np.testing.assert_array_equal(old, new[:, :, : book.num_tokens])
 
 
-def test_a_saved_memory_answers_alike(model, book, folder, tmp_path):
-    book.save(tmp_path / "memory")
-    loaded = model.load_memory(tmp_path / "memory")
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_saved_memory_answers_alike(model, book, folder, tmp_path, place, request):
+    saved = f"{tmp_path if place == 'disk' else request.getfixturevalue('bucket')}/memory"
+    book.save(saved)
+    loaded = model.load_memory(saved)
     for old, new in zip(entries(book), entries(loaded), strict=True):
         np.testing.assert_array_equal(old, new)
     assert loaded.ask(LONG, max_new_tokens=24) == book.ask(LONG, max_new_tokens=24)
     with pytest.raises(fot_jax.UserError, match=r"which holds a memory\. Name another folder, or .* replace=True"):
-        loaded.save(tmp_path / "memory")
-    loaded.read(OTHER).save(tmp_path / "memory", replace=True)
-    assert model.load_memory(tmp_path / "memory").num_tokens == book.num_tokens + len(OTHER)
+        loaded.save(saved)
+    loaded.read(OTHER).save(saved, replace=True)
+    assert model.load_memory(saved).num_tokens == book.num_tokens + len(OTHER)
     with pytest.raises(fot_jax.UserError, match="must come from this model"):
-        fot_jax.load(folder / "other").load_memory(tmp_path / "memory")
+        fot_jax.load(folder / "other").load_memory(saved)
 
 
 def test_memories_of_several_prompts_are_loaded_by_number(model, folder, capfd, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from fot_jax.config import UserError
 from launch import cli
-from launch.pods import jobset, queued_resources
+from launch.pods import jobset, queued_resources, setup
 
 WHERE = ["--name=fot", "--project=my-project", "--zone=us-central2-b"]
 KIND = ["--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base"]
@@ -47,6 +47,14 @@ def dry(action, *arguments, capsys):
 )
 def test_commands_without_flags(action, lines, capsys):
     assert dry(action, capsys=capsys) == lines
+
+
+def test_hosts_act_as_the_service_account_of_the_project(capsys):
+    (line,) = dry("create", *KIND, "--service-account=fot-runs", capsys=capsys)
+    email = "fot-runs@my-project.iam.gserviceaccount.com"
+    assert line == f"{CREATE} --node-id=fot --service-account={email} --async"
+    (line,) = dry("create", *KIND, "--service-account=a@b.iam.gserviceaccount.com", capsys=capsys)
+    assert "--service-account=a@b.iam.gserviceaccount.com" in line
 
 
 def test_create_one_slice_and_several(capsys):
@@ -143,42 +151,104 @@ def test_names_are_checked(flag, message, capsys):
     assert stop.value.code == 2 and message in err and err.count("\n") == 1
 
 
-COMMON = ["--name=fot", "--image=us-docker.pkg.dev/p/r/fot_jax:1", "--claim=shared", "--topology=4x4", "--dry-run"]
+COMMON = ["--name=fot", "--image=us-docker.pkg.dev/p/r/fot_jax:1", "--topology=4x4", "--dry-run"]
 APPLY = ["apply", *COMMON, "--accelerator=tpu-v5-lite-podslice"]
 GKE = ["--project=my-project", "--cluster=pods", "--location=us-west4-a", "--compute-type=v5litepod-16"]
+CLAIM = ["--claim=shared"]
+ACCOUNT = ["--service-account=fot-runs"]
+BUCKET_TRAIN = ["--", "--config=configs/longllama.py:3b", "--workdir=gs://my-runs/3b"]
 
 
 def test_a_jobset_manifest_is_the_golden_one(capsys, golden):
-    lines = run(jobset, *APPLY, *TRAIN, capsys=capsys)
+    lines = run(jobset, *APPLY, *CLAIM, *TRAIN, capsys=capsys)
     assert lines[-1] == "kubectl apply --filename=fot.yaml"
     golden("jobset", lines[:-1])
-    more = run(jobset, *APPLY, "--spot", "--slices=2", "--queue=team", *TRAIN, capsys=capsys)
+    more = run(jobset, *APPLY, *CLAIM, "--spot", "--slices=2", "--queue=team", *TRAIN, capsys=capsys)
     changed = [line.strip() for line in more if line not in lines]
     wanted = ["labels:", "kueue.x-k8s.io/queue-name: team", "replicas: 2", 'cloud.google.com/gke-spot: "true"']
     assert changed == wanted
 
 
+def test_a_jobset_for_a_bucket_has_an_account_and_no_volume(capsys, golden):
+    lines = run(jobset, *APPLY, *ACCOUNT, *BUCKET_TRAIN, capsys=capsys)
+    golden("jobset_bucket", lines)
+    shared = run(jobset, *APPLY, *CLAIM, "--", *BUCKET_TRAIN[1:-1], "--workdir=/mnt/shared/3b", capsys=capsys)
+    gone = [line.strip() for line in shared if line not in lines and "launch.train" not in line]
+    assert gone == [
+        "- {name: JAX_COMPILATION_CACHE_DIR, value: /mnt/shared/xla}",
+        *("volumeMounts:", "- {name: shared, mountPath: /mnt/shared}"),
+        *("volumes:", "- name: shared", "persistentVolumeClaim: {claimName: shared}"),
+    ]
+
+
 def test_gcluster_is_called_with_the_same_training(capsys):
-    assert run(jobset, "gcluster", *COMMON, *GKE, *TRAIN, capsys=capsys) == [
+    job = (
         "gcluster job submit --project=my-project --cluster=pods --location=us-west4-a --name=fot"
         " --image=us-docker.pkg.dev/p/r/fot_jax:1 --compute-type=v5litepod-16 --topology=4x4 --num-slices=1"
-        " --restarts=20 --grace-period=120s --mount=shared:/mnt/shared:rw"
+        " --restarts=20 --grace-period=120s"
+    )
+    assert run(jobset, "gcluster", *COMMON, *GKE, *CLAIM, *TRAIN, capsys=capsys) == [
+        f"{job} --mount=shared:/mnt/shared:rw"
         " '--command=python -m launch.train --config=configs/longllama.py:3b --workdir=/mnt/shared/runs/3b"
         """ '"'"'--config.name=a b'"'"''"""
+    ]
+    assert run(jobset, "gcluster", *COMMON, *GKE, *ACCOUNT, *BUCKET_TRAIN, capsys=capsys) == [
+        f"{job} --service-account=fot-runs"
+        " '--command=python -m launch.train --config=configs/longllama.py:3b --workdir=gs://my-runs/3b'"
     ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*APPLY, "--", "--workdir=runs/x"], "--workdir=... of the training must be in /mnt/shared"),
-        ([*APPLY, "--topology=2x3", *TRAIN], "has 6 chips, which hosts of --chips-per-host=4 do not divide"),
+        ([*APPLY, *CLAIM, "--", "--workdir=runs/x"], "must be gs://BUCKET/FOLDER or in /mnt/shared"),
+        ([*APPLY, *ACCOUNT, "--", "--workdir=gs://my-runs"], "must be gs://BUCKET/FOLDER or in /mnt/shared"),
+        ([*APPLY, *ACCOUNT, *TRAIN], "--claim=NAME must name the volume claim to mount at /mnt/shared"),
+        ([*APPLY, *CLAIM, *BUCKET_TRAIN], "--service-account=NAME must name the Kubernetes service account"),
+        ([*APPLY, *CLAIM, "--topology=2x3", *TRAIN], "has 6 chips, which hosts of --chips-per-host=4 do not divide"),
         ([*APPLY, "--image=UPPER CASE", *TRAIN], "argument --image: must be a container image"),
+        (["gcluster", *COMMON, *GKE, *TRAIN], "--claim=NAME must name the volume claim"),
     ],
 )
 def test_what_no_jobset_can_be(arguments, message, capsys):
     with pytest.raises(SystemExit):
         run(jobset, *arguments, capsys=capsys)
+    assert message in capsys.readouterr().err
+
+
+SETUP = ["--project=my-project", "--zone=us-central2-b", "--bucket=my-runs", "--service-account=fot-runs"]
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch):
+    """Programs gcloud and kubectl that write down how they are called and answer "it is there" to a look."""
+    for name in ("gcloud", "kubectl"):
+        program = tmp_path / name
+        program.write_text(
+            f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\ncase "$*" in *" list "*|get*) echo there;; esac\n'
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return lambda: (tmp_path / "calls").read_text().splitlines()
+
+
+def test_setup_makes_nothing_that_is_there(answers, capsys):
+    run(setup, *SETUP, "--gke-namespace=default", capsys=capsys)
+    assert not [call for call in answers() if " create " in call and "get" not in call]
+    assert sum("add-iam-policy-binding" in call for call in answers()) == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--bucket=gs://my-runs", "argument --bucket: must be a bucket's name without gs://"),
+        ("--service-account=fot", "argument --service-account: must be 6 to 30"),
+        ("--zone=us-central2", "argument --zone: must be a zone"),
+    ],
+)
+def test_names_of_the_setup_are_checked(flag, message, capsys):
+    with pytest.raises(SystemExit):
+        run(setup, *SETUP, flag, capsys=capsys)
     assert message in capsys.readouterr().err
 
 

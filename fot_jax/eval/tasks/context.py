@@ -1,6 +1,5 @@
 """Task "context": table 4 of the paper in small. Tables and plots of `fot_jax/eval/context.py`, one per source."""
 
-import pathlib
 import sys
 
 from fot_jax.data.documents import DocumentSet
@@ -11,11 +10,12 @@ from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 from fot_jax.logging import warn_once
+from fot_jax.storage.paths import StoragePath
 
 Results = dict[str, list[tuple[Run, Sweep]]]  # by source
 
 
-def context_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+def context_task(comparison: Comparison, *, directory: StoragePath) -> Report:
     """Reports perplexity against context on each source's documents, of the model and any number of baselines."""
     documents = scored_documents(comparison)
     if max(comparison.evaluation.context_windows) == 1:
@@ -125,7 +125,7 @@ def _examples(run: Run, sweep: Sweep, *, documents: DocumentSet) -> list[dict[st
     ]
 
 
-def _plot(path: pathlib.Path, *, source: str, sweeps: list[tuple[Run, Sweep]]) -> None:
+def _plot(path: StoragePath, *, source: str, sweeps: list[tuple[Run, Sweep]]) -> None:
     W = sweeps[0][0].evaluated.model.local_context
     curves = [
         Curve(

@@ -1,6 +1,5 @@
 """Task "dictionary": table, plot and examples of `fot_jax/eval/lookup.py`."""
 
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -11,11 +10,12 @@ from fot_jax.eval.reading import EvaluatedModel
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run
 from fot_jax.eval.statistics import min_max
+from fot_jax.storage.paths import StoragePath
 
 PLOT = "dictionary.png"
 
 
-def dictionary_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+def dictionary_task(comparison: Comparison, *, directory: StoragePath) -> Report:
     """Reports accuracy against dictionary size, with memory and without, and its range over seeds."""
     variants: list[tuple[str, tuple[Run, ...], Callable[[EvaluatedModel], lookup.Predictor]]] = []
     for runs in filter(None, (comparison.runs, comparison.baselines)):
@@ -56,7 +56,7 @@ def _means(seeds: list[lookup.Lookup], name: str) -> np.ndarray:
     return np.stack([getattr(one, name).mean(axis=1) for one in seeds])
 
 
-def _plot(path: pathlib.Path, *, found: dict[str, list[lookup.Lookup]], comparison: Comparison) -> None:
+def _plot(path: StoragePath, *, found: dict[str, list[lookup.Lookup]], comparison: Comparison) -> None:
     evaluation, trained = comparison.evaluation, comparison.runs[0].config.data.dictionary.definition_tokens
     curves = []
     for label, seeds in found.items():

@@ -1,19 +1,18 @@
 """Task "distraction": tables, plot and examples of `fot_jax/eval/attention_mass.py`."""
 
-import pathlib
-
 from fot_jax.eval.attention_mass import Distraction, measure
 from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents
 from fot_jax.eval.targets import Documents
+from fot_jax.storage.paths import StoragePath
 
 PLOT = "distraction.png"
 
 Measured = list[tuple[Run, Distraction]]
 
 
-def distraction_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+def distraction_task(comparison: Comparison, *, directory: StoragePath) -> Report:
     """Reports r_d against d, and per memory layer and head at the largest d."""
     evaluation, documents = comparison.evaluation, scored_documents(comparison)
     measured = [
@@ -46,7 +45,7 @@ def distraction_task(comparison: Comparison, *, directory: pathlib.Path) -> Repo
     )
 
 
-def _plot(path: pathlib.Path, measured: Measured) -> None:
+def _plot(path: StoragePath, measured: Measured) -> None:
     contexts = measured[0][1].contexts
     curves = [Curve(label=run.evaluated.label, x=contexts, y=found.curve) for run, found in measured]
     curves.append(Curve(label="1/d (no focus)", x=contexts, y=[1 / d for d in contexts], reference=True))

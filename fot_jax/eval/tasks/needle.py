@@ -1,7 +1,6 @@
 """Task "needle": table, plot and examples of `fot_jax/eval/needle.py`."""
 
 import dataclasses
-import pathlib
 import sys
 
 from fot_jax.config import NeedleKind
@@ -13,12 +12,13 @@ from fot_jax.eval.plots import Curve, Panel, plot_panels
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, warn_if_memory_unread
 from fot_jax.eval.statistics import bounded_mean, wilson
+from fot_jax.storage.paths import StoragePath
 
 PLOT = "needle.png"
 Results = dict[str, list[needle.NeedleResult]]
 
 
-def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+def needle_task(comparison: Comparison, *, directory: StoragePath) -> Report:
     """Reports recall against prompt length for each kind of prompt, with memory and without."""
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
@@ -51,7 +51,7 @@ def needle_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
     return dataclasses.replace(_report(found, comparison=comparison), journal=journal)
 
 
-def _plot(path: pathlib.Path, *, found: Results, comparison: Comparison) -> None:
+def _plot(path: StoragePath, *, found: Results, comparison: Comparison) -> None:
     evaluation, window = comparison.evaluation, comparison.runs[0].evaluated.model.local_context
     panels = []
     for label, results in found.items():

@@ -1,7 +1,6 @@
 """Task "passkey": table, plot (figure 1) and examples of `fot_jax/eval/passkey.py`."""
 
 import dataclasses
-import pathlib
 import sys
 
 from fot_jax.config import EvaluationConfig
@@ -12,12 +11,13 @@ from fot_jax.eval.plots import Curve, Panel, plot_curves
 from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, warn_if_memory_unread
 from fot_jax.eval.statistics import Interval, wilson
+from fot_jax.storage.paths import StoragePath
 
 PLOT = "passkey.png"
 Results = dict[str, list[list[passkey.Trial]]]
 
 
-def passkey_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+def passkey_task(comparison: Comparison, *, directory: StoragePath) -> Report:
     """Reports the share of keys repeated exactly against prompt length, with memory and without."""
     evaluation, first = comparison.evaluation, comparison.runs[0].config
     vocabulary = load_vocabulary(first.data.vocabulary, first.data.dictionary)
@@ -53,7 +53,7 @@ def _share(trials: list[passkey.Trial]) -> Interval:
     return wilson(sum(trial.right for trial in trials), trials=len(trials))
 
 
-def _plot(path: pathlib.Path, *, found: Results, comparison: Comparison) -> None:
+def _plot(path: StoragePath, *, found: Results, comparison: Comparison) -> None:
     evaluation, window = comparison.evaluation, comparison.runs[0].evaluated.model.local_context
     curves = []
     for label, lengths in found.items():

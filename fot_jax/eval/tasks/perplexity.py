@@ -1,7 +1,5 @@
 """Task "perplexity": tables, plots and examples of `fot_jax/eval/perplexity.py`."""
 
-import pathlib
-
 from fot_jax.eval import perplexity
 from fot_jax.eval.perplexity import Sweep
 from fot_jax.eval.plots import Curve, Panel, plot_curves
@@ -9,13 +7,14 @@ from fot_jax.eval.report import Cell, Report, Table
 from fot_jax.eval.runs import Comparison, Run, scored_documents, token_bytes
 from fot_jax.eval.targets import Documents
 from fot_jax.logging import warn_once
+from fot_jax.storage.paths import StoragePath
 
 DOCUMENT_CONTEXTS = 4  # local contexts that each document puts into a memory of several documents
 
 Sweeps = list[tuple[Run, Sweep]]
 
 
-def perplexity_task(comparison: Comparison, *, directory: pathlib.Path) -> Report:
+def perplexity_task(comparison: Comparison, *, directory: StoragePath) -> Report:
     """Reports perplexity and bits per byte against memory size, of one document and of several."""
     documents = scored_documents(comparison)
     if not any(comparison.evaluation.memory_contexts):
@@ -137,7 +136,7 @@ def _examples(run: Run, sweep: Sweep, *, kind: str, documents: Documents) -> lis
     ]
 
 
-def _plot(path: pathlib.Path, sweeps: Sweeps, *, title: str, x_label: str) -> None:
+def _plot(path: StoragePath, sweeps: Sweeps, *, title: str, x_label: str) -> None:
     curves = [
         Curve(
             label=run.evaluated.label,

@@ -1,6 +1,5 @@
 """Report of `launch.explain --retrieval-layers`: table, heat map and proposal of `fot_jax/eval/retrieval_layers.py`."""
 
-import pathlib
 from typing import Literal
 
 import numpy as np
@@ -10,18 +9,19 @@ from fot_jax.data.vocabulary import load_vocabulary
 from fot_jax.eval import retrieval_layers
 from fot_jax.eval.plots import Panel, plot_map
 from fot_jax.eval.report import Cell, Report, Table
+from fot_jax.storage.paths import StoragePath
 
 PLOT = "retrieval_layers.png"
 
 
 def retrieval_report(
-    workdir: pathlib.Path,
+    workdir: StoragePath,
     *,
     step: int | Literal["latest", "best"],
     length: int,
     trials: int,
     least: float,
-    directory: pathlib.Path,
+    directory: StoragePath,
 ) -> Report:
     """Measures a run's model and proposes memory layers: those whose best head has a mass of at least `least`.
 
