@@ -147,7 +147,7 @@ def account_lines(config: ExperimentConfig, *, num_contexts: int) -> list[str]:
     lines += ["Bytes of a training step, all devices together (activations: an estimate)"]
     lines += [f"  {name:<18} {value / GIGA:>15.3f} GB" for name, value in account.as_dict(memory).items()]
     lines += [f"  {'total':<18} {memory.total / GIGA:>15.3f} GB"]
-    entry = account.memory_entry_bytes(model)
+    entry = account.memory_entry_bytes(model, config.memory.dtype)
     lines += [f"External memory: {entry:,} bytes a token ({entry * 1e6 / GIGA:.3f} GB a million tokens)"]
     return lines
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fot_jax.config import ExperimentConfig, Family, ModelConfig, OptimizerKind, Remat
+from fot_jax.config import ExperimentConfig, Family, MemoryDtype, ModelConfig, OptimizerKind, Remat
 from fot_jax.models.layer_ranges import below_last_memory_layer
 from fot_jax.types import Plan
 
@@ -141,9 +141,15 @@ def mean_contexts(plan: Plan) -> float:
     return float(np.sum(np.asarray(plan.context_ids) >= 0)) / plan.context_ids.shape[0]
 
 
-def memory_entry_bytes(model: ModelConfig) -> int:
-    """Bytes that one token takes in the external memory: 2·P·G·D·itemsize (all memory layers and heads)."""
-    return 2 * len(model.memory_layers) * model.num_kv_heads * model.head_dim * model.dtype.itemsize
+def memory_entry_bytes(model: ModelConfig, dtype: MemoryDtype = MemoryDtype.MODEL) -> int:
+    """Bytes that one token takes in the external memory, as `memory.dtype` holds it: all memory layers and heads."""
+    itemsize, scale = {
+        MemoryDtype.MODEL: (model.dtype.itemsize, 0),
+        MemoryDtype.FLOAT32: (4, 0),
+        MemoryDtype.BFLOAT16: (2, 0),
+        MemoryDtype.INT8: (1, 4),
+    }[dtype]
+    return 2 * len(model.memory_layers) * model.num_kv_heads * (model.head_dim * itemsize + scale)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from fot_jax.config import Dtype, MemoryConfig, MemoryDtype, ModelConfig, Retrie
 from fot_jax.memory import device_copy, files
 from fot_jax.memory.store import MemoryStore, quantise
 from fot_jax.memory.views import ViewSource
+from fot_jax.models import account
 from tests.memory.stores import QUERIES, B, D, G, P, append_random, attend_by_loops, read_all_layers
 from tests.scale.memory_cases import mesh_of
 
@@ -69,6 +70,7 @@ def test_int8_takes_a_quarter_and_a_scale():
         MemoryDtype.MODEL: each * 256, MemoryDtype.FLOAT32: each * 256, MemoryDtype.BFLOAT16: each * 128,
         MemoryDtype.INT8: each * (64 + 4),
     }  # fmt: skip
+    assert bytes_of == {dtype: account.memory_entry_bytes(model, dtype) for dtype in MemoryDtype}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
