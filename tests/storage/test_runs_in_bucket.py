@@ -142,10 +142,10 @@ def test_it_is_evaluated_and_read_straight_from_the_bucket(bucket, tmp_path):
     folder = storage_path(bucket) / "run"
     workdirs.write_run(folder, workdirs.experiment(tmp_path))
     workdirs.run_evaluate(f"--workdir={folder}", "--task=distraction")
-    workdirs.run_evaluate(f"--workdir={folder}", "--task=dictionary", f"--out={folder}/other")
+    workdirs.run_evaluate(f"--workdir={folder}", "--task=distraction", f"--out={folder}/other")
     found = {name for name in names(folder) if not name.startswith("checkpoints/")}
     assert {"eval/distraction.json", "eval/distraction.md", "eval/distraction.png"} < found
-    assert {"other/dictionary.json", "other/dictionary.md"} < found
+    assert {"other/distraction.json", "other/distraction.md"} < found
     assert json.loads((folder / "eval/distraction.json").read_text())["task"] == "distraction"
     assert not [name for name in found if "partial" in name]
     assert fot_jax.load(str(folder)).read("It was", progress=lambda _: None).ask("a", max_new_tokens=1) is not None
