@@ -14,6 +14,7 @@ WRITE = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 _CLIENTS = ("gcsfs", "aiohttp", "requests", "urllib3", "google", "asyncio")  # packages whose errors are explained
 _FORBIDDEN = ("Forbidden", "PERMISSION_DENIED", "does not have storage.")
 _NO_LOGIN = ("Anonymous caller", "UNAUTHENTICATED", "DefaultCredentialsError", "default credentials were not found")
+_OTHERS = ("jax", "jaxlib")  # name lost processes with the words that TensorStore has for a lost bucket
 _AWAY = ("CURL error", "UNAVAILABLE:", "DEADLINE_EXCEEDED:")  # of TensorStore
 _PERMISSION = re.compile(r"storage\.[a-zA-Z]+\.[a-zA-Z]+ ")
 
@@ -55,6 +56,8 @@ def bucket_error(error: BaseException, path: str | os.PathLike[str], *, writes: 
     name, does = os.fspath(path), "written" if writes else "read"
     bucket = name.removeprefix(SCHEME).partition("/")[0]
     chain = _chain(error)
+    if any(type(one).__module__.partition(".")[0] in _OTHERS or "Gloo" in str(one) for one in chain):
+        return None
     for one in chain:
         text, code = " ".join(str(one).split()), getattr(one, "code", None)
         if code == 401 or any(sign in f"{type(one).__name__} {text}" for sign in _NO_LOGIN):

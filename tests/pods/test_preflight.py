@@ -12,7 +12,7 @@ import time
 import pytest
 
 from fot_jax.config import UserError
-from launch.multihost import preflight
+from launch.multihost import preflight, supervisor
 from launch.multihost.preflight import DEAD, Hello, assemble
 from launch.multihost.process_ids import ProcessId
 from launch.multihost.supervisor import digests
@@ -125,6 +125,20 @@ def test_the_digests_tell_configs_apart():
     one, same, other = digests(tiny()), digests(tiny()), digests(tiny(train__steps=7))
     assert one == same and one["config"] != other["config"] and one["code"] == other["code"]
     assert "jax=" in one["packages"]
+
+
+def test_every_process_checks_its_rights_on_the_folder(tmp_path, monkeypatch):
+    """A bucket refuses one of them: it fails before it writes, or waits for, the file of process 0."""
+
+    def refuse(folder):
+        raise UserError(f"{folder} cannot be written by this account")
+
+    monkeypatch.setattr(supervisor, "check_access", refuse)
+    for process in range(2):
+        process_id = ProcessId(host="localhost", port=1, index=process, count=2)
+        with pytest.raises(UserError, match=r"cannot be written by this account$"):
+            supervisor._check_shared(tmp_path, process_id, watch=None)
+    assert list(tmp_path.iterdir()) == []
 
 
 SUPERVISE = """
