@@ -174,6 +174,9 @@ class _CostCounter:
             return 2.0 * min(_hbm(instruction), operands[1].bytes)
         if instruction.opcode == "copy-start":  # (destination, source, counter)
             return float(_hbm(operands[0]) + (0 if instruction.shape[0].on_chip else instruction.shape[0].bytes))
+        if instruction.opcode == "slice-start":  # (source, slice, counter)
+            piece = instruction.shape[1]
+            return float((2 - piece.on_chip) * piece.bytes)
         return float(_hbm(instruction) + sum(map(_hbm, operands)))
 
     def _fusion_bytes(self, computation: Computation, instruction: Instruction) -> float:

@@ -166,12 +166,9 @@ def inference_program(
             lowered = absorb.lower(params, model, tokens, counts, cache, view, layout)
         else:
             lowered = extend_cache.lower(params, model, tokens, counts, cache, view)
-    ran = below_last_memory_layer(model) if absorbs else model
-    if kind is ProgramKind.DECODE:
-        ran = dataclasses.replace(ran, scan_layers=False)  # each layer has a program of its own
     return Program(
         lowered=lowered,
-        model=ran,
+        model=below_last_memory_layer(model) if absorbs else model,
         bytes={
             "parameters": device_bytes(params),
             "local cache": device_bytes(cache),

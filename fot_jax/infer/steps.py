@@ -13,7 +13,6 @@ from fot_jax.models import cache as local_cache
 from fot_jax.models.absorb import AbsorbingParams, absorb_tokens
 from fot_jax.models.attention_layer import rotations
 from fot_jax.models.inputs import ReadInputs
-from fot_jax.models.layer_ranges import unscanned
 from fot_jax.models.transformer import run
 from fot_jax.types import KeyValue, LayerCache, LocalCache, MemoryLayout, MemoryView
 
@@ -63,10 +62,9 @@ next_logits = jax.jit(_next_logits, static_argnums=1)
 def decode_logits(params: Any, config: ModelConfig, tokens, counts, cache: LocalCache, view: MemoryView | None, logits):
     """Computes `next_logits` of one token of each row, [B, 1]; writes into the arrays of `cache`, which is used up.
 
-    Every layer has a program of its own; `params` may be those of `layer_ranges.unscanned` already.
+    On CPUs wanted with model and parameters of `layer_ranges.unscanned`, so that each layer has a program of its own.
     """
-    single, own = unscanned(config, params)
-    return _next_logits(own, single, tokens, counts, cache, view, logits)
+    return _next_logits(params, config, tokens, counts, cache, view, logits)
 
 
 @functools.partial(jax.jit, static_argnums=1)

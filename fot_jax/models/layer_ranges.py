@@ -60,10 +60,10 @@ def above(config: ModelConfig, params: Any, first: int) -> tuple[ModelConfig, An
 
 
 def unscanned(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
-    """Returns the model with a program and parameters of its own for each layer, as decoding wants it.
+    """Returns the model with a program and parameters of its own for each layer, as decoding on CPUs wants it.
 
-    A scan over layers copies every layer's parameters out of the stacked ones, which takes longer than a token's
-    products. Outside of jit this copies the parameters once; inside, TPUs and GPUs read the stacked ones in place.
+    A scan over layers copies every layer's parameters out of the stacked ones, which on a CPU takes longer than a
+    token's products. Outside of jit this copies the parameters once.
     """
     single = dataclasses.replace(config, scan_layers=False, remat=Remat.NONE)
     if not config.scan_layers:

@@ -254,22 +254,29 @@ def _nearest_by_head(queries, keys, valid, scale, *, k: int):
 def top_k(scores: Float[Array, "*queries M"], k: int) -> tuple[Float[Array, "*queries K"], Int[Array, "*queries K"]]:
     """Returns the K = min(k, M) largest scores, best first, and their indices; of equal ones the lower index first.
 
-    As `jax.lax.top_k`, which on CPUs looks at one score after another on one core. Here it sees the largest score of
-    every few neighbouring ones, whose search uses all cores, and then those of the K groups where these are largest:
-    no other group can hold one of the K.
+    As `jax.lax.top_k`, which on CPUs looks at one score after another on one core. There the largest of every few
+    neighbouring scores are taken first, on all cores, and then the scores of the K groups where these are largest: no
+    other group can hold one of the K. (TPUs have an algorithm of their own.)
     """
     M = scores.shape[-1]
     width = 1 << max(0, (M // (4 * k)).bit_length() // 2)  # about √(M / K): as many groups as candidates
+    rows = scores.reshape(-1, M)
+    together = functools.partial(jax.lax.top_k, k=min(k, M))
     if M % width or M < LEAST_GROUPED or width == 1:
-        found = jax.lax.top_k(scores.reshape(-1, M), min(k, M))
-        best, index = (x.reshape(*scores.shape[:-1], -1) for x in found)
-        return best, index
-    groups = scores.reshape(-1, M // width, width)
+        found = together(rows)
+    else:
+        grouped = functools.partial(_top_k_of_groups, k=k, width=width)
+        found = jax.lax.platform_dependent(rows, cpu=grouped, default=lambda rows: tuple(together(rows)))
+    best, index = (x.reshape(*scores.shape[:-1], -1) for x in found)
+    return best, index
+
+
+def _top_k_of_groups(scores: Float[Array, "T M"], *, k: int, width: int):
+    groups = scores.reshape(len(scores), -1, width)
     chosen = jnp.sort(jax.lax.top_k(groups.max(axis=-1), k)[1], axis=-1)  # in order, for the rule of equal scores
     candidates = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(len(groups), -1)
     best, place = jax.lax.top_k(candidates, k)
-    index = jnp.take_along_axis(chosen, place // width, axis=1) * width + place % width
-    return best.reshape(*scores.shape[:-1], k), index.reshape(*scores.shape[:-1], k)
+    return best, jnp.take_along_axis(chosen, place // width, axis=1) * width + place % width
 
 
 def to_heads(x: Float[Array, "B G R L"]) -> Float[Array, "B L H"]:

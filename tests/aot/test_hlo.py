@@ -310,3 +310,10 @@ def test_count_of_what_is_fetched_to_the_chip_is_once():
     assert fetched.hbm_bytes == 1024 + 1024  # p read, n written
     cut = costs("%p = f32[256] parameter(0)", "ROOT %s = f32[64]{0:S(1)} slice(%p), slice={[0:64]}")
     assert cut.hbm_bytes == 256
+    for chip, moved in ((":S(1)", 256), ("", 512)):  # read, and written unless it is on the chip
+        started = costs(
+            "%p = f32[256] parameter(0)",
+            f"%s = ((f32[256]{{0}}), f32[64]{{0{chip}}}, u32[]) slice-start(%p), slice={{[0:64]}}",
+            f"ROOT %d = f32[64]{{0{chip}}} slice-done(%s)",
+        )
+        assert started.hbm_bytes == moved

@@ -180,8 +180,8 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "keys not normalised": ("models.layers", "_unit(keys), values", "keys, values", decoder(PAPER)),
     "cache sees the next token": ("models.attention_layer", "counts=positions + 1", "counts=positions + 2", cache),
     # the rest of the method
-    "the k smallest": ("ops.memory_attention", "jax.lax.top_k(scores.reshape(-1, M), min(k, M))",
-                       "(lambda x: (-x[0], x[1]))(jax.lax.top_k(-scores.reshape(-1, M), min(k, M)))",
+    "the k smallest": ("ops.memory_attention", "functools.partial(jax.lax.top_k, k=min(k, M))",
+                       "lambda rows: (lambda x: (-x[0], x[1]))(jax.lax.top_k(-rows, min(k, M)))",
                        test_equation_1_memory_attention.check),
     "gate the wrong way round": ("ops.memory_attention", "jax.nn.sigmoid(gate_bias)", "jax.nn.sigmoid(-gate_bias)",
                                  test_memory_attention.test_gate_mixes_two_softmaxes_per_head),
