@@ -8,8 +8,8 @@ Expected: on the 66 books of the King James Bible (4.3 MB, a file each) 1.72 bit
           1.61 with 16 local contexts of it; 1.57 and 1.48 with a vocabulary made of the same text (docs/own_text.md).
           Measured 2026-11-30, 11 minutes next to other work (209 CPU seconds).
 
-FOLDER may be a file or a pattern, too. A file that ends in .txt or .md is a document, of .jsonl a line. What was chosen
-is printed at the start, and every field can be set as always: --config.train.steps=500.
+FOLDER may be a file or a pattern, too, here or at gs://BUCKET/... A file that ends in .txt or .md is a document, of
+.jsonl a line. What was chosen is printed at the start, and every field can be set as always: --config.train.steps=500.
 """
 
 import logging

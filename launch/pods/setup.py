@@ -19,7 +19,7 @@ from launch import cli
 from launch.pods import shell
 from launch.pods.shell import Shell
 
-SERVICES = ("tpu.googleapis.com", "storage.googleapis.com", "iam.googleapis.com")
+SERVICES = ("compute.googleapis.com", "tpu.googleapis.com", "storage.googleapis.com", "iam.googleapis.com")
 ROLES = (
     "roles/storage.objectUser",  # reads, writes, lists and removes objects
     "roles/storage.legacyBucketReader",  # storage.buckets.get: checkpoints ask for the bucket's kind
