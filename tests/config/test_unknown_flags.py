@@ -69,7 +69,7 @@ def test_an_unknown_flag_names_the_one_meant(command, given, meant, capsys):
 def test_other_errors_of_flags_stay(capsys):
     """Arguments behind `--` belong to another command; a value may look like a flag."""
     assert "invalid choice: 'create'" in refused("pods.jobset create --nme=x", capsys)
-    assert "required: --image, --claim" in refused("pods.jobset apply --name=x -- --nme=1", capsys)
+    assert "required: --image, --topology" in refused("pods.jobset apply --name=x -- --nme=1", capsys)
     assert "--workdir: expected one argument" in refused("generate --workdir --overlap=8", capsys)
 
 
