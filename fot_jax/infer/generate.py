@@ -71,6 +71,8 @@ def generate(
     """Yields the next token of every row, int32 [B], as soon as it is chosen.
 
     A row that has yielded one of `end_ids` yields FINISHED from then on; the iterator ends with the last row.
+    Each token is written into the arrays of `reading.cache`, copied at the first one: from then on nothing else may
+    hold them, and after an error (or Ctrl-C) within a step the reading cannot go on.
     A row's tokens do not depend on the other rows (beyond rounding), on their number or lengths;
     sampled tokens depend on the row's place in the batch, which seeds its draws.
 

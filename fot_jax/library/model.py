@@ -23,6 +23,7 @@ from fot_jax.infer.sampling import SamplingConfig
 from fot_jax.infer.score import score_forced, score_windows
 from fot_jax.library.memory import Memory
 from fot_jax.library.texts import Text, check_several, encode, name_texts, only_texts, to_ids
+from fot_jax.logging import info_once
 from fot_jax.memory import files
 from fot_jax.memory.fingerprint import fingerprint
 from fot_jax.memory.store import MemoryStore
@@ -225,9 +226,14 @@ class Model:
         return MemoryStore.for_model(self.config, streams=streams, budget=self.memory.budget, dtype=self.memory.dtype)
 
     def load_store(self, directory: str | os.PathLike[str]) -> MemoryStore:
-        """Loads a store of this model; see `files.load`."""
+        """Loads a store of this model, in the dtype in which it was saved; see `files.load`."""
         scaling, budget = self.memory.log_length_scaling_from, self.memory.budget
-        return files.load(directory, fingerprint=self.fingerprint, scaling_from=scaling, budget=budget)
+        store = files.load(directory, fingerprint=self.fingerprint, scaling_from=scaling, budget=budget)
+        empty = self.new_store(streams=1)
+        if empty is not None and empty.dtype != store.dtype:
+            asked = f"not {empty.dtype.name} as memory.dtype asks"
+            info_once("memory.dtype", f"'{directory}' was saved as {store.dtype.name} and stays so, {asked}")
+        return store
 
     def save_store(
         self, store: MemoryStore, directory: str | os.PathLike[str], *, texts: Sequence[tuple[str, str]] = ()
@@ -259,7 +265,7 @@ class Model:
         sampling = dataclasses.replace(sampling, vocab_limit=sampling.vocab_limit or self.vocabulary.size)
         end_ids = self.vocabulary.end_ids if end_ids is None else end_ids
         how = {"sampling": sampling, "max_new_tokens": max_new_tokens, "end_ids": end_ids}
-        config, params = self._decoding
+        config, params = self._decoding if max_new_tokens > 1 else (self.config, self.params)
         return generate(params, config, reading, **how)
 
     def check_memory_layers(self) -> None:

@@ -96,7 +96,9 @@ def abstract_layers(store: MemoryStore, capacity: int, *, layout: MemoryLayout, 
 
 
 class DeviceCopy:
-    """Device arrays that mirror a store, of each memory layer its own; M is a power of two (on each device of a mesh).
+    """Device arrays that mirror a store, separate ones for each memory layer.
+
+    Their capacity M is a power of two (on each device of a mesh).
 
     Slots are the store's own, so what a full ring overwrites is overwritten here too. With a mesh each device
     receives and holds only its own entries.
@@ -113,8 +115,7 @@ class DeviceCopy:
             self._over_entries = NamedSharding(mesh, self.layout.spec("B M"))
         self.shards = 1 if self.layout is None else self.layout.shards
         self._epochs = store.epochs.copy()
-        self.capacity = capacity_for(max(SMALLEST_CAPACITY, int(store.lengths.max())), shards=self.shards)
-        self._send_all()
+        self._send_all(capacity_for(max(SMALLEST_CAPACITY, int(store.lengths.max())), shards=self.shards))
 
     def fork(self, store: MemoryStore) -> "DeviceCopy":
         """Returns a copy of these arrays, made on the device, that mirrors a store forked from this one's."""
@@ -128,19 +129,22 @@ class DeviceCopy:
         return tuple(self._put(jax.tree.map(lambda x: x[rows], layer)) for layer in self.layers)
 
     def _put(self, layer: LayerMemory) -> LayerMemory:
-        return layer if self._shardings is None else jax.device_put(layer, self._shardings)
+        """Hands numpy arrays over: to each device of a mesh its own part alone."""
+        return jax.tree.map(jnp.asarray, layer) if self._shardings is None else jax.device_put(layer, self._shardings)
 
-    def _send_all(self) -> None:
+    def _send_all(self, capacity: int) -> None:
         """Makes the arrays anew from all entries of the store."""
         store, shards = self.store, self.shards
         live = [store.live(stream) for stream in range(store.streams)]
-        at = [slots % shards * (self.capacity // shards) + slots // shards for slots in map(store.slots, live)]
-        self.layers = ()  # before the larger ones are made
+        at = [slots % shards * (capacity // shards) + slots // shards for slots in map(store.slots, live)]
+        self.layers, self.capacity = (
+            (),
+            0,
+        )  # before larger ones are made; should that fail, the next try sends all
         self.layers = tuple(
-            self._put(jax.tree.map(jnp.asarray, self._gathered(slot, live, at, self.capacity)))
-            for slot in range(len(store.memory_layers))
+            self._put(self._gathered(slot, live, at, capacity)) for slot in range(len(store.memory_layers))
         )
-        self._copied = store.appended.copy()
+        self.capacity, self._copied = capacity, store.appended.copy()
 
     def _gathered(self, slot: int, entries: list[np.ndarray], at: list[np.ndarray], width: int) -> LayerMemory:
         """Returns some entries of each stream at places of arrays of `width` places."""
@@ -166,8 +170,7 @@ class DeviceCopy:
         self._copied[store.epochs != self._epochs] = 0  # cleared since: all of the stream is new
         self._epochs = store.epochs.copy()
         if need > self.capacity:
-            self.capacity = need
-            self._send_all()
+            self._send_all(need)
             return
         first = np.maximum(self._copied, store.appended - store.lengths)
         entries = [np.arange(start, end) for start, end in zip(first, store.appended, strict=True)]

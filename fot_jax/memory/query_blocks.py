@@ -19,6 +19,6 @@ def over_query_blocks(attend: Callable[[jax.Array], Partial], queries: jax.Array
     B, L, H, D = queries.shape
     if block >= L:
         return attend(queries)
-    blocks = jnp.pad(queries, ((0, 0), (0, -L % block), (0, 0), (0, 0))).reshape(B, -1, block, H, D)
+    blocks = jnp.pad(queries, ((0, 0), (0, -L % block), (0, 0), (0, 0)), mode="edge").reshape(B, -1, block, H, D)
     parts = jax.lax.map(attend, jnp.moveaxis(blocks, 1, 0))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1, *x.shape[3:])[:, :L], parts)

@@ -196,7 +196,7 @@ class HeadIndex:
             missing = np.isnan(values) | (entries < oldest)  # ScaNN pads with id 0 and NaN
             found.append(np.where(missing, -1, entries))
             scores.append(np.where(missing, -np.inf, values))
-        if len(found) == 1 and found[0].shape[1] == k:  # in order already, missing ones last
+        if len(found) == 1 and found[0].shape[1] == k:  # in order already
             return found[0]
         found.append(np.full((len(queries), k), -1, np.int64))
         scores.append(np.full((len(queries), k), -np.inf, np.float32))
@@ -234,7 +234,7 @@ class ScannIndex:
             place = slot, stream, kv_head
 
             def keys_of(first: int, stop: int, place: tuple[int, int, int] = place) -> np.ndarray:
-                return store.head(*place, store.slots(np.arange(first, stop)))[0]
+                return store.keys(*place, store.slots(np.arange(first, stop)))
 
             head.refresh(keys_of, oldest=int(oldest[stream]), appended=int(store.appended[stream]))
             if head.tail is not None and not head.segments:

@@ -52,7 +52,7 @@ class MemoryStore:
         self.dtype, self.budget = np.dtype(dtype), budget
         self.appended = np.zeros(streams, np.int64)
         self.epochs = np.zeros(streams, np.int64)
-        # Of each stream: keys, values; of int8 their scales too.
+        # For each stream keys and values, with int8 their scales too.
         self._arrays = [self._allocate(0) for _ in range(streams)]
         self._shared: set[int] = set()  # streams whose arrays another store holds too
 
@@ -249,6 +249,12 @@ class MemoryStore:
             held[:, :, slots] = new[:, :, count - kept :]
         self.appended[stream] = count
 
+    def keys(self, slot: int, stream: int, kv_head: int, slots: np.ndarray) -> np.ndarray:
+        """Returns the keys of `head` alone."""
+        keys, _, *scales = self._arrays[stream]
+        found = keys[slot, kv_head][slots]
+        return found * scales[0][slot, kv_head][slots] if scales else found
+
     def head(self, slot: int, stream: int, kv_head: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns keys and values [n, D] of one memory layer, stream and head at some slots; of int8 in float32."""
         keys, values, *scales = (array[slot, kv_head][slots] for array in self._arrays[stream])
@@ -263,4 +269,4 @@ def quantise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x = x.astype(np.float32, copy=False)
     scales = np.abs(x).max(axis=-1, keepdims=True, initial=0) / np.float32(127)
     steps = np.divide(x, scales, out=np.zeros_like(x), where=scales > 0)
-    return np.rint(steps).astype(np.int8), scales
+    return np.clip(np.rint(steps), -127, 127).astype(np.int8), scales

@@ -162,15 +162,15 @@ class Attention(nn.Module):
         counts = call.inputs.token_counts
         assert counts is not None
         keys, rotated, values, products = new
-        lengths = call.lengths
         if keys.shape[1] == 1:
             old = cache_attention(queries, cache.rotated, cache.values, counts=positions)
             own = rotated.transpose(0, 2, 3, 1), values.swapaxes(1, 2).astype(queries.dtype)
             local = softmax.merge(old, cache_attention(queries, *own, counts=jnp.ones_like(positions)))
-            # Adds nothing, as a total is not negative. But XLA then knows that the old entries were read and writes the
-            # new ones into their arrays, which it would copy first otherwise.
-            lengths = lengths + (jnp.min(local.total) < 0)
-        cache = extend(cache, keys, values, rotated=rotated, lengths=lengths, counts=counts)
+            # Changes nothing, as a total is not negative. But XLA then knows that the old entries were read and writes
+            # the new ones into their arrays, which it would copy first otherwise.
+            totals = local.total.reshape(*keys.shape[:3], -1)[..., :1]  # of each key/value head, which a mesh may split
+            rotated, values = (jnp.where(totals < 0, 0, x) for x in (rotated, values))
+        cache = extend(cache, keys, values, rotated=rotated, lengths=call.lengths, counts=counts)
         if cache.products is not None:
             cache = dataclasses.replace(cache, products=newest(products, counts, cache.products))
         if keys.shape[1] > 1:

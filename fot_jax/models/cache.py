@@ -111,7 +111,7 @@ def slide(
       config: names the memory layers.
       cache: the local cache.
       counts: int32 [B], at most `cache.lengths`.
-      rotate: of each layer, (keys [B, W, G, D], positions [1, W]) -> rotated keys (`attention_layer.rotations`).
+      rotate: for each layer, (keys [B, W, G, D], positions [1, W]) -> rotated keys (`attention_layer.rotations`).
 
     Returns:
       The slid cache, and the memory layers' entries [P, B, W, G, D] of which the first

@@ -45,7 +45,7 @@ def cache_attention(
       counts: how many keys each query sees at most.
       valid: True where a key exists; None: everywhere.
       scales: factors of keys and of values that are held as int8; None: 1.
-      block: keys per block; blocks that no query sees are skipped.
+      block: keys per block of several queries; blocks that none of them sees are skipped.
 
     Returns:
       The partial, with axes [B, L, H].
@@ -98,7 +98,7 @@ def _summed(weights: Float[Array, "B G R L S"], values: Float[Array, "B G S D"])
         return product("BGRLS,BGSD->BGRLD", weights, values)
     B, G, R, L, _ = weights.shape
     parts = weights.reshape(B, G, R, L, S // part, part)
-    return product("BGRLCS,BGCSD->BGCRLD", parts, values.reshape(B, G, S // part, part, -1)).sum(axis=2)
+    return product("BGRLXS,BGXSD->BGXRLD", parts, values.reshape(B, G, S // part, part, -1)).sum(axis=2)
 
 
 def _blocks(keys, values, valid, scales, *, block: int):
@@ -121,11 +121,11 @@ def _all_heads(queries, keys, values, valid, counts, scales, *, block: int) -> P
     queries = heads_first(queries)
 
     def widened(x, scale, start, *, axis: int):
-        cut = jax.lax.dynamic_slice_in_dim(x, start, block, axis=axis).astype(queries.dtype)
-        if scale is None:
-            return cut
-        own = jax.lax.dynamic_slice_in_dim(scale, start, block, axis=2).astype(queries.dtype)
-        return cut * jnp.expand_dims(own, 5 - axis)
+        cut = jax.lax.dynamic_slice_in_dim(x, start, block, axis=axis)
+        if scale is not None:
+            own = jax.lax.dynamic_slice_in_dim(scale, start, block, axis=2)
+            cut = cut.astype(scale.dtype) * jnp.expand_dims(own, 5 - axis)
+        return cut.astype(queries.dtype)
 
     def visit(partial: Partial, start):
         ok = jax.lax.dynamic_slice_in_dim(valid, start, block, axis=1)
@@ -165,10 +165,11 @@ def _head_by_head(queries, keys, values, valid, counts, scales, *, block: int) -
             ok = jax.lax.dynamic_slice(valid, (row, start), (1, block))[0]
 
             def add(carry):
-                k, v = cut(keys, start, axis=2).astype(tiles.dtype), cut(values, start, axis=1).astype(tiles.dtype)
+                k, v = cut(keys, start, axis=2), cut(values, start, axis=1)
                 if scales is not None:
-                    k_scale, v_scale = (cut(x, start, axis=2).astype(tiles.dtype) for x in scales)
-                    k, v = k * k_scale, v * v_scale.T
+                    k_scale, v_scale = (cut(x, start, axis=2) for x in scales)
+                    k, v = k.astype(k_scale.dtype) * k_scale, v.astype(v_scale.dtype) * v_scale.T
+                k, v = k.astype(tiles.dtype), v.astype(tiles.dtype)
 
                 def mask():
                     return ok[None] & ((start + jnp.arange(block))[None] < limits[:, None])

@@ -28,6 +28,8 @@ def test_a_quantised_vector_is_off_by_half_a_scale_at_most():
     codes, scales = quantise(x)
     assert codes.dtype == np.int8 and scales.dtype == np.float32 and scales.shape == (52, 1)
     assert (np.abs(codes * scales - x) <= scales * 0.5001).all()
+    denormal = np.array([[190e-45, 1e-45]], np.float32)  # steps of a scale of one unit are rounded up to 136
+    assert quantise(denormal)[0].tolist() == [[127, 1]]
     np.testing.assert_allclose(np.abs(codes * scales).max(1), np.abs(x).max(1), rtol=1e-6)
     assert not codes[50].any() and not scales[50].any()
 

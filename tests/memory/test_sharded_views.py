@@ -157,3 +157,18 @@ def test_a_mesh_that_a_memory_does_not_fit(streams, mesh, retrieval, message):
     config = MemoryConfig(retrieval=Retrieval(retrieval))
     with pytest.raises(ConfigError, match=message):
         ViewSource(make_store(streams=streams), config, mesh=mesh_of(**mesh))
+
+
+def test_a_layer_is_on_no_device_whole(monkeypatch):
+    """Hands numpy arrays to device_put, at first and at every doubling."""
+    given = []
+    put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda tree, *args: given.extend(jax.tree.leaves(tree)) or put(tree, *args))
+    monkeypatch.setattr(device_copy, "SMALLEST_CAPACITY", 16)
+    rng, store = np.random.default_rng(0), make_store()
+    source = ViewSource(store, MemoryConfig(retrieval=Retrieval.DENSE), mesh=mesh_of(data=2, fsdp=2))
+    for _ in range(3):
+        append_random(store, rng, [20, 9])
+        source.view()
+    assert len(given) > 3 * 2 * P
+    assert not any(isinstance(array, jax.Array) for array in given)

@@ -155,7 +155,7 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "holes in a memory overlooked": ("ops.cache_attention", "clear = jnp.all(ok) & (", "clear = (", cache_by_head),
     "values without their scales": ("ops.cache_attention", "weights = weights * scales[1]",
                                     "weights = weights * scales[0]", int8),
-    "groups in the order of their peaks": ("ops.memory_attention", "jnp.sort(jax.lax.top_k(groups.max(axis=-1), k)[1]",
+    "groups in the order of their peaks": ("ops.top_k", "jnp.sort(jax.lax.top_k(groups.max(axis=-1), k)[1]",
                                            "jnp.flip(jax.lax.top_k(groups.max(axis=-1), k)[1]", grouped_top_k),
     # devices
     "blocks of the wrong device": ("ops.distributed.ring", "jax.lax.axis_index(ring.axes) - ring.step",
@@ -180,7 +180,7 @@ MUTANTS = {  # name: (module, line or part of it, what it becomes, check that mu
     "keys not normalised": ("models.layers", "_unit(keys), values", "keys, values", decoder(PAPER)),
     "cache sees the next token": ("models.attention_layer", "counts=positions + 1", "counts=positions + 2", cache),
     # the rest of the method
-    "the k smallest": ("ops.memory_attention", "functools.partial(jax.lax.top_k, k=min(k, M))",
+    "the k smallest": ("ops.top_k", "functools.partial(jax.lax.top_k, k=min(k, M))",
                        "lambda rows: (lambda x: (-x[0], x[1]))(jax.lax.top_k(-rows, min(k, M)))",
                        test_equation_1_memory_attention.check),
     "gate the wrong way round": ("ops.memory_attention", "jax.nn.sigmoid(gate_bias)", "jax.nn.sigmoid(-gate_bias)",

@@ -67,6 +67,32 @@ def test_int8_keys_count_times_their_scales(heads, loop, length, monkeypatch):
     cases.assert_close([got], [want], ["output"])
 
 
+@pytest.mark.parametrize("loop", cases.LOOPS)
+def test_scales_are_not_rounded_before_they_count(loop, monkeypatch):
+    """In bfloat16, codes times scales are rounded once: as near to the oracle as a memory of bfloat16."""
+    monkeypatch.setattr(cache_attention, "CACHE_BYTES", 0)
+    cases.force_loop(monkeypatch, loop)
+    generator = np.random.default_rng(0)
+    keys, values = generator.integers(-127, 128, (2, 1, 512, 1, 64)).astype(np.int8)
+    scales = generator.uniform(0.01, 0.02, (2, 1, 512, 1, 1))
+    queries = np.asarray(jnp.asarray(generator.standard_normal((1, 8, 1, 64)) / 16, jnp.bfloat16), np.float64)
+    want = oracles.attend({"memory": (queries, keys * scales[0], values * scales[1])}, all_of(512))
+    given = {"counts": jnp.full((1, 8), 512), "block": 64}
+    held = tuple(jnp.asarray(scale[..., 0], jnp.float32).swapaxes(1, 2) for scale in scales)
+    low = jnp.asarray(queries, jnp.bfloat16)
+    attend = cache_attention.cache_attention
+    got = softmax.normalise(attend(low, *cases.as_read(keys, values), scales=held, **given))
+    narrow = cases.as_read(*(jnp.asarray(x * s, jnp.bfloat16) for x, s in zip((keys, values), scales, strict=True)))
+    bfloat16 = softmax.normalise(attend(low, *narrow, **given))
+    errors = [np.sqrt(np.mean((np.asarray(x, np.float64) - want) ** 2)) for x in (got, bfloat16)]
+    assert errors[0] < 1.2 * errors[1]
+
+
+def all_of(entries):
+    """Every query sees all entries of its row."""
+    return lambda b, position, head: [("memory", b, s) for s in range(entries)]
+
+
 def test_one_token_sums_values_in_parts(monkeypatch):
     """Agrees with the oracle where a long sum is cut, for one query head of each key/value head."""
     monkeypatch.setattr(cache_attention, "SUMMED_AT_ONCE", 2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fot_jax.ops import memory_attention, softmax
+from fot_jax.ops import memory_attention, softmax, top_k
 from fot_jax.ops.softmax import heads_first
 from tests import cases, oracles
 
@@ -111,19 +111,33 @@ def test_values_summed_whole_are_those_of_the_k_best(monkeypatch, heads, queries
         cases.assert_close([got], [oracles.attend({"memory": sources}, visible)], ["output"])
 
 
+def test_a_last_part_that_is_not_full_sorts_nothing(monkeypatch):
+    """Pads with a query that is there: zeros would score equally and have their tile searched one by one."""
+    cases.force_loop(monkeypatch, "cpu")
+    monkeypatch.setattr(memory_attention, "CACHE_BYTES", 0)
+    monkeypatch.setattr(memory_attention, "TILE_BYTES", 3 * 4 * 64)
+    searched = []
+    monkeypatch.setattr(jax.lax, "top_k", lambda scores, k: searched.append(scores) or pytest.fail("searched"))
+    monkeypatch.setattr(jax.lax, "cond", lambda ok, yes, no: yes() if bool(ok) else no())
+    monkeypatch.setattr(jax.lax, "map", lambda f, xs: jax.tree.map(lambda *x: jnp.stack(x), *map(f, xs)))
+    queries, keys, values = cases.to_float32(*cases.arrays(3, (1, 4, 2, 6), (1, 64, 1, 6), (1, 64, 1, 6)))
+    memory_attention.topk_memory_partial(queries, *cases.as_read(keys, values), valid=jnp.ones((1, 64), bool), k=3)
+    assert not searched
+
+
 def test_a_threshold_leaves_k_scores_or_says_that_none_does():
     """Ties at the k-th place, fewer than k entries, NaN, infinity; scores of any size."""
     generator = np.random.default_rng(0)
     scores = (generator.standard_normal((50, 6)) * np.logspace(-20, 20, 6)).astype(np.float32)
-    threshold, found = memory_attention.kth_largest(jnp.asarray(scores), jnp.ones((50, 1), bool), k=7)
+    threshold, found = top_k.kth_largest(jnp.asarray(scores), jnp.ones((50, 1), bool), k=7)
     assert found.all() and ((scores >= np.asarray(threshold)[None]).sum(0) == 7).all()
     ties = np.sort(scores, axis=0)[::-1].copy()
     ties[7, 0], ties[3, 1], ties[0, 2], ties[0, 3] = ties[6, 0], ties[4, 1], np.nan, np.inf
-    _, found = memory_attention.kth_largest(jnp.asarray(ties), jnp.ones((50, 1), bool), k=7)
+    _, found = top_k.kth_largest(jnp.asarray(ties), jnp.ones((50, 1), bool), k=7)
     assert found.tolist() == [False, True, False, False, True, True]
     exists = jnp.arange(50)[:, None] < 7
     hidden = np.where(exists, scores, -1e30).astype(np.float32)
-    threshold, found = memory_attention.kth_largest(jnp.asarray(hidden), exists, k=7)
+    threshold, found = top_k.kth_largest(jnp.asarray(hidden), exists, k=7)
     assert found.all() and ((hidden >= np.asarray(threshold)[None]).sum(0) == 7).all()
 
 
@@ -147,7 +161,7 @@ def test_top_k_in_groups_is_that_of_all(entries, k):
     generator = np.random.default_rng(k)
     scores = generator.integers(0, 3 * k, (2, 3, entries)).astype(np.float32)  # many are equal
     scores[0, 0], scores[0, 1, k // 2 :] = 1.0, -1e30
-    best, index = memory_attention.top_k(jnp.asarray(scores), k)
+    best, index = top_k.top_k(jnp.asarray(scores), k)
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
     np.testing.assert_array_equal(index, order)
     np.testing.assert_array_equal(best, np.take_along_axis(scores, order, axis=-1))
