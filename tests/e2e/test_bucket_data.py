@@ -43,7 +43,9 @@ def train(folder: str, flags: list[str], homes: Path) -> list[str]:
         command = [sys.executable, "-m", "launch.train", "--config=tests/e2e/text_config.py", *flags]
         command += ["--config.train.steps=4", "--config.train.checkpoint_every=2", "--config.mesh.data=-1"]
         command += [f"--coordinator=localhost:{port}", "--num-processes=2", f"--process-id={number}"]
-        variables = environment(devices=1) | {"HOME": str(home), "FOT_TOUR": "unused"}
+        variables = environment(devices=1) | {
+            "HOME": str(home), "FOT_TOUR": "unused", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }  # fmt: skip
         with (homes / f"{number}.log").open("w") as log:
             started.append(subprocess.Popen(command, env=variables, stdout=log, stderr=log))
     try:
