@@ -22,11 +22,11 @@ from fot_jax.config.errors import explained_disk_full
 from fot_jax.data.cache import SourceCache, build_lock, damaged_error, load_cache, load_index, open_or_build
 from fot_jax.distributed import check_agreement, is_first
 from fot_jax.storage.explain import explained
-from fot_jax.storage.paths import SCHEME, StoragePath, bucket_files
+from fot_jax.storage.paths import SCHEME, StoragePath, bucket_files, upload_folder
 
 COPIES = "~/.cache/fot_jax/tokens"
 META = "meta.json"
-FILES = ("tokens.bin", "offsets.npy", "contents.npy", "names.json", META)  # in the order of an upload
+FILES = ("tokens.bin", "offsets.npy", "contents.npy", "names.json", META)
 INDEX = ("offsets.npy", "contents.npy", META)
 LOOK_SECONDS = 2.0  # between two looks for a cache that another process builds
 
@@ -57,7 +57,8 @@ def open_or_build_copy(
     local = local_folder(remote)
     if is_first() and not _is_there(remote):
         built = open_or_build(local, documents, source=source, expected=expected, vocab_size=vocab_size)
-        _upload(local, remote)
+        with explained(remote, writes=True):
+            upload_folder(local, remote, last=META)
         return built
     _wait_for(remote)
     return _open_copy(local, remote, expected=expected)
@@ -94,12 +95,6 @@ def _wait_for(remote: StoragePath) -> None:
             print(f"waiting for process 0, which builds {remote} ...", file=sys.stderr, flush=True)
             said = True
         time.sleep(LOOK_SECONDS)
-
-
-def _upload(local: pathlib.Path, remote: StoragePath) -> None:
-    with explained(remote, writes=True):
-        for name in FILES:
-            bucket_files().put_file(str(local / name), f"{remote}/{name}")
 
 
 def _open_copy(local: pathlib.Path, remote: StoragePath, *, expected: str) -> SourceCache:

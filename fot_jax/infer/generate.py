@@ -10,8 +10,6 @@ Differs: LongLLaMA moves the whole cache at once and leaves the other layers wit
 where `memory.last_context = "exact"` and `memory.last_context_length = 0`.
 """
 
-import dataclasses
-import functools
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -19,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fot_jax.config import ModelConfig, Remat, UserError, check
+from fot_jax.config import ModelConfig, UserError, check
 from fot_jax.infer.reading import Reading
 from fot_jax.infer.sampling import SamplingConfig, sample
 from fot_jax.infer.steps import decode_logits, slide
@@ -44,19 +42,11 @@ def make_room(config: ModelConfig, reading: Reading, wanted: np.ndarray) -> bool
     return True
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _unstacked(config: ModelConfig, params: Any) -> Any:
-    return unscanned(config, params)[1]
-
-
 def decoding_params(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
     """Returns model and parameters as `generate` wants them; on CPUs a copy, which one may keep for later calls."""
     if not config.scan_layers or jax.default_backend() != "cpu":
-        return (
-            config,
-            params,
-        )  # for TPUs a scan is better: less memory for parameters that are gathered, less HBM traffic
-    return dataclasses.replace(config, scan_layers=False, remat=Remat.NONE), _unstacked(config, params)
+        return config, params  # on TPUs a scan takes less memory and traffic (experiments/performance.md)
+    return unscanned(config, params)
 
 
 def generate(
@@ -91,7 +81,6 @@ def generate(
     check(max_new_tokens >= 1, "max_new_tokens", "be >= 1", max_new_tokens)
     alive = np.ones(len(reading.lengths), bool)
     view = reading.view()
-    own, single = params, config
     for step in range(max_new_tokens):
         finite = np.asarray(_all_finite(reading.logits))
         if not finite.all():
@@ -104,7 +93,7 @@ def generate(
             return
         counts = alive.astype(np.int32)
         if step == 0:
-            single, own = decoding_params(config, params)
+            single, own = decoding_params(config, params)  # not for the first token: `read` has computed its logits
             reading.cache = jax.tree.map(jnp.copy, reading.cache)  # others may hold it; each step writes into its own
         if make_room(config, reading, counts):
             view = reading.view()

@@ -47,20 +47,15 @@ def _write(layout: MemoryLayout | None, memory: LayerMemory, new: LayerMemory, p
     def write(memory, new, places):
         rows = jnp.arange(places.shape[0])[:, None]
 
-        def of(axis):
-            """Arrays are indexed as [B, T, …]: entries come first among what the axis's array holds."""
-
-            def into(array, entries):
-                moved = jnp.moveaxis(entries, axis, 1)
-                where = (rows, *(slice(None),) * (axis - 1), places)
-                return array.at[where].set(moved.astype(array.dtype), mode="drop")
-
-            return into
+        def put(array, entries, *, axis: int):
+            """Writes along the axis of the entries; indexed by rows and places, numpy has these two first."""
+            where = (rows, *(slice(None),) * (axis - 1), places)
+            return array.at[where].set(jnp.moveaxis(entries, axis, 1), mode="drop")
 
         return LayerMemory(
-            keys=of(3)(memory.keys, new.keys),
-            values=of(2)(memory.values, new.values),
-            scales=None if memory.scales is None else jax.tree.map(of(2), memory.scales, new.scales),
+            keys=put(memory.keys, new.keys, axis=3),
+            values=put(memory.values, new.values, axis=2),
+            scales=jax.tree.map(functools.partial(put, axis=2), memory.scales, new.scales),
         )
 
     if layout is not None:
@@ -98,10 +93,8 @@ def abstract_layers(store: MemoryStore, capacity: int, *, layout: MemoryLayout, 
 class DeviceCopy:
     """Device arrays that mirror a store, separate ones for each memory layer.
 
-    Their capacity M is a power of two (on each device of a mesh).
-
-    Slots are the store's own, so what a full ring overwrites is overwritten here too. With a mesh each device
-    receives and holds only its own entries.
+    Their capacity M is a power of two (on each device of a mesh). Slots are the store's own, so what a full ring
+    overwrites is overwritten here too. With a mesh each device receives and holds only its own entries.
     """
 
     def __init__(self, store: MemoryStore, mesh: Mesh | None = None):
@@ -137,10 +130,8 @@ class DeviceCopy:
         store, shards = self.store, self.shards
         live = [store.live(stream) for stream in range(store.streams)]
         at = [slots % shards * (capacity // shards) + slots // shards for slots in map(store.slots, live)]
-        self.layers, self.capacity = (
-            (),
-            0,
-        )  # before larger ones are made; should that fail, the next try sends all
+        # The old arrays go before larger ones are made; should that fail, capacity 0 has the next call send all again.
+        self.layers, self.capacity = (), 0
         self.layers = tuple(
             self._put(self._gathered(slot, live, at, capacity)) for slot in range(len(store.memory_layers))
         )
@@ -156,11 +147,10 @@ class DeviceCopy:
             for array, held in zip(arrays, store.stored(stream, slot, ids), strict=True):
                 array[stream][:, places] = held
         keys, values, *scales = arrays
-        first, second = (x[..., 0] for x in scales) if scales else (None, None)
         return LayerMemory(
             keys=np.ascontiguousarray(keys.swapaxes(2, 3)),
             values=values,
-            scales=None if first is None or second is None else (first, second),
+            scales=(scales[0][..., 0], scales[1][..., 0]) if scales else None,
         )
 
     def refresh(self) -> None:

@@ -103,8 +103,10 @@ class DeviceView:
         shards = 1 if self.layout is None else self.layout.shards
         valid = slot_of_place(M, shards=shards)[None] < self.lengths[:, None]
         attend = [functools.partial(self._attend, layer, valid=valid) for layer in self.layers]
-        if isinstance(slot, int | np.integer) or len(attend) == 1:
-            part = attend[int(slot) if len(attend) > 1 else 0](folded)
+        if len(attend) == 1:
+            slot = 0
+        if isinstance(slot, int | np.integer):
+            part = attend[slot](folded)
         else:  # in a scan over layers; no array is copied into a branch
             part = jax.lax.switch(slot, attend, folded)
         return jax.tree.map(lambda x: x.reshape(B, L, *x.shape[2:]), part)

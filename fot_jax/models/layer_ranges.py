@@ -63,14 +63,18 @@ def unscanned(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
     """Returns the model with a program and parameters of its own for each layer, as decoding on CPUs wants it.
 
     A scan over layers copies every layer's parameters out of the stacked ones, which on a CPU takes longer than a
-    token's products. Outside of jit this copies the parameters once.
+    token's products. This copies them once.
     """
     single = dataclasses.replace(config, scan_layers=False, remat=Remat.NONE)
     if not config.scan_layers:
         return single, params
     others = {name: leaf for name, leaf in params.items() if name != "layers"}
-    layers = [jax.tree.map(lambda leaf, n=n: leaf[n], params["layers"]) for n in range(config.num_layers)]
-    return single, {**others, **{f"layer_{n}": layer for n, layer in enumerate(layers)}}
+    return single, {**others, **_apart(config.num_layers, params["layers"])}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apart(count: int, layers: Any) -> dict[str, Any]:
+    return {f"layer_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], layers) for n in range(count)}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -42,3 +42,9 @@ def read_all_layers(view, queries):
 
 
 QUERIES = np.random.default_rng(1).standard_normal((B, L, H, D)).astype(np.float32)
+
+
+def check_view(view, store: MemoryStore, top_k: int | None, *, tolerance: float = 1e-5) -> None:
+    """Every layer reads of a view what the loops read of its store; top_k None: all entries."""
+    want = np.stack([attend_by_loops(store, QUERIES, slot, top_k or 4096) for slot in range(P)])
+    np.testing.assert_allclose(np.asarray(read_all_layers(view, QUERIES)), want, rtol=tolerance, atol=tolerance)

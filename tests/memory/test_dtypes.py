@@ -9,7 +9,7 @@ from fot_jax.memory import device_copy, files
 from fot_jax.memory.store import MemoryStore, quantise
 from fot_jax.memory.views import ViewSource
 from fot_jax.models import account
-from tests.memory.stores import QUERIES, B, D, G, P, append_random, attend_by_loops, read_all_layers
+from tests.memory.stores import QUERIES, B, D, G, append_random, check_view, read_all_layers
 from tests.scale.memory_cases import mesh_of
 
 DTYPES = ["bfloat16", "int8"]
@@ -44,10 +44,7 @@ def test_a_narrow_memory_is_read_as_what_it_holds(dtype, retrieval, monkeypatch)
     for counts in ([0, 0], [20, 3], [5, 4], [30, 9]):
         if max(counts):
             append_random(store, rng, counts)
-        got = np.asarray(read_all_layers(source.view(), QUERIES))
-        k = 4096 if retrieval is Retrieval.DENSE else 3
-        want = np.stack([attend_by_loops(store, QUERIES, slot, k) for slot in range(P)])
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+        check_view(source.view(), store, None if retrieval is Retrieval.DENSE else 3, tolerance=2e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

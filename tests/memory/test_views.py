@@ -10,7 +10,19 @@ from fot_jax.memory import query_blocks, scann_index, scann_view, views
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
 from fot_jax.ops.softmax import normalise
-from tests.memory.stores import QUERIES, B, D, H, L, P, append_random, attend_by_loops, make_store, read_all_layers
+from tests.memory.stores import (
+    QUERIES,
+    B,
+    D,
+    H,
+    L,
+    P,
+    append_random,
+    attend_by_loops,
+    check_view,
+    make_store,
+    read_all_layers,
+)
 
 
 @pytest.mark.parametrize("retrieval", list(Retrieval))
@@ -27,10 +39,7 @@ def test_retrieval_equals_the_loop_while_the_memory_grows(retrieval, top_k, monk
             store.clear(0)
         if max(counts):
             append_random(store, rng, counts)
-        got = np.asarray(read_all_layers(source.view(), QUERIES))
-        k = 4096 if retrieval is Retrieval.DENSE else top_k
-        want = np.stack([attend_by_loops(store, QUERIES, slot, k) for slot in range(P)])
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+        check_view(source.view(), store, None if retrieval is Retrieval.DENSE else top_k)
     assert store.lengths.tolist() == [27, 100]
     assert read_all_layers._cache_size() - compiled <= 1  # dense shares one program whatever top_k says
 
