@@ -5,7 +5,6 @@ the bucket: every 30 s, before every checkpoint and at the end. A killed process
 them after its newest checkpoint, from which the run goes on.
 """
 
-import contextlib
 import logging
 import pathlib
 import shutil
@@ -13,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 
-from fot_jax.storage.explain import explained
+from fot_jax.storage.explain import explained, missing_bucket
 from fot_jax.storage.lease import Lease
 from fot_jax.storage.paths import StoragePath, replace_file
 
@@ -104,13 +103,18 @@ class OutputFolder:
         with self._lock:
             for path in sorted(path for path in self.local.rglob("*") if path.is_file()):
                 name = path.relative_to(self.local).as_posix()
-                with contextlib.suppress(FileNotFoundError):  # a temporary file that has its last name by now
-                    state, data = _state(path), None
-                    if state != self._sent.get(name):
-                        data = path.read_bytes()
-                    if data is not None:
-                        replace_file(remote / name, data)
-                        self._sent[name] = state
+                try:
+                    state = _state(path)
+                    if state == self._sent.get(name):
+                        continue
+                    data = path.read_bytes()
+                except FileNotFoundError:  # a temporary file that has its last name by now
+                    continue
+                try:
+                    replace_file(remote / name, data)
+                except FileNotFoundError as error:
+                    raise missing_bucket(remote) from error
+                self._sent[name] = state
 
 
 def _state(path: pathlib.Path) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from fot_jax.config import UserError
+from fot_jax.storage import mirror
 from fot_jax.storage.lease import Lease
 from fot_jax.storage.mirror import OutputFolder
 from fot_jax.storage.paths import files_below, storage_path
@@ -43,6 +44,22 @@ def test_what_has_changed_is_copied_at_a_flush_and_at_the_end(run):
         (outputs.local / "deep/b").write_text("2")
     assert (folder / "deep/b").read_text() == "2"
     assert not outputs.local.exists()
+
+
+def test_a_bucket_that_is_gone_is_said(run, monkeypatch):
+    """An object is not found where its bucket is not; the rows must not be lost in silence."""
+    folder, lease = run
+
+    def gone(path, data):
+        raise FileNotFoundError(str(path))
+
+    with OutputFolder(folder, lease=lease) as outputs:
+        (outputs.local / "a").write_text("1")
+        with monkeypatch.context() as patch:
+            patch.setattr(mirror, "replace_file", gone)
+            with pytest.raises(UserError, match=r"gs://.* must exist"):
+                outputs.flush()
+    assert (folder / "a").read_text() == "1"
 
 
 def test_it_is_copied_by_itself(run):
