@@ -141,7 +141,9 @@ def _train_as_member(flags: argparse.Namespace, config: ExperimentConfig, member
 
 
 def _log(line: str) -> None:
-    print(line, flush=True)
+    # In one write: unbuffered, `print` would end the line with a second one, and what a Ctrl-C says could come between.
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _profile_steps(text: str | None):

@@ -1,6 +1,7 @@
 """A finished run ends with its held-out loss and the commands that use it."""
 
 import json
+import types
 
 import pytest
 
@@ -51,3 +52,11 @@ def test_a_stopped_run_shows_none(tmp_path, monkeypatch, capsys, stopped):
     flags = ["--config=tests/e2e/tiny_config.py", f"--workdir={tmp_path}", "--compilation-cache=off"]
     cli.run(train.main, train.make_parser(), flags)
     assert capsys.readouterr().out.count("next: ") == (0 if stopped else 1)
+
+
+def test_a_line_of_progress_is_one_write(monkeypatch):
+    """Unbuffered, a second write for the line's end would let a message of another thread come between."""
+    writes = []
+    monkeypatch.setattr(train.sys, "stdout", types.SimpleNamespace(write=writes.append, flush=lambda: None))
+    train._log("step 1/2")
+    assert writes == ["step 1/2\n"]
