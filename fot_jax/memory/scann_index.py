@@ -11,19 +11,15 @@ The only module that imports scann.
 """
 
 import dataclasses
-import functools
 import importlib
 import math
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from fot_jax.config import MemoryConfig, UserError, check
 from fot_jax.extras import needs
-from fot_jax.logging import warn_once
 from fot_jax.memory.store import MemoryStore
 
 LEAST_IN_LEAF = 8  # entries, on average
@@ -134,9 +130,8 @@ def searchable(queries: np.ndarray) -> np.ndarray:
 class HeadIndex:
     """The segments and the tail of one memory layer, stream and key/value head."""
 
-    def __init__(self, config: MemoryConfig):
-        self.config = config
-        self.seal_at = max(config.scann_brute_force_below, SMALLEST_TREE)
+    def __init__(self, config: MemoryConfig, seal_at: int):
+        self.config, self.seal_at = config, seal_at
         self.segments: list[Segment] = []
         self.tail: Segment | None = None
 
@@ -212,9 +207,15 @@ class ScannIndex:
         """Begins an empty index. Raises UserError without ScaNN, before anything is read."""
         _scann()
         self.store, self.config = store, config
+        self.seal_at = max(config.scann_brute_force_below, SMALLEST_TREE)
         self._epochs = store.epochs.copy()
         places = np.ndindex(len(store.memory_layers), store.streams, store.kv_heads)
-        self._heads = {place: HeadIndex(config) for place in places}
+        self._heads = {place: HeadIndex(config, self.seal_at) for place in places}
+
+    @property
+    def has_trees(self) -> bool:
+        """Whether a stream is long enough for a tree; the index of shorter ones would be exact, and slow."""
+        return int(self.store.lengths.max()) >= self.seal_at
 
     def fork(self, store: MemoryStore) -> "ScannIndex":
         """Returns an index of a store forked from this one's, with the same segments until it is refreshed."""
@@ -237,8 +238,6 @@ class ScannIndex:
                 return store.keys(*place, store.slots(np.arange(first, stop)))
 
             head.refresh(keys_of, oldest=int(oldest[stream]), appended=int(store.appended[stream]))
-            if head.tail is not None and not head.segments:
-                warn_once("memory.retrieval=scann", f"exact brute force below {head.seal_at} entries, trees above")
         self._epochs = store.epochs.copy()
 
     def search(self, queries: np.ndarray, *, slot: int, stream: int, kv_head: int, k: int) -> np.ndarray:
@@ -255,39 +254,3 @@ class ScannIndex:
             return np.zeros((0, k), np.int64)
         oldest = int(store.appended[stream] - store.lengths[stream])
         return self._heads[slot, stream, kv_head].search(queries, k, oldest=oldest)
-
-    def neighbours(self, queries: np.ndarray, *, slot: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns keys and values [2, B, L, H, K, D] (float32) and valid [B, L, H, K] for queries [B, L, H, D].
-
-        Query head h searches the memory of key/value head h // (H // G); row b searches stream b, or
-        the only stream.
-        """
-        B, L, H, D = queries.shape
-        store, group = self.store, H // self.store.kv_heads
-        found, valid = np.empty((2, B, L, H, k, D), np.float32), np.zeros((B, L, H, k), bool)
-
-        def fill(place: tuple[int, int]) -> None:
-            row, kv_head = place
-            stream = row if store.streams > 1 else 0
-            heads = slice(kv_head * group, (kv_head + 1) * group)
-            entries = self.search(
-                queries[row, :, heads].reshape(-1, D), slot=slot, stream=stream, kv_head=kv_head, k=k
-            ).reshape(L, group, k)
-            slots = store.slots(np.maximum(entries, int(store.appended[stream] - store.lengths[stream])))
-            found[0, row, :, heads], found[1, row, :, heads] = store.head(slot, stream, kv_head, slots)
-            valid[row, :, heads] = entries >= 0
-
-        for row in np.flatnonzero(store.lengths[np.arange(B) % store.streams] == 0):
-            found[:, row] = 0
-        places = [place for place in np.ndindex(B, store.kv_heads) if store.lengths[place[0] % store.streams]]
-        others = [_threads().submit(fill, place) for place in places[1:]]  # ScaNN searches without Python's lock
-        for place in places[:1]:
-            fill(place)
-        for other in others:
-            other.result()
-        return found, valid
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="scann")

@@ -1,37 +1,106 @@
-"""The decoder's side of ScaNN: a callback to the host, some query positions at a time.
+"""The decoder's side of ScaNN: a callback to the host, which finds the entries and attends to them.
+
+The partial alone is handed back: keys and values of what was found are K times as large.
 
 Under plain sharded jit a callback gathers its arguments to one device: wrap the decoder in
 shard_map when the batch is sharded.
 """
 
+import functools
 import itertools
+import os
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fot_jax.config import check
-from fot_jax.memory.device_copy import power_of_two
-from fot_jax.memory.query_blocks import over_query_blocks
 from fot_jax.memory.scann_index import ScannIndex
-from fot_jax.ops.memory_attention import log_length_scale, neighbours_partial
+from fot_jax.ops.memory_attention import log_length_scale
+from fot_jax.ops.softmax import LOWEST_PEAK, MASKED_SCORE
 from fot_jax.types import Array, Partial
 
-MOST_NEIGHBOURS = 1 << 16  # a larger top_k grows with the memory, as places without an entry take memory too
-NEIGHBOUR_BYTES = 1 << 24  # about the bytes of keys and values per callback; larger results are slow to hand over
+GATHERED_BYTES = 1 << 21  # of keys that a thread gathers at once, about a core's cache
 
 # A view travels through jit as a number; the callback finds its index here.
 _indexes: "weakref.WeakValueDictionary[int, ScannIndex]" = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 
 
-def _search(place, queries, *, top_k: int):
+def attend(index: ScannIndex, queries: np.ndarray, *, slot: int, top_k: int) -> Partial:
+    """Attends on the host to the `top_k` entries that ScaNN finds for each of the queries [B, L, H, D] (float32).
+
+    Scores are computed from the keys, so that ScaNN only decides which entries are read. Query head h searches the
+    memory of key/value head h // (H // G); row b searches stream b, or the only stream. Several threads
+    work: neither ScaNN nor numpy's loops hold Python's lock.
+
+    Returns:
+      The partial in numpy arrays, with axes [B, L, H].
+    """
+    B, L, H, D = queries.shape
+    store, G = index.store, index.store.kv_heads
+    flat = np.ascontiguousarray(queries.reshape(B, L, G, -1, D).swapaxes(1, 2)).reshape(-1, D)
+    total, of_head = len(flat), L * H // G
+    found = np.zeros((total, D), np.float32), np.full(total, LOWEST_PEAK, np.float32), np.zeros(total, np.float32)
+    lengths, oldest = store.lengths.tolist(), (store.appended - store.lengths).tolist()
+    most = max(1, GATHERED_BYTES // (4 * D * min(top_k, max(1, *lengths))))
+    spans = _spans(total, of_head, most)
+    left = iter(spans)  # shared by the threads, for which `next` of it is one step
+
+    def fill() -> None:
+        for first, last in left:
+            row, kv_head = divmod(first // of_head, G)
+            stream = row if store.streams > 1 else 0
+            if k := min(top_k, lengths[stream]):
+                some = flat[first:last]
+                entries = index.search(some, slot=slot, stream=stream, kv_head=kv_head, k=k)
+                slots = store.slots(np.maximum(entries, oldest[stream]))
+                keys, values = store.head(slot, stream, kv_head, slots)
+                for whole, part in zip(found, _softmax(some, keys, values, entries >= 0), strict=True):
+                    whole[first:last] = part
+
+    others = [_threads().submit(fill) for _ in range(min(_cores(), len(spans)) - 1)]
+    fill()
+    for other in others:
+        other.result()
+    return Partial(
+        *(x.reshape(B, G, L, H // G, *x.shape[1:]).swapaxes(1, 2).reshape(B, L, H, *x.shape[1:]) for x in found)
+    )
+
+
+def _spans(total: int, of_head: int, most: int) -> list[tuple[int, int]]:
+    """Cuts queries into spans of one head each, of at most `most` queries."""
+    heads = range(0, total, of_head)
+    return [(at, min(at + most, start + of_head)) for start in heads for at in range(start, start + of_head, most)]
+
+
+def _softmax(queries, keys, values, valid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns weighted [n, D], peak [n] and total [n] of queries [n, D], each over K keys and values of its own."""
+    keys, values = (x.astype(np.float32, copy=False) for x in (keys, values))
+    with np.errstate(over="ignore", invalid="ignore"):  # of a broken model; its logits are checked
+        scores = np.where(valid, np.matmul(keys, queries[:, :, None])[:, :, 0], np.float32(MASKED_SCORE))
+        peak = np.maximum(scores.max(axis=1), np.float32(LOWEST_PEAK))
+        weights = np.exp(scores - peak[:, None])
+        return np.matmul(weights[:, None], values)[:, 0], peak, weights.sum(axis=1)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="scann")
+
+
+def _attend(place, queries, *, top_k: int) -> Partial:
     number, slot = np.asarray(place).tolist()
     index = _indexes.get(number)
     if index is None:
         raise RuntimeError("the ScaNN index of this view is gone: keep the view (or its ViewSource) while it is in use")
-    return index.neighbours(np.asarray(queries), slot=slot, k=top_k)
+    return attend(index, np.asarray(queries), slot=slot, top_k=top_k)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -52,7 +121,6 @@ class ScannView:
         number = next((n for n, known in _indexes.items() if known is index), None) or next(_numbers)
         _indexes[number] = index
         lengths = index.store.lengths.astype(np.int32)
-        top_k = min(top_k, max(MOST_NEIGHBOURS, power_of_two(int(lengths.max()))))
         view = cls(np.int32(number), lengths, index.store.head_dim, top_k, log_length_scaling_from)
         view._index = index
         return view
@@ -79,24 +147,18 @@ class ScannView:
         )
 
     def partial(self, queries: Array, slot: Array | int) -> Partial:
-        """See MemoryView. Keys, values and queries have no gradient through the search."""
-        B, _, H, D = queries.shape
+        """See MemoryView. Nothing has a gradient through the search."""
+        queries = jnp.asarray(queries)
+        B, L, H, D = queries.shape
         streams = self.lengths.shape[0]
         check(streams in (1, B), "memory", f"have one stream or as many as the batch has rows ({B})", streams)
         check(self.head_dim == D, "memory", f"have head_dim {D} as the queries", self.head_dim)
         place = jnp.stack([jnp.asarray(x, jnp.int32) for x in (self.number, slot)])  # each argument takes its time
-        per_position = B * H * self.top_k * D * 2 * 4
-
-        def attend(some: jax.Array) -> Partial:
-            shape = (*some.shape[:3], self.top_k)
-            neighbours = jax.ShapeDtypeStruct((2, *shape, D), jnp.float32)
-            with jax.named_scope("memory_topk"):
-                found, valid = jax.pure_callback(
-                    lambda *arguments: _search(*arguments, top_k=self.top_k),
-                    (neighbours, jax.ShapeDtypeStruct(shape, jnp.bool_)),
-                    place,
-                    jax.lax.stop_gradient(some).astype(jnp.float32),
-                )
-            return neighbours_partial(some.astype(jnp.float32), *found, valid=valid)
-
-        return over_query_blocks(attend, jnp.asarray(queries), max(1, NEIGHBOUR_BYTES // per_position))
+        shapes = {"weighted": (B, L, H, D), "peak": (B, L, H), "total": (B, L, H)}
+        with jax.named_scope("memory_topk"):
+            return jax.pure_callback(
+                functools.partial(_attend, top_k=self.top_k),
+                Partial(**{name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}),
+                place,
+                jax.lax.stop_gradient(queries).astype(jnp.float32),
+            )

@@ -3,10 +3,10 @@
     DENSE   every entry                              on the device, or over those of a mesh
     EXACT   the k entries of largest inner product   likewise
     APPROX  about those, by jax.lax.approx_max_k     likewise; exact but on TPUs
-    SCANN   about those, by ScaNN                    on the host (scann_view.py)
+    SCANN   about those, by ScaNN                    on the host (scann_view.py); EXACT while it is short
 
 Views are pytrees of fixed shapes: the capacity of a device memory is a power of two, so a
-growing memory compiles the decoder once per doubling; a ScaNN view never changes shape. A store of
+growing memory compiles the decoder once per doubling; that of ScaNN's trees never changes shape. A store of
 one stream serves any number of rows (a memory shared by a batch).
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fot_jax.config import ConfigError, MemoryConfig, Retrieval, check
+from fot_jax.logging import warn_once
 from fot_jax.memory.device_copy import DeviceCopy, slot_of_place
 from fot_jax.memory.query_blocks import over_query_blocks
 from fot_jax.memory.scann_index import ScannIndex
@@ -61,16 +62,14 @@ class DeviceView:
         config: MemoryConfig,
         layout: MemoryLayout | None = None,
     ) -> "DeviceView":
-        """Returns the view that `config.retrieval` (not SCANN) asks for."""
+        """Returns the view that `config.retrieval` asks for; SCANN's is exact."""
         match config.retrieval:
             case Retrieval.DENSE:
                 top_k, recall = None, None
-            case Retrieval.EXACT:
-                top_k, recall = config.top_k, None
             case Retrieval.APPROX:
                 top_k, recall = config.top_k, config.approx_recall
-            case other:  # SCANN searches on the host
-                raise ValueError(f"a memory on devices must be 'dense', 'exact' or 'approx', got {other!r}")
+            case _:  # SCANN: a memory too short for trees
+                top_k, recall = config.top_k, None
         return cls(
             layers=layers,
             lengths=lengths,
@@ -187,11 +186,10 @@ class ViewSource:
         """
         if origin := self._forked_from():
             return origin.view(rows)
-        if self.config.retrieval is Retrieval.SCANN:
-            self._index = self._index or ScannIndex(self.store, self.config)
-            self._index.refresh()
+        if self.config.retrieval is Retrieval.SCANN and (index := self._index_with_trees()):
+            index.refresh()
             return ScannView.from_index(
-                self._index, top_k=self.config.top_k, log_length_scaling_from=self.config.log_length_scaling_from
+                index, top_k=self.config.top_k, log_length_scaling_from=self.config.log_length_scaling_from
             )
         copy = self._copy = self._copy or DeviceCopy(self.store, self.mesh)
         copy.refresh()
@@ -199,6 +197,16 @@ class ViewSource:
         if rows is not None and len(rows) < self.store.streams:
             layers, lengths = copy.select(rows), lengths[rows]
         return DeviceView.of(layers, jnp.asarray(lengths), config=self.config, layout=self.layout)
+
+    def _index_with_trees(self) -> ScannIndex | None:
+        """Returns ScaNN's index of a store that is long enough for a tree; shorter ones are searched on the device."""
+        self._index = self._index or ScannIndex(self.store, self.config)
+        if not self._index.has_trees:
+            below = self._index.seal_at
+            warn_once("memory.retrieval=scann", f"exact below {below} entries, ScaNN's trees from there on")
+            return None
+        self._copy = None
+        return self._index
 
 
 def _position(store: MemoryStore) -> list[list[int]]:

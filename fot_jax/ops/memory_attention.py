@@ -241,24 +241,6 @@ def weighted_sum(
     return weighted.reshape(B, L, G * R, -1)
 
 
-def neighbours_partial(
-    queries: Float[Array, "B L H D"],
-    keys: Float[Array, "B L H K D"],
-    values: Float[Array, "B L H K D"],
-    *,
-    valid: Bool[Array, "B L H K"],
-) -> Partial:
-    """Attends to neighbours that something else retrieved (ScaNN), each query to its own K.
-
-    Scores are recomputed from the keys, so an approximate index only decides which entries are read.
-    """
-    scores = jnp.einsum("BLHD,BLHKD->BLHK", queries, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(valid, scores, softmax.MASKED_SCORE)
-    weights, peak, total = softmax.weigh(scores, jnp.full(scores.shape[:-1], softmax.LOWEST_PEAK))
-    weighted = jnp.einsum("BLHK,BLHKD->BLHD", weights, values, preferred_element_type=jnp.float32)
-    return Partial(weighted=weighted, peak=peak, total=total)
-
-
 def gated_mix(
     memory: Float[Array, "B L H D"],
     local: Float[Array, "B L H D"],

@@ -1,15 +1,13 @@
 """ScaNN's index: recall of its trees, what it does with eviction, and what it refuses."""
 
 import dataclasses
-import logging
 
 import numpy as np
 import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
-from fot_jax.logging import warn_once
 from fot_jax.memory.scann_index import LONGEST, ScannIndex, build_segment
-from fot_jax.memory.scann_view import MOST_NEIGHBOURS, ScannView
+from fot_jax.memory.scann_view import ScannView
 from fot_jax.memory.store import MemoryStore
 from fot_jax.types import KeyValue
 
@@ -76,20 +74,15 @@ def test_evicted_entries_are_never_found_and_the_rest_still_is():
     assert sorted(search(index, queries)[0].tolist()) == [-1] * (K - 5) + [0, 1, 2, 3, 4]
 
 
-def test_below_the_size_it_is_exact_and_says_so_once(caplog):
-    warn_once.cache_clear()
+def test_below_the_size_it_is_exact():
     rng = np.random.default_rng(2)
     keys, queries = rng.standard_normal((900, D)).astype(np.float32), rng.standard_normal((20, D)).astype(np.float32)
     store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
-    with caplog.at_level(logging.WARNING):
-        for piece in np.split(keys, 3):
-            append(store, piece)
-            index = ScannIndex(store, TREES)
-            index.refresh()
+    for piece in np.split(keys, 3):
+        append(store, piece)
+        index = ScannIndex(store, TREES)
+        index.refresh()
     np.testing.assert_array_equal(search(index, queries), exact(keys, queries))
-    assert [record.message for record in caplog.records] == [
-        "memory.retrieval=scann: exact brute force below 1000 entries, trees above"
-    ]
 
 
 @pytest.mark.parametrize("leaves", [None, 0.15])
@@ -153,14 +146,6 @@ def test_attention_is_nan_where_a_query_is_nan():
     part = ScannView.from_index(index, top_k=K).partial(queries, np.int32(0))
     finite = np.isfinite(np.asarray(part.total))[0, :, 0]
     assert finite.tolist() == [True, False]
-
-
-def test_a_top_k_beyond_all_entries_takes_no_room_for_them():
-    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
-    append(store, np.ones((5, D), np.float32))
-    index = ScannIndex(store, TREES)
-    assert ScannView.from_index(index, top_k=10**9).top_k == MOST_NEIGHBOURS
-    assert ScannView.from_index(index, top_k=K).top_k == K
 
 
 def test_wrong_dimension_is_refused_and_no_queries_find_nothing():

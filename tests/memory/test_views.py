@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
+from fot_jax.logging import warn_once
 from fot_jax.memory import query_blocks, scann_index, scann_view, views
 from fot_jax.memory.store import MemoryStore
 from fot_jax.memory.views import ViewSource, make_view
@@ -14,6 +15,7 @@ from tests.memory.stores import (
     QUERIES,
     B,
     D,
+    G,
     H,
     L,
     P,
@@ -24,12 +26,23 @@ from tests.memory.stores import (
     read_all_layers,
 )
 
+KINDS = [*((retrieval, False) for retrieval in Retrieval), (Retrieval.SCANN, True)]
+KIND_NAMES = [*(retrieval.value for retrieval in Retrieval), "scann on the host"]
 
-@pytest.mark.parametrize("retrieval", list(Retrieval))
+
+@pytest.fixture
+def on_host(request, monkeypatch):
+    """Has ScaNN's index searched whatever its size, if the test's parameter says so."""
+    if request.param:
+        monkeypatch.setattr(scann_index.ScannIndex, "has_trees", True)
+    return request.param
+
+
+@pytest.mark.parametrize(("retrieval", "on_host"), KINDS, ids=KIND_NAMES, indirect=["on_host"])
 @pytest.mark.parametrize("top_k", [3, 4096])
-def test_retrieval_equals_the_loop_while_the_memory_grows(retrieval, top_k, monkeypatch):
+def test_retrieval_equals_the_loop_while_the_memory_grows(retrieval, on_host, top_k, monkeypatch):
     """Empty, shorter than k, unequal streams, past an eviction, after clearing; 4096 reads all (K = M)."""
-    monkeypatch.setattr(scann_view, "NEIGHBOUR_BYTES", 2 * B * H * top_k * D * 2 * 4)  # blocks of two positions
+    monkeypatch.setattr(scann_view, "GATHERED_BYTES", 2 * (H // G) * min(top_k, 90) * D * 4)  # some positions at a time
     monkeypatch.setattr(views, "SCORES_AT_ONCE", 2 * B * H * 256)
     rng, store = np.random.default_rng(0), make_store(budget=100)
     source = ViewSource(store, MemoryConfig(retrieval=retrieval, top_k=top_k))
@@ -39,12 +52,15 @@ def test_retrieval_equals_the_loop_while_the_memory_grows(retrieval, top_k, monk
             store.clear(0)
         if max(counts):
             append_random(store, rng, counts)
-        check_view(source.view(), store, None if retrieval is Retrieval.DENSE else top_k)
+        view = source.view()
+        assert isinstance(view, scann_view.ScannView) == on_host
+        check_view(view, store, None if retrieval is Retrieval.DENSE else top_k)
     assert store.lengths.tolist() == [27, 100]
     assert read_all_layers._cache_size() - compiled <= 1  # dense shares one program whatever top_k says
 
 
-def test_device_capacity_doubles_and_scann_never_recompiles():
+@pytest.mark.parametrize("on_host", [True], indirect=True)
+def test_device_capacity_doubles_and_scann_never_recompiles(on_host):
     rng, store = np.random.default_rng(0), make_store()
     configs = [MemoryConfig(retrieval=retrieval, top_k=2) for retrieval in (Retrieval.EXACT, Retrieval.SCANN)]
     sources = [ViewSource(store, config) for config in configs]
@@ -57,8 +73,8 @@ def test_device_capacity_doubles_and_scann_never_recompiles():
     assert shapes == {256, 512, 1024}
 
 
-@pytest.mark.parametrize("retrieval", list(Retrieval))
-def test_one_stream_serves_every_row(retrieval):
+@pytest.mark.parametrize(("retrieval", "on_host"), KINDS, ids=KIND_NAMES, indirect=["on_host"])
+def test_one_stream_serves_every_row(retrieval, on_host):
     """A memory shared by the batch reads as if each row held a copy."""
     rng, store = np.random.default_rng(0), make_store(streams=1)
     append_random(store, rng, [50])
@@ -67,8 +83,8 @@ def test_one_stream_serves_every_row(retrieval):
     np.testing.assert_allclose(got, attend_by_loops(store, QUERIES, 1, 50), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("retrieval", list(Retrieval))
-def test_a_view_that_does_not_fit_the_queries_is_refused(retrieval):
+@pytest.mark.parametrize(("retrieval", "on_host"), KINDS, ids=KIND_NAMES, indirect=["on_host"])
+def test_a_view_that_does_not_fit_the_queries_is_refused(retrieval, on_host):
     store = make_store()
     append_random(store, np.random.default_rng(0), [2, 2])
     view = make_view(store, MemoryConfig(retrieval=retrieval))
@@ -85,15 +101,15 @@ def test_query_blocks_pad_and_join():
     np.testing.assert_array_equal(whole["sum"], parts["sum"])
 
 
-@pytest.mark.parametrize("retrieval", list(Retrieval))
-def test_a_forked_source_shows_its_own_entries(retrieval):
+@pytest.mark.parametrize(("retrieval", "on_host"), KINDS, ids=KIND_NAMES, indirect=["on_host"])
+def test_a_forked_source_shows_its_own_entries(retrieval, on_host):
     """It shares the first view; then both grow by equally many entries, unseen, and by more, one after the other."""
     rng, store = np.random.default_rng(0), make_store()
     append_random(store, rng, [50, 20])
     source = ViewSource(store, MemoryConfig(retrieval=retrieval, top_k=4096))
     forks = [source.fork() for _ in range(2)]
     views = [one.view() for one in (source, *forks)]
-    if retrieval is Retrieval.SCANN:
+    if on_host:
         assert len({int(view.number) for view in views}) == 1
     else:
         assert all(view.layers is views[0].layers for view in views)
@@ -131,3 +147,24 @@ def test_a_growing_fork_sends_and_indexes_its_own_entries_alone(retrieval, monke
     want = np.stack([attend_by_loops(fork.store, QUERIES, slot, 4096) for slot in range(P)])
     np.testing.assert_allclose(np.asarray(read_all_layers(view, QUERIES)), want, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(read_all_layers(source.view(), QUERIES)), before)
+
+
+def test_scann_searches_short_memories_on_the_device(caplog):
+    """Below the size of a tree it reads exactly and says so once; then ScaNN's view; after clearing as at first."""
+    warn_once.cache_clear()
+    rng, store = np.random.default_rng(0), make_store()
+    source = ViewSource(store, MemoryConfig(retrieval=Retrieval.SCANN, top_k=3, scann_brute_force_below=100))
+    kinds = []
+    for counts in ([0, 0], [99, 7], [1, 1], None, [5, 2]):
+        if counts is None:
+            store.clear(0)
+        elif max(counts):
+            append_random(store, rng, counts)
+        view = source.view()
+        kinds.append(type(view).__name__)
+        if kinds[-1] == "DeviceView":
+            check_view(view, store, 3)
+    assert kinds == ["DeviceView", "DeviceView", "ScannView", "DeviceView", "DeviceView"]
+    assert [record.message for record in caplog.records] == [
+        "memory.retrieval=scann: exact below 100 entries, ScaNN's trees from there on"
+    ]

@@ -167,28 +167,6 @@ def test_top_k_in_groups_is_that_of_all(entries, k):
     np.testing.assert_array_equal(best, np.take_along_axis(scores, order, axis=-1))
 
 
-def test_neighbours_are_read_by_their_own_query_and_head():
-    """Gives each query and head its own entries, in values and gradients."""
-    rows, length, heads, count, dim = 2, 3, 4, 5, 6
-    q, k = (rows, length, heads, dim), (rows, length, heads, count, dim)
-    queries, keys, values, upstream = cases.arrays(5, q, k, k, q)
-    valid = np.random.default_rng(6).random((rows, length, heads, count)) < 0.6
-    valid[0, 0] = False
-
-    def op(*arguments):
-        return softmax.normalise(memory_attention.neighbours_partial(*arguments, valid=jnp.asarray(valid)))
-
-    def flat(a: np.ndarray) -> np.ndarray:  # neighbours of (b, l, h) as memory entries of a row of its own
-        return a.reshape(rows * length * heads, count, 1, dim)
-
-    sources = {"memory": (queries.reshape(-1, 1, 1, dim), flat(keys), flat(values))}
-    visible = oracles.memory_visible(valid.reshape(-1, count))
-    gradients = oracles.attend_gradients(sources, visible, upstream.reshape(-1, 1, 1, dim))["memory"]
-    want = [oracles.attend(sources, visible), *gradients]
-    got = cases.value_and_gradients(op, (queries, keys, values), upstream)
-    cases.assert_close(got, [w.reshape(g.shape) for w, g in zip(want, got, strict=True)], NAMES)
-
-
 def test_gate_mixes_two_softmaxes_per_head():
     """v = g·v_M + (1 − g)·v_C; where the memory is empty there is no v_M and v_C is taken whole."""
     (queries, keys, values), upstream, valid = memory_problem()
