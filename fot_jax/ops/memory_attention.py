@@ -122,21 +122,21 @@ def _summed_partial(queries, keys, values, valid, scales, *, k: int) -> Partial:
     tables, contents = keys.reshape(B * G, D, M), values.reshape(B * G, M, D)
 
     def of_head(n):
-        exists = valid[n // G][:, None]
+        exists, table, content = valid[n // G], tables[n], contents[n]
 
         def attend(tile):
-            scores = jnp.where(exists, softmax.product("DM,TD->MT", tables[n], tile), softmax.MASKED_SCORE)
+            scores = jnp.where(exists, softmax.product("TD,DM->TM", tile, table), softmax.MASKED_SCORE)
             threshold, found = kth_largest(scores, exists, k=k)
-            peak = jnp.maximum(scores.max(axis=0), softmax.LOWEST_PEAK)
+            peak = jnp.maximum(scores.max(axis=1), softmax.LOWEST_PEAK)
 
             def all_above():
-                weights = jnp.where(scores >= threshold[None], jnp.exp(scores - peak[None]), 0.0)
-                return softmax.product("MT,MD->TD", weights.astype(values.dtype), contents[n]), weights.sum(axis=0)
+                weights = jnp.where(scores >= threshold[:, None], jnp.exp(scores - peak[:, None]), 0.0)
+                return softmax.product("TM,MD->TD", weights.astype(values.dtype), content), weights.sum(axis=1)
 
             def first_of_equals():
-                best, index = jax.lax.top_k(scores.T, k)
+                best, index = jax.lax.top_k(scores, k)
                 weights = jnp.exp(best - peak[:, None])
-                return softmax.product("TK,TKD->TD", weights, contents[n][index]), weights.sum(axis=1)
+                return softmax.product("TK,TKD->TD", weights, content[index]), weights.sum(axis=1)
 
             weighted, total = jax.lax.cond(jnp.all(found), all_above, first_of_equals)
             return weighted, peak, total

@@ -1,6 +1,7 @@
 """The k largest of many scores: as scores with their indices, or as a threshold that k of them reach."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 from fot_jax.ops import softmax
 
 LEAST_GROUPED = 1 << 14  # scores of a query; fewer are searched one by one
-MOST_HALVINGS = 28  # of the span of a query's scores: to float32's resolution
+COUNTED_AS_BYTES = 32  # of a query's scores at once; CPUs count a byte at a time three times as fast as an int32
+MOST_PASSES = 32  # over a query's scores: to float32's resolution
+GUESSES = 6  # passes that guess the k-th score from the counts so far; the later ones halve
+LAST_APART = 32  # queries whose closest scores take the most passes, looked at without the others
 
 
 def top_k(scores: Float[Array, "*queries M"], k: int) -> tuple[Float[Array, "*queries K"], Int[Array, "*queries K"]]:
@@ -40,33 +44,72 @@ def _top_k_of_groups(scores: Float[Array, "T M"], *, k: int, width: int):
     return best, jnp.take_along_axis(chosen, place // width, axis=1) * width + place % width
 
 
+class _Search(NamedTuple):
+    """Bisection of each query's scores: `low` is reached by at least k of them, `high` by fewer. All [T]."""
+
+    low: jax.Array
+    high: jax.Array
+    reach_low: jax.Array  # how many scores reach `low`
+    reach_high: jax.Array
+    threshold: jax.Array  # of the queries that are decided
+    decided: jax.Array  # whether exactly k scores reach the threshold
+
+
 def kth_largest(
-    scores: Float[Array, "M T"], exists: Bool[Array, "M 1"], *, k: int
+    scores: Float[Array, "T M"], exists: Bool[Array, " M"], *, k: int
 ) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
     """Returns a threshold that exactly min(k, those that exist) scores of a query reach, and whether there is one.
 
     There is none where the k-th largest score equals the next one, or a score is not finite.
     """
-    scores, few = jax.lax.stop_gradient(scores), jnp.sum(exists) <= k
-    low, high = jnp.where(exists, scores, jnp.inf).min(axis=0), scores.max(axis=0)
+    scores, number = jax.lax.stop_gradient(scores), jnp.sum(exists)
+    low = jnp.where(exists, scores, jnp.inf).min(axis=1)
+    nobody, none = jnp.zeros(low.shape, jnp.int32), jnp.zeros(low.shape, bool)
+    begin = _Search(low, scores.max(axis=1), nobody + number, nobody, low, none | (number <= k))
+    bisect = functools.partial(_bisect, number=number, k=k)
+    several = len(scores) > LAST_APART
+    step, found = bisect(scores, (0, begin), until=LAST_APART if several else 0)
+    if several:  # the last queries, those with the closest scores, alone
+        last = jax.lax.top_k(~found.decided, LAST_APART)[1]
+        _, apart = bisect(scores[last], (step, jax.tree.map(lambda x: x[last], found)), until=0)
+        found = jax.tree.map(lambda x, new: x.at[last].set(new), found, apart)
+    return jnp.where(number <= k, softmax.LOWEST_PEAK, found.threshold), found.decided
 
-    def undecided(state):
-        *_, count, step = state
-        return (step < MOST_HALVINGS) & jnp.any(count != k) & ~few
 
-    def halve(state):
-        low, high, threshold, count, step = state
-        middle = 0.5 * (low + high)
-        reached = jnp.sum(scores >= middle[None], axis=0, dtype=jnp.int32)
-        decided, enough = count == k, reached >= k
-        return (
-            jnp.where(enough, middle, low),
-            jnp.where(enough, high, middle),
-            jnp.where(decided, threshold, middle),
-            jnp.where(decided, count, reached),
-            step + 1,
+def _bisect(scores: Float[Array, "T M"], state: tuple[Any, _Search], *, number, k: int, until: int):
+    """Returns (step, search) once at most `until` queries are left undecided, or MOST_PASSES are made."""
+
+    def go_on(state):
+        step, search = state
+        return (step < MOST_PASSES) & (jnp.sum(~search.decided) > until)
+
+    def depth(reach):
+        """Returns how far above the mean the score that `reach` of them reach would be if they were normal, scaled."""
+        return jnp.sqrt(jnp.log(number / jnp.maximum(reach, 0.5)))
+
+    def narrow(state):
+        step, s = state
+        guess = (depth(k) - depth(s.reach_low)) / (depth(s.reach_high) - depth(s.reach_low))
+        share = jnp.where(step < GUESSES, jnp.clip(guess, 0.03, 0.97), 0.5)
+        middle = s.low + share * (s.high - s.low)
+        reach = _count(scores >= middle[:, None])
+        enough = reach >= k
+        return step + 1, _Search(
+            low=jnp.where(enough, middle, s.low),
+            high=jnp.where(enough, s.high, middle),
+            reach_low=jnp.where(enough, reach, s.reach_low),
+            reach_high=jnp.where(enough, s.reach_high, reach),
+            threshold=jnp.where(s.decided, s.threshold, middle),
+            decided=s.decided | (reach == k),
         )
 
-    start = low, high, low, jnp.zeros(low.shape, jnp.int32), 0
-    _, _, threshold, count, _ = jax.lax.while_loop(undecided, halve, start)
-    return jnp.where(few, softmax.LOWEST_PEAK, threshold), few | (count == k)
+    return jax.lax.while_loop(go_on, narrow, state)
+
+
+def _count(seen: Bool[Array, "T M"]) -> Int[Array, " T"]:
+    """Returns how many of each row are True."""
+    M = seen.shape[1]
+    if M % COUNTED_AS_BYTES:
+        return jnp.sum(seen, axis=1, dtype=jnp.int32)
+    groups = seen.reshape(len(seen), COUNTED_AS_BYTES, -1)
+    return jnp.sum(jnp.sum(groups, axis=1, dtype=jnp.int8), axis=1, dtype=jnp.int32)

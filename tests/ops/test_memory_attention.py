@@ -125,20 +125,31 @@ def test_a_last_part_that_is_not_full_sorts_nothing(monkeypatch):
     assert not searched
 
 
-def test_a_threshold_leaves_k_scores_or_says_that_none_does():
-    """Ties at the k-th place, fewer than k entries, NaN, infinity; scores of any size."""
-    generator = np.random.default_rng(0)
-    scores = (generator.standard_normal((50, 6)) * np.logspace(-20, 20, 6)).astype(np.float32)
-    threshold, found = top_k.kth_largest(jnp.asarray(scores), jnp.ones((50, 1), bool), k=7)
-    assert found.all() and ((scores >= np.asarray(threshold)[None]).sum(0) == 7).all()
-    ties = np.sort(scores, axis=0)[::-1].copy()
-    ties[7, 0], ties[3, 1], ties[0, 2], ties[0, 3] = ties[6, 0], ties[4, 1], np.nan, np.inf
-    _, found = top_k.kth_largest(jnp.asarray(ties), jnp.ones((50, 1), bool), k=7)
-    assert found.tolist() == [False, True, False, False, True, True]
-    exists = jnp.arange(50)[:, None] < 7
+@pytest.mark.parametrize("entries", [50, 64])  # 64 are counted as bytes
+def test_a_threshold_leaves_k_scores_or_says_that_none_does(entries):
+    """Ties at the k-th place, fewer than k entries, NaN, infinity; scores of any size; the last queries apart."""
+    generator, queries = np.random.default_rng(0), top_k.LAST_APART + 8
+    scores = (generator.standard_normal((queries, entries)) * np.logspace(-20, 20, queries)[:, None]).astype(np.float32)
+    threshold, found = top_k.kth_largest(jnp.asarray(scores), jnp.ones(entries, bool), k=7)
+    assert found.all() and ((scores >= np.asarray(threshold)[:, None]).sum(1) == 7).all()
+    ties = np.sort(scores, axis=1)[:, ::-1].copy()
+    ties[0, 7], ties[1, 3], ties[2, 0], ties[3, 0] = ties[0, 6], ties[1, 4], np.nan, np.inf
+    _, found = top_k.kth_largest(jnp.asarray(ties), jnp.ones(entries, bool), k=7)
+    assert np.flatnonzero(~np.asarray(found)).tolist() == [0, 2, 3]
+    exists = jnp.arange(entries) < 7
     hidden = np.where(exists, scores, -1e30).astype(np.float32)
     threshold, found = top_k.kth_largest(jnp.asarray(hidden), exists, k=7)
-    assert found.all() and ((hidden >= np.asarray(threshold)[None]).sum(0) == 7).all()
+    assert found.all() and ((hidden >= np.asarray(threshold)[:, None]).sum(1) == 7).all()
+
+
+@pytest.mark.parametrize("queries", [4, 3 * top_k.LAST_APART])
+def test_a_threshold_is_found_where_scores_lie_close(queries):
+    """Separates the k-th from the next one by one float32, and finds it among scores of one value but for k."""
+    scores = np.tile(np.linspace(1, 2, 128, dtype=np.float32), (queries, 1))
+    scores[::2, 100] = np.nextafter(scores[::2, 101], np.float32(0))
+    scores[1::2, :101] = 1.0
+    threshold, found = top_k.kth_largest(jnp.asarray(scores), jnp.ones(128, bool), k=27)
+    assert found.all() and ((scores >= np.asarray(threshold)[:, None]).sum(1) == 27).all()
 
 
 def test_decoding_copies_no_memory():
