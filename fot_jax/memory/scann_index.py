@@ -5,8 +5,9 @@
 
 Building a tree takes longer than searching it many times over, so it is amortised: the tail is
 sealed into a tree when it reaches `memory.scann_brute_force_below` entries, and neighbouring trees
-of one rank are merged into the next, as a binary counter carries. Each entry is thus indexed
-O(log M) times. Trees are approximate and their building takes no seed; brute force is exact.
+of one rank are merged into the next, as a binary counter carries. An entry is thus indexed O(log M)
+times as a memory grows, and once when a whole one is loaded. Trees are approximate and their
+building takes no seed; brute force is exact.
 The only module that imports scann.
 """
 
@@ -53,7 +54,10 @@ def _scann() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One searcher over the entries first .. first + size - 1 of a head's memory; rank 0: just sealed."""
+    """One searcher over the entries first .. first + size - 1 of a head's memory; rank 0: just sealed.
+
+    `searcher` is None before it is built.
+    """
 
     first: int
     size: int
@@ -146,9 +150,14 @@ class HeadIndex:
         self._drop_evicted(keys_of, oldest)
         sealed = self.segments[-1].first + self.segments[-1].size if self.segments else oldest
         sealed = max(sealed, oldest)
+        trees = list(self.segments)
         while appended - sealed >= self.seal_at:
-            self._seal(keys_of, sealed, oldest)
+            first, rank = sealed, 0
+            while trees and trees[-1].rank == rank:
+                first, rank = max(trees.pop().first, oldest), rank + 1
             sealed += self.seal_at
+            trees.append(Segment(first, sealed - first, rank, None))  # built below: it may be merged before
+        self.segments = [tree if tree.searcher else self._build_tree(keys_of, tree) for tree in trees]
         stale = self.tail is None or self.tail.first < sealed or self.tail.first + self.tail.size < appended
         if appended == sealed:
             self.tail = None
@@ -161,21 +170,14 @@ class HeadIndex:
         """Drops trees that were evicted whole, and rebuilds the rest of a tree of which more than half was evicted."""
         kept = [s for s in self.segments if s.first + s.size > oldest]
         if kept and 2 * (oldest - kept[0].first) > kept[0].size:
-            stop = kept[0].first + kept[0].size
-            kept[0] = self._build_tree(keys_of(oldest, stop), oldest, kept[0].rank)
+            rest = kept[0].first + kept[0].size - oldest
+            kept[0] = self._build_tree(keys_of, Segment(oldest, rest, kept[0].rank, None))
         self.segments = kept
 
-    def _build_tree(self, keys: np.ndarray, first: int, rank: int) -> Segment:
-        leaves = self.config.scann_leaves_fraction if len(keys) >= SMALLEST_TREE else None
-        return build_segment(keys, first=first, top_k=self.config.top_k, tree_leaves=leaves, rank=rank)
-
-    def _seal(self, keys_of: Any, first: int, oldest: int) -> None:
-        """Turns `seal_at` entries of the tail into a tree, merging trees of equal rank before it."""
-        stop, rank = first + self.seal_at, 0
-        while self.segments and self.segments[-1].rank == rank:
-            first = max(self.segments.pop().first, oldest)
-            rank += 1
-        self.segments.append(self._build_tree(keys_of(first, stop), first, rank))
+    def _build_tree(self, keys_of: Any, tree: Segment) -> Segment:
+        leaves = self.config.scann_leaves_fraction if tree.size >= SMALLEST_TREE else None
+        keys = keys_of(tree.first, tree.first + tree.size)
+        return build_segment(keys, first=tree.first, top_k=self.config.top_k, tree_leaves=leaves, rank=tree.rank)
 
     def search(self, queries: np.ndarray, k: int, *, oldest: int) -> np.ndarray:
         """Returns int64 [n, k]: the entries of largest inner product, best first, -1 where there are fewer.

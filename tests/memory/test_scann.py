@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fot_jax.config import MemoryConfig, Retrieval, UserError
+from fot_jax.memory import scann_index
 from fot_jax.memory.scann_index import LONGEST, ScannIndex, build_segment
 from fot_jax.memory.scann_view import ScannView
 from fot_jax.memory.store import MemoryStore
@@ -53,6 +54,24 @@ def test_trees_and_tail_recall_clustered_keys():
     found = search(index, queries)
     assert all(len(set(row)) == K and min(row) >= 0 for row in found.tolist())
     assert recall(found, exact(keys, queries)) >= 0.95
+
+
+def test_many_new_entries_are_indexed_once(monkeypatch):
+    """Builds only the trees that stay; a key that is refused changes none of them."""
+    rng, built = np.random.default_rng(0), []
+    monkeypatch.setattr(
+        scann_index, "build_segment", lambda keys, **how: built.append(len(keys)) or build_segment(keys, **how)
+    )
+    store = MemoryStore(memory_layers=(3,), streams=1, kv_heads=1, head_dim=D)
+    index = ScannIndex(store, TREES)
+    append(store, clustered(rng, 7500))
+    index.refresh()
+    assert built == [4000, 2000, 1000, 500]
+    before = index._heads[0, 0, 0].segments
+    append(store, np.concatenate([np.full((1, D), 1e20, np.float32), clustered(rng, 600)]))
+    with pytest.raises(UserError, match="norms of at most"):
+        index.refresh()
+    assert index._heads[0, 0, 0].segments == before and [s.size for s in before] == [4000, 2000, 1000]
 
 
 def test_evicted_entries_are_never_found_and_the_rest_still_is():
