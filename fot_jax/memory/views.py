@@ -66,10 +66,12 @@ class DeviceView:
         match config.retrieval:
             case Retrieval.DENSE:
                 top_k, recall = None, None
+            case Retrieval.EXACT | Retrieval.SCANN:
+                top_k, recall = config.top_k, None
             case Retrieval.APPROX:
                 top_k, recall = config.top_k, config.approx_recall
-            case _:  # SCANN: a memory too short for trees
-                top_k, recall = config.top_k, None
+            case other:
+                raise ValueError(f"memory.retrieval must be one of {[kind.value for kind in Retrieval]}, got {other!r}")
         return cls(
             layers=layers,
             lengths=lengths,
