@@ -78,7 +78,7 @@ def decoding_programs(
 
     `bytes` are those that every token must read: the parameters in their own dtype (without an untied
     embedding, of which one row is read), the local cache, and the memory's keys and values (dense), keys
-    alone (exact, approx) or nothing (scann).
+    alone (exact, approx, and scann without trees) or nothing (scann's trees).
     """
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if not model.tie_embeddings:
@@ -97,7 +97,8 @@ def decoding_programs(
             cache = init_cache(model, 1)
             half = jnp.full((1,), model.local_context // 2, jnp.int32)
             cache = dataclasses.replace(cache, lengths=half)
-            read_share = {Retrieval.DENSE: 1.0, Retrieval.SCANN: 0.0}.get(retrieval, 0.5)
+            on_host = not isinstance(view, DeviceView)
+            read_share = 0.0 if on_host else 1.0 if retrieval is Retrieval.DENSE else 0.5
             local = sum(layer.rotated.nbytes + layer.values.nbytes for layer in cache.layers)
             programs.append(
                 Program(

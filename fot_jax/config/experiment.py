@@ -25,7 +25,7 @@ class MemoryConfig:
     last_context_length: int = 0  # tokens of the last window, which stays local; 0: half a window or more (exact: none)
     overlap: int = 0  # newest tokens of a window that the next one, unless it is the last, reads again; 0: none
     log_length_scaling_from: int = 0  # queries grow as log n beyond this many visible entries; 0: never
-    scann_brute_force_below: int = 16384
+    scann_brute_force_below: int = 16384  # entries; a shorter memory is read exactly, on the device
     scann_leaves_fraction: float = 0.1
 
     def validate(self, path: str) -> None:
@@ -38,7 +38,7 @@ class MemoryConfig:
         start = self.log_length_scaling_from
         check(start == 0 or start >= 2, f"{path}.log_length_scaling_from", "be 0 (never) or >= 2", start)
         below, fraction = self.scann_brute_force_below, self.scann_leaves_fraction
-        check(below >= 0, f"{path}.scann_brute_force_below", "be >= 0 (0: always a tree)", below)
+        check(below >= 0, f"{path}.scann_brute_force_below", "be >= 0 (below 64: as 64)", below)
         check(0 < fraction <= 1, f"{path}.scann_leaves_fraction", "be in (0, 1]", fraction)
 
     def validate_window(self, path: str, local_context: int) -> None:

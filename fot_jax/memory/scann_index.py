@@ -147,17 +147,15 @@ class HeadIndex:
           oldest: first entry that still exists.
           appended: number of the next entry.
         """
-        self._drop_evicted(keys_of, oldest)
-        sealed = self.segments[-1].first + self.segments[-1].size if self.segments else oldest
-        sealed = max(sealed, oldest)
-        trees = list(self.segments)
+        trees = self._not_evicted(oldest)
+        sealed = max(trees[-1].first + trees[-1].size if trees else oldest, oldest)
         while appended - sealed >= self.seal_at:
             first, rank = sealed, 0
             while trees and trees[-1].rank == rank:
                 first, rank = max(trees.pop().first, oldest), rank + 1
             sealed += self.seal_at
             trees.append(Segment(first, sealed - first, rank, None))  # built below: it may be merged before
-        self.segments = [tree if tree.searcher else self._build_tree(keys_of, tree) for tree in trees]
+        self.segments = [self._built(tree, keys_of) for tree in trees]
         stale = self.tail is None or self.tail.first < sealed or self.tail.first + self.tail.size < appended
         if appended == sealed:
             self.tail = None
@@ -166,15 +164,16 @@ class HeadIndex:
                 keys_of(sealed, appended), first=sealed, top_k=self.config.top_k, tree_leaves=None
             )
 
-    def _drop_evicted(self, keys_of: Any, oldest: int) -> None:
-        """Drops trees that were evicted whole, and rebuilds the rest of a tree of which more than half was evicted."""
+    def _not_evicted(self, oldest: int) -> list[Segment]:
+        """Returns the trees that were not evicted whole; one of which more than half was, as its rest, to be built."""
         kept = [s for s in self.segments if s.first + s.size > oldest]
         if kept and 2 * (oldest - kept[0].first) > kept[0].size:
-            rest = kept[0].first + kept[0].size - oldest
-            kept[0] = self._build_tree(keys_of, Segment(oldest, rest, kept[0].rank, None))
-        self.segments = kept
+            kept[0] = Segment(oldest, kept[0].first + kept[0].size - oldest, kept[0].rank, None)
+        return kept
 
-    def _build_tree(self, keys_of: Any, tree: Segment) -> Segment:
+    def _built(self, tree: Segment, keys_of: Any) -> Segment:
+        if tree.searcher is not None:
+            return tree
         leaves = self.config.scann_leaves_fraction if tree.size >= SMALLEST_TREE else None
         keys = keys_of(tree.first, tree.first + tree.size)
         return build_segment(keys, first=tree.first, top_k=self.config.top_k, tree_leaves=leaves, rank=tree.rank)

@@ -10,19 +10,23 @@ import functools
 import itertools
 import os
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fot_jax.config import check
+from fot_jax.memory.query_blocks import over_query_blocks
 from fot_jax.memory.scann_index import ScannIndex
 from fot_jax.ops.memory_attention import log_length_scale
 from fot_jax.ops.softmax import LOWEST_PEAK, MASKED_SCORE
 from fot_jax.types import Array, Partial
 
-GATHERED_BYTES = 1 << 21  # of keys that a thread gathers at once, about a core's cache
+# Of queries handed over at once: JAX copies more than about 100 KB on a thread of its own, for which a callback on
+# one core waits forever.
+QUERY_BYTES = 1 << 16
+GATHERED_BYTES = 1 << 21  # of keys (and as many of values) that a thread gathers at once, at least for one query
 
 # A view travels through jit as a number; the callback finds its index here.
 _indexes: "weakref.WeakValueDictionary[int, ScannIndex]" = weakref.WeakValueDictionary()
@@ -41,10 +45,10 @@ def attend(index: ScannIndex, queries: np.ndarray, *, slot: int, top_k: int) -> 
     """
     B, L, H, D = queries.shape
     store, G = index.store, index.store.kv_heads
-    flat = np.ascontiguousarray(queries.reshape(B, L, G, -1, D).swapaxes(1, 2)).reshape(-1, D)
+    flat = np.ascontiguousarray(queries.reshape(B, L, G, H // G, D).swapaxes(1, 2)).reshape(-1, D)
     total, of_head = len(flat), L * H // G
     found = np.zeros((total, D), np.float32), np.full(total, LOWEST_PEAK, np.float32), np.zeros(total, np.float32)
-    lengths, oldest = store.lengths.tolist(), (store.appended - store.lengths).tolist()
+    lengths = store.lengths.tolist()
     most = max(1, GATHERED_BYTES // (4 * D * min(top_k, max(1, *lengths))))
     spans = _spans(total, of_head, most)
     left = iter(spans)  # shared by the threads, for which `next` of it is one step
@@ -56,13 +60,15 @@ def attend(index: ScannIndex, queries: np.ndarray, *, slot: int, top_k: int) -> 
             if k := min(top_k, lengths[stream]):
                 some = flat[first:last]
                 entries = index.search(some, slot=slot, stream=stream, kv_head=kv_head, k=k)
-                slots = store.slots(np.maximum(entries, oldest[stream]))
-                keys, values = store.head(slot, stream, kv_head, slots)
+                keys, values = store.head(slot, stream, kv_head, store.slots(np.maximum(entries, 0)))
                 for whole, part in zip(found, _softmax(some, keys, values, entries >= 0), strict=True):
                     whole[first:last] = part
 
     others = [_threads().submit(fill) for _ in range(min(_cores(), len(spans)) - 1)]
-    fill()
+    try:
+        fill()
+    finally:
+        wait(others)
     for other in others:
         other.result()
     return Partial(
@@ -72,7 +78,7 @@ def attend(index: ScannIndex, queries: np.ndarray, *, slot: int, top_k: int) -> 
 
 def _spans(total: int, of_head: int, most: int) -> list[tuple[int, int]]:
     """Cuts queries into spans of one head each, of at most `most` queries."""
-    heads = range(0, total, of_head)
+    heads = range(0, total, of_head or 1)
     return [(at, min(at + most, start + of_head)) for start in heads for at in range(start, start + of_head, most)]
 
 
@@ -87,7 +93,7 @@ def _softmax(queries, keys, values, valid) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _cores() -> int:
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))  # on Linux, ScaNN's only system
 
 
 @functools.cache
@@ -147,18 +153,21 @@ class ScannView:
         )
 
     def partial(self, queries: Array, slot: Array | int) -> Partial:
-        """See MemoryView. Nothing has a gradient through the search."""
-        queries = jnp.asarray(queries)
-        B, L, H, D = queries.shape
+        """See MemoryView. Nothing has a gradient through the search, queries neither, unlike those of a DeviceView."""
+        B, _, H, D = queries.shape
         streams = self.lengths.shape[0]
         check(streams in (1, B), "memory", f"have one stream or as many as the batch has rows ({B})", streams)
         check(self.head_dim == D, "memory", f"have head_dim {D} as the queries", self.head_dim)
         place = jnp.stack([jnp.asarray(x, jnp.int32) for x in (self.number, slot)])  # each argument takes its time
-        shapes = {"weighted": (B, L, H, D), "peak": (B, L, H), "total": (B, L, H)}
-        with jax.named_scope("memory_topk"):
-            return jax.pure_callback(
-                functools.partial(_attend, top_k=self.top_k),
-                Partial(**{name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}),
-                place,
-                jax.lax.stop_gradient(queries).astype(jnp.float32),
-            )
+
+        def search(some: jax.Array) -> Partial:
+            numbers = jax.ShapeDtypeStruct(some.shape[:3], jnp.float32)
+            with jax.named_scope("memory_topk"):
+                return jax.pure_callback(
+                    functools.partial(_attend, top_k=self.top_k),
+                    Partial(weighted=jax.ShapeDtypeStruct(some.shape, jnp.float32), peak=numbers, total=numbers),
+                    place,
+                    jax.lax.stop_gradient(some).astype(jnp.float32),
+                )
+
+        return over_query_blocks(search, jnp.asarray(queries), max(1, QUERY_BYTES // (4 * B * H * D)))

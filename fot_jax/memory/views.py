@@ -3,10 +3,10 @@
     DENSE   every entry                              on the device, or over those of a mesh
     EXACT   the k entries of largest inner product   likewise
     APPROX  about those, by jax.lax.approx_max_k     likewise; exact but on TPUs
-    SCANN   about those, by ScaNN                    on the host (scann_view.py); EXACT while it is short
+    SCANN   about those, by ScaNN                    on the host (scann_view.py); EXACT below the size of a tree
 
 Views are pytrees of fixed shapes: the capacity of a device memory is a power of two, so a
-growing memory compiles the decoder once per doubling; that of ScaNN's trees never changes shape. A store of
+growing memory compiles the decoder once per doubling, and once more for ScaNN's trees. A store of
 one stream serves any number of rows (a memory shared by a batch).
 """
 
@@ -202,13 +202,13 @@ class ViewSource:
 
     def _index_with_trees(self) -> ScannIndex | None:
         """Returns ScaNN's index of a store that is long enough for a tree; shorter ones are searched on the device."""
-        self._index = self._index or ScannIndex(self.store, self.config)
-        if not self._index.has_trees:
-            below = self._index.seal_at
-            warn_once("memory.retrieval=scann", f"exact below {below} entries, ScaNN's trees from there on")
-            return None
-        self._copy = None
-        return self._index
+        index = self._index or ScannIndex(self.store, self.config)
+        if index.has_trees:
+            self._index, self._copy = index, None
+            return index
+        self._index = None  # with the trees of a text that was cleared
+        warn_once("memory.retrieval=scann", f"exact below {index.seal_at} entries, ScaNN's trees from there on")
+        return None
 
 
 def _position(store: MemoryStore) -> list[list[int]]:

@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fot_jax.ops import softmax
-
 LEAST_GROUPED = 1 << 14  # scores of a query; fewer are searched one by one
 COUNTED_AS_BYTES = 32  # of a query's scores at once; CPUs count a byte at a time three times as fast as an int32
-MOST_PASSES = 32  # over a query's scores: to float32's resolution
 GUESSES = 6  # passes that guess the k-th score from the counts so far; the later ones halve
+MOST_PASSES = GUESSES + 28  # halvings of the span of a query's scores to float32's resolution
 LAST_APART = 32  # queries whose closest scores take the most passes, looked at without the others
 
 
@@ -45,12 +43,15 @@ def _top_k_of_groups(scores: Float[Array, "T M"], *, k: int, width: int):
 
 
 class _Search(NamedTuple):
-    """Bisection of each query's scores: `low` is reached by at least k of them, `high` by fewer. All [T]."""
+    """Bisection of each query's scores: `low` is reached by at least k of them, `high`, at first the best, by fewer.
+
+    All [T].
+    """
 
     low: jax.Array
     high: jax.Array
     reach_low: jax.Array  # how many scores reach `low`
-    reach_high: jax.Array
+    reach_high: jax.Array  # 0 for the best
     threshold: jax.Array  # of the queries that are decided
     decided: jax.Array  # whether exactly k scores reach the threshold
 
@@ -64,8 +65,14 @@ def kth_largest(
     """
     scores, number = jax.lax.stop_gradient(scores), jnp.sum(exists)
     low = jnp.where(exists, scores, jnp.inf).min(axis=1)
-    nobody, none = jnp.zeros(low.shape, jnp.int32), jnp.zeros(low.shape, bool)
-    begin = _Search(low, scores.max(axis=1), nobody + number, nobody, low, none | (number <= k))
+    begin = _Search(
+        low,
+        scores.max(axis=1),
+        reach_low=jnp.full(low.shape, number, jnp.int32),
+        reach_high=jnp.zeros(low.shape, jnp.int32),
+        threshold=low,
+        decided=jnp.full(low.shape, number <= k),
+    )
     bisect = functools.partial(_bisect, number=number, k=k)
     several = len(scores) > LAST_APART
     step, found = bisect(scores, (0, begin), until=LAST_APART if several else 0)
@@ -73,7 +80,7 @@ def kth_largest(
         last = jax.lax.top_k(~found.decided, LAST_APART)[1]
         _, apart = bisect(scores[last], (step, jax.tree.map(lambda x: x[last], found)), until=0)
         found = jax.tree.map(lambda x, new: x.at[last].set(new), found, apart)
-    return jnp.where(number <= k, softmax.LOWEST_PEAK, found.threshold), found.decided
+    return found.threshold, found.decided
 
 
 def _bisect(scores: Float[Array, "T M"], state: tuple[Any, _Search], *, number, k: int, until: int):

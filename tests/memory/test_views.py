@@ -149,11 +149,44 @@ def test_a_growing_fork_sends_and_indexes_its_own_entries_alone(retrieval, monke
     np.testing.assert_array_equal(np.asarray(read_all_layers(source.view(), QUERIES)), before)
 
 
+def test_the_host_reads_only_what_a_search_found(monkeypatch):
+    """Where it found fewer than asked for, nothing, or nothing for one query."""
+    rng, store = np.random.default_rng(0), make_store(streams=1)
+    append_random(store, rng, [50])
+    index = scann_index.ScannIndex(store, MemoryConfig(retrieval=Retrieval.SCANN))
+    found = np.where(rng.random((B * L * H, 5)) < 0.5, -1, rng.integers(0, 50, (B * L * H, 5)))
+    found[3] = -1
+    left = iter(np.split(found, B * G))
+    monkeypatch.setattr(scann_view, "_cores", lambda: 1)
+    monkeypatch.setattr(index, "search", lambda queries, **place: next(left))
+    got = scann_view.attend(index, QUERIES, slot=1, top_k=5)
+    keys, values = (x[1].astype(np.float64) for x in store.take(0, store.live(0)))
+    for number, entries in enumerate(found):
+        b, g, l, r = np.unravel_index(number, (B, G, L, H // G))
+        place, read = (b, l, g * (H // G) + r), entries[entries >= 0]
+        weights = np.exp(keys[g, read] @ QUERIES[place] - got.peak[place])
+        np.testing.assert_allclose(got.total[place], weights.sum(), rtol=1e-5)
+        np.testing.assert_allclose(got.weighted[place], weights @ values[g, read], rtol=1e-4, atol=1e-5)
+
+
+def test_many_queries_go_to_the_host_in_small_arrays(monkeypatch):
+    """JAX copies large ones on a thread that a process on one core does not have, and would wait forever."""
+    sizes, attend = [], scann_view.attend
+    monkeypatch.setattr(scann_index.ScannIndex, "has_trees", True)
+    monkeypatch.setattr(scann_view, "attend", lambda index, q, **how: sizes.append(q.nbytes) or attend(index, q, **how))
+    store = make_store(streams=1)
+    append_random(store, np.random.default_rng(0), [5])
+    view = make_view(store, MemoryConfig(retrieval=Retrieval.SCANN, top_k=3))
+    jax.block_until_ready(view.partial(jnp.ones((1, 1000, H, D)), 0))
+    assert sum(sizes) >= 4 * 1000 * H * D and max(sizes) <= 1 << 16
+
+
 def test_scann_searches_short_memories_on_the_device(caplog):
     """Below the size of a tree it reads exactly and says so once; then ScaNN's view; after clearing as at first."""
     warn_once.cache_clear()
     rng, store = np.random.default_rng(0), make_store()
-    source = ViewSource(store, MemoryConfig(retrieval=Retrieval.SCANN, top_k=3, scann_brute_force_below=100))
+    config = MemoryConfig(retrieval=Retrieval.SCANN, top_k=3, scann_brute_force_below=100, scann_leaves_fraction=1.0)
+    source = ViewSource(store, config)
     kinds = []
     for counts in ([0, 0], [99, 7], [1, 1], None, [5, 2]):
         if counts is None:
@@ -162,8 +195,8 @@ def test_scann_searches_short_memories_on_the_device(caplog):
             append_random(store, rng, counts)
         view = source.view()
         kinds.append(type(view).__name__)
-        if kinds[-1] == "DeviceView":
-            check_view(view, store, 3)
+        check_view(view, store, 3)
+        assert (source._index is None) == (source._copy is not None) == (kinds[-1] == "DeviceView")
     assert kinds == ["DeviceView", "DeviceView", "ScannView", "DeviceView", "DeviceView"]
     assert [record.message for record in caplog.records] == [
         "memory.retrieval=scann: exact below 100 entries, ScaNN's trees from there on"

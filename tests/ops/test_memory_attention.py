@@ -142,6 +142,11 @@ def test_a_threshold_leaves_k_scores_or_says_that_none_does(entries):
     assert found.all() and ((hidden >= np.asarray(threshold)[:, None]).sum(1) == 7).all()
 
 
+def test_counts_of_many_scores_are_whole():
+    """Overflows no byte."""
+    assert top_k._count(jnp.ones((1, 8192), bool)).tolist() == [8192]
+
+
 @pytest.mark.parametrize("queries", [4, 3 * top_k.LAST_APART])
 def test_a_threshold_is_found_where_scores_lie_close(queries):
     """Separates the k-th from the next one by one float32, and finds it among scores of one value but for k."""
