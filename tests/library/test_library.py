@@ -102,7 +102,7 @@ def test_short_questions_are_read_in_one_batch(book, monkeypatch):
     assert rows == [2, 1]
 
 
-@pytest.mark.parametrize("retrieval", ["exact", "approx"])
+@pytest.mark.parametrize("retrieval", ["exact", "approx", "scann"])
 def test_retrievals_that_find_everything_score_alike(model, book, retrieval):
     """The nearest entry alone gives other scores."""
     found, few = (model.with_memory(retrieval=retrieval, top_k=k).read(TEXT) for k in (500, 1))
